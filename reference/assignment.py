@@ -1,0 +1,94 @@
+"""From head scores to full heads or full layers: exact and deterministic."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zigzag.reference.checks import check_floating
+from zigzag.reference.errors import ArgumentError, KindError
+
+CRITERIA = ("retained", "mean", "weighted_gain", "fewest_changes", "max")
+
+
+def assign_heads(scores: ArrayLike, num_full: int) -> NDArray[np.bool_]:
+    """The `num_full` heads with the highest scores; ties go to the lower (layer, head).
+
+    DuoAttention's map (arXiv 2410.10819) with an exact count and without its random tie noise.
+
+    scores: [L, G] finite, larger = needs its full cache more.
+    num_full: number of full heads, 0 to L * G.
+    return: [L, G] True where full
+
+    Raises ArgumentError for scores that are not finite or not [L, G], or an impossible count.
+
+    >>> assign_heads(np.array([[0.9, 0.1], [0.5, 0.5]]), 2)
+    array([[ True, False],
+           [ True, False]])
+    """
+    values = _checked("assign_heads", scores, num_full, per_layer=False)
+    full = np.zeros(values.size, dtype=bool)
+    full[np.argsort(-values, axis=None, kind="stable")[:num_full]] = True
+    return full.reshape(values.shape)
+
+
+def assign_layers(
+    scores: ArrayLike, num_full: int, *, criterion: str = "weighted_gain", gain: float = 0.5
+) -> NDArray[np.bool_]:
+    """The `num_full` layers that stay full, so that every layer is wholly full or wholly streaming.
+
+    With c = assign_heads(scores, num_full * G), R the sum of a layer's scores where c holds, N the sum of
+    its other scores and n the number of its heads in c, a layer is worth
+
+        ``retained`` R, ``mean`` R + N, ``weighted_gain`` R + gain * N, ``fewest_changes`` n,
+        ``max`` its largest score,
+
+    and the highest are kept; ties (float64) go to larger n, then larger layer sum, then the lower layer.
+    The first four are the losses of the ZigzagAttention author's public search (arXiv 2508.12407), which
+    enumerates all layer sets; each is a sum over layers, so the top `num_full` are exactly its optimum.
+
+    scores: [L, G] finite, larger = needs its full cache more.
+    num_full: number of full layers, 0 to L.
+    gain: weight of N in ``weighted_gain``, finite.
+    return: [L] True where full
+
+    Raises ArgumentError for an unknown criterion, scores that are not finite, or an impossible count.
+
+    >>> assign_layers(np.array([[0.9, 0.1], [0.5, 0.5], [0.0, 0.8]]), 1)
+    array([ True, False, False])
+    """
+    values = _checked("assign_layers", scores, num_full, per_layer=True)
+    if not np.isfinite(gain):
+        raise ArgumentError(f"assign_layers: gain must be finite, got {gain}")
+    labels = assign_heads(values, num_full * values.shape[1])
+    retained = np.where(labels, values, 0.0).sum(axis=1)
+    others = np.where(labels, 0.0, values).sum(axis=1)
+    counts = labels.sum(axis=1)
+    total = values.sum(axis=1)
+    worth = {
+        "retained": retained,
+        "mean": total,
+        "weighted_gain": retained + gain * others,
+        "fewest_changes": counts.astype(np.float64),
+        "max": values.max(axis=1),
+    }
+    if criterion not in worth:
+        raise ArgumentError(f"assign_layers: criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    best_first = np.lexsort((np.arange(len(values)), -total, -counts, -worth[criterion]))
+    full = np.zeros(len(values), dtype=bool)
+    full[best_first[:num_full]] = True
+    return full
+
+
+def _checked(op: str, scores: ArrayLike, num_full: int, *, per_layer: bool) -> NDArray[np.float64]:
+    values = np.asarray(scores)
+    if values.ndim != 2 or values.size == 0:
+        raise ArgumentError(f"{op}: scores must have shape [L, G] with L, G >= 1, got {list(values.shape)}")
+    check_floating(op, scores=values)
+    if not np.isfinite(values).all():
+        bad = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise ArgumentError(f"{op}: scores must be finite, got {values[bad]} at (layer, head) {bad}")
+    unit, most = ("layers", len(values)) if per_layer else ("heads", values.size)
+    if isinstance(num_full, bool) or not isinstance(num_full, (int, np.integer)):
+        raise KindError(f"{op}: num_full must be a whole number of {unit}, got {num_full!r}")
+    if not 0 <= num_full <= most:
+        raise ArgumentError(f"{op}: num_full must be 0 to {most} {unit}, got {num_full}")
+    return values.astype(np.float64)

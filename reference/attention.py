@@ -1,0 +1,181 @@
+"""Attention with a log-sum-exp, the merge law, and the gate between full and streaming attention."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from zigzag.reference.checks import check_attention, check_shape, check_streaming_window
+from zigzag.reference.errors import ArgumentError
+from zigzag.reference.visibility import default_positions, visible
+
+Floats = NDArray[np.float64]
+
+
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    sink: int | None = None,
+    recent: int | None = None,
+    align: int = 1,
+    scale: float | None = None,
+    query_positions: ArrayLike | None = None,
+    key_positions: ArrayLike | None = None,
+    parents: Sequence[int] | None = None,
+) -> tuple[Floats, Floats]:
+    """Softmax attention over the visible keys, with the log of its normaliser.
+
+    ``output = sum_j softmax_j(scale * <query, key_j>) value_j`` over the keys that `visible` allows,
+    ``lse = log sum_j exp(scale * <query, key_j>)`` over the same keys (natural logarithm).
+    Query head h uses KV head ``h // (H // G)``. A row that sees nothing gives output 0 and lse -inf.
+    Keys are taken as they are (cached after RoPE); nothing is renumbered.
+
+    query: [B, H, Tq, D]
+    key: [B, G, Tk, D]
+    value: [B, G, Tk, Dv]
+    sink, recent, align, parents: as in `visible`; both sizes None: full causal attention.
+    scale: factor on the scores; default ``D ** -0.5``.
+    query_positions: [Tq] or [B, Tq]; key_positions: [Tk] or [B, Tk]; default: keys 0..Tk-1, queries
+        the last Tq of them.
+    return: output [B, H, Tq, Dv], lse [B, H, Tq], float64.
+
+    Raises ArgumentError or KindError for shapes that do not fit, H not a multiple of G, or a bad window.
+
+    >>> query = np.zeros((1, 1, 3, 2)); key = np.zeros((1, 1, 3, 2))
+    >>> value = np.array([[[[1.0], [2.0], [6.0]]]])
+    >>> output, lse = attention(query, key, value)
+    >>> output.ravel(), np.exp(lse).ravel()
+    (array([1. , 1.5, 3. ]), array([1., 2., 3.]))
+    """
+    query, key, value = (np.asarray(a) for a in (query, key, value))
+    scores, _ = _masked_scores(
+        "attention", query, key, value, sink, recent, align, scale, query_positions, key_positions, parents
+    )
+    probs, lse = softmax(scores)
+    return probs @ _per_query_head(value, query.shape[1]), lse
+
+
+def merge(outputs: ArrayLike, lses: ArrayLike) -> tuple[Floats, Floats]:
+    """Attention over the union of disjoint key sets, from the attention over each set.
+
+    ``lse = log sum_p exp(lse_p)``, ``output = sum_p exp(lse_p - lse) output_p``: the law behind
+    split-KV decoding and chunked prefill. Parts that saw nothing (lse -inf) count nothing; if no part
+    saw anything the result is output 0 and lse -inf.
+
+    outputs: [P, B, H, Tq, Dv]
+    lses: [P, B, H, Tq]
+    return: output [B, H, Tq, Dv], lse [B, H, Tq]
+
+    Raises ArgumentError for shapes that do not fit or P = 0.
+
+    >>> output, lse = merge(np.array([[[[[1.0]]]], [[[[4.0]]]]]), np.log([[[[1.0]]], [[[2.0]]]]))
+    >>> output.item(), np.exp(lse).round(12).item()
+    (3.0, 3.0)
+    """
+    outputs, lses = np.asarray(outputs, dtype=np.float64), np.asarray(lses, dtype=np.float64)
+    sizes: dict[str, int] = {}
+    check_shape("merge", "outputs", outputs, "P B H Tq Dv", sizes)
+    check_shape("merge", "lses", lses, "P B H Tq", sizes)
+    if sizes["P"] == 0:
+        raise ArgumentError("merge: at least one part is needed, got P = 0")
+    weights, lse = softmax(np.moveaxis(lses, 0, -1))
+    return np.einsum("bhqp,pbhqd->bhqd", weights, outputs), lse
+
+
+def gated_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    gate: ArrayLike,
+    *,
+    sink: int,
+    recent: int,
+    align: int = 1,
+    scale: float | None = None,
+    query_positions: ArrayLike | None = None,
+    key_positions: ArrayLike | None = None,
+    parents: Sequence[int] | None = None,
+) -> Floats:
+    """``gate * full + (1 - gate) * streaming``, one gate for each KV head.
+
+    DuoAttention's training mixture (arXiv 2410.10819); a gate of 0 or 1 is a head-wise plan.
+
+    gate: [G], any real numbers; the other arguments as in `attention`, with a window required.
+    return: output [B, H, Tq, Dv]
+
+    >>> query = np.zeros((1, 1, 3, 2)); key = np.zeros((1, 1, 3, 2))
+    >>> value = np.array([[[[1.0], [2.0], [6.0]]]])
+    >>> gated_attention(query, key, value, np.array([0.5]), sink=0, recent=1).ravel()
+    array([1.  , 1.75, 4.5 ])
+    """
+    query, key, value, gate = (np.asarray(a) for a in (query, key, value, gate))
+    check_streaming_window("gated_attention", sink, recent, align)
+    sizes = check_attention(
+        "gated_attention", query, key, value,
+        query_positions=_array(query_positions), key_positions=_array(key_positions), parents=parents,
+    )  # fmt: skip
+    check_shape("gated_attention", "gate", gate, "G", sizes)
+    full, streaming = full_and_streaming(
+        query, key, value, sink=sink, recent=recent, align=align, scale=scale,
+        query_positions=query_positions, key_positions=key_positions, parents=parents,
+    )  # fmt: skip
+    weight = np.repeat(gate.astype(np.float64), query.shape[1] // key.shape[1])[:, None, None]
+    return weight * full + (1 - weight) * streaming
+
+
+def full_and_streaming(
+    query: ArrayLike, key: ArrayLike, value: ArrayLike, *, sink: int, recent: int, align: int, **rest: object
+) -> tuple[Floats, Floats]:
+    """The outputs [B, H, Tq, Dv] of full and of streaming attention on the same arrays."""
+    full, _ = attention(query, key, value, **rest)  # type: ignore[arg-type]
+    streaming, _ = attention(query, key, value, sink=sink, recent=recent, align=align, **rest)  # type: ignore[arg-type]
+    return full, streaming
+
+
+def softmax(scores: Floats) -> tuple[Floats, Floats]:
+    """(probabilities, log of their normaliser) over the last axis; rows of -inf give 0 and -inf."""
+    top = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
+    exps = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
+    total = exps.sum(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        lse = np.log(total) + np.where(np.isfinite(top), top, 0.0)
+    return exps / np.where(total > 0, total, 1.0), lse[..., 0]
+
+
+def _masked_scores(
+    op: str,
+    query: NDArray[Any],
+    key: NDArray[Any],
+    value: NDArray[Any] | None,
+    sink: int | None,
+    recent: int | None,
+    align: int,
+    scale: float | None,
+    query_positions: ArrayLike | None,
+    key_positions: ArrayLike | None,
+    parents: Sequence[int] | None,
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """(scores [B, H, Tq, Tk] with -inf where not visible, the visibility [B or 1, Tq, Tk])."""
+    query_positions, key_positions = _array(query_positions), _array(key_positions)
+    sizes = check_attention(
+        op, query, key, value, query_positions=query_positions, key_positions=key_positions, parents=parents
+    )
+    if query_positions is None or key_positions is None:
+        query_positions, key_positions = default_positions(sizes["Tq"], sizes["Tk"], parents)
+    seen = visible(query_positions, key_positions, sink=sink, recent=recent, align=align, parents=parents)
+    seen = seen.reshape(-1, sizes["Tq"], sizes["Tk"])
+    factor = sizes["D"] ** -0.5 if scale is None else scale
+    scores = factor * (query.astype(np.float64) @ _per_query_head(key, sizes["H"]).swapaxes(-1, -2))
+    return np.where(seen[:, None], scores, -np.inf), seen
+
+
+def _per_query_head(states: NDArray[Any], num_query_heads: int) -> Floats:
+    """[B, G, T, D] keys or values repeated to [B, H, T, D] in float64."""
+    return np.repeat(states.astype(np.float64), num_query_heads // states.shape[1], axis=1)
+
+
+def _array(positions: ArrayLike | None) -> NDArray[Any] | None:
+    return None if positions is None else np.asarray(positions)

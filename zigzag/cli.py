@@ -1,0 +1,189 @@
+"""The command line `zigzag`."""
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from zigzag import __version__
+from zigzag.backends import list_backends
+from zigzag.plans import HeadScores, LayerPlan, make_plan
+from zigzag.reference import CRITERIA
+from zigzag.reference.errors import ZigzagError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
+console = Console()
+
+Method = Enum("Method", {m: m for m in ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")}, type=str)
+Criterion = Enum("Criterion", {c: c for c in CRITERIA}, type=str)
+Model = Annotated[str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, or smollm2.")]
+Device = Annotated[str, typer.Option(help="Device of the model, as torch names it.")]
+Sink = Annotated[int, typer.Option(help="First tokens that a streaming layer keeps.")]
+Recent = Annotated[int, typer.Option(help="Last tokens that a streaming layer keeps, the query's own included.")]
+
+
+def app_entry() -> None:
+    """The console script: errors of zigzag are one line and exit code 1, not a traceback."""
+    try:
+        app()
+    except ZigzagError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    model: Model = "smollm2",
+    out: Annotated[Path, typer.Option(help="Folder for the plan and the picture.")] = Path("out/demo"),
+    device: Device = "cpu",
+) -> None:
+    """The main job on a real model: calibrate, plan, prove, generate, write."""
+    from zigzag.demo import demo as run
+
+    run(*_load(model, device), out, console)
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="Where to write the head scores (JSON).")],
+    model: Model = "smollm2",
+    method: Annotated[Method, typer.Option(help="How to score heads.")] = Method("gate_gradient"),
+    sink: Sink = 16,
+    recent: Recent = 112,
+    length: Annotated[int, typer.Option(help="Tokens of each calibration prompt.")] = 1000,
+    prompts: Annotated[int, typer.Option(help="Calibration prompts.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Score the KV heads of a model on passkey prompts."""
+    from zigzag.calibration import calibrate as score
+    from zigzag.calibration import steps
+    from zigzag.demo import progress
+
+    loaded, tokenizer = _load(model, device)
+    with progress(console) as bars:
+        task = bars.add_task(method.value, total=steps(method.value, prompts, loaded.config.num_hidden_layers))
+        scores = score(
+            loaded, tokenizer, method=method.value, sink=sink, recent=recent, length=length, num_prompts=prompts,
+            seed=seed, advance=lambda n: bars.advance(task, n),
+        )  # fmt: skip
+    scores.save(out)
+    console.print(f"wrote {out}: {scores.num_layers} layers x {scores.num_kv_heads} KV heads by {scores.method}")
+
+
+@app.command()
+def plan(
+    scores: Annotated[Path, typer.Argument(help="Head scores (JSON) or a DuoAttention folder.")],
+    out: Annotated[Path, typer.Option(help="Where to write the plan (JSON).")],
+    num_full: Annotated[int | None, typer.Option(help="Budget: full layers.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Budget: share of layers that stream, 0 to 1.")] = None,
+    criterion: Annotated[Criterion | None, typer.Option(help="Default: the best measured for the method.")] = None,
+    heat_map: Annotated[Path | None, typer.Option(help="Also draw the scores with the chosen layers.")] = None,
+) -> None:
+    """Decide which layers stream, exactly within a budget, and say what exclusivity costs."""
+    made = make_plan(
+        _scores(scores), num_full=num_full, sparsity=sparsity, criterion=criterion.value if criterion else None
+    )
+    made.save(out)
+    console.print(f"layers   {made.map()}")
+    console.print(str(made.report()))
+    console.print(f"wrote {out}")
+    if heat_map is not None:
+        from zigzag import figures
+
+        figures.heat_map(made.scores, made, heat_map)
+        console.print(f"wrote {heat_map}")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    plan: Annotated[Path | None, typer.Option(help="Layer plan (JSON); without it, full attention.")] = None,
+    model: Model = "smollm2",
+    new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
+    chat: Annotated[bool, typer.Option(help="Put the prompt into the tokenizer's chat template.")] = False,
+    device: Device = "cpu",
+) -> None:
+    """Continue a prompt greedily, under a plan, and say what the cache holds."""
+    from zigzag.running import attach, cache_bytes
+
+    chosen = None if plan is None else LayerPlan.load(plan)
+    loaded, tokenizer = _load(model, device)
+    if chosen is not None:
+        attach(loaded, chosen)
+    if chat:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+    inputs = tokenizer(prompt, return_tensors="pt").to(device)
+    if inputs.input_ids.shape[1] == 0:
+        raise ZigzagError("generate: the prompt holds no tokens; give some text")
+    result = loaded.generate(
+        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=new_tokens,
+        do_sample=False, return_dict_in_generate=True, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    new = result.sequences[0, inputs.input_ids.shape[1] :]
+    console.print(tokenizer.decode(new, skip_special_tokens=True), markup=False, highlight=False)
+    console.print(f"[dim]{len(new)} tokens; the cache holds {cache_bytes(result.past_key_values):,} bytes[/dim]")
+
+
+@app.command()
+def evidence(
+    model: Model = "smollm2",
+    out: Annotated[Path, typer.Option(help="Results so far; a stopped run goes on from here.")] = Path(
+        "docs/evidence/results.json"
+    ),
+    minutes: Annotated[float, typer.Option(help="Stop after about so long.")] = 60,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward.")] = 1,
+    device: Device = "cpu",
+    report_only: Annotated[bool, typer.Option(help="Measure nothing; write the page from the results.")] = False,
+) -> None:
+    """Measure methods, criteria and shares at full strength; resumable."""
+    from zigzag import evidence as work
+    from zigzag.evidence_page import write_page
+
+    if report_only:
+        state = work.load(out)
+    else:
+        loaded, tokenizer = _load(model, device)
+        state = work.run(loaded, tokenizer, out, minutes=minutes, batch_size=batch_size, log=console.print)
+    for path in write_page(state, out.parent):
+        console.print(f"wrote {path}")
+
+
+@app.command()
+def info() -> None:
+    """Version and backends: what is available, on what device, or why not."""
+    console.print(f"zigzag {__version__}")
+    table = Table("backend", "available", "device", "ops")
+    for backend in list_backends():
+        table.add_row(
+            backend.name, "yes" if backend.available else backend.reason, backend.device, " ".join(backend.ops)
+        )
+    console.print(table)
+
+
+def _load(model: str, device: str) -> tuple[Any, Any]:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        from transformers.utils import logging
+
+        from zigzag.models import load_model
+    except ImportError as error:
+        raise ZigzagError(
+            f"models need more: pip install 'zigzag-attention[models]' ({error})"
+        ) from error
+    logging.disable_progress_bar()
+    with console.status(f"loading {model}"):
+        return load_model(model, device=device)
+
+
+def _scores(path: Path) -> HeadScores:
+    from zigzag import formats
+
+    return formats.load_duo_attention(path) if path.is_dir() else HeadScores.load(path)

@@ -1,0 +1,134 @@
+"""The cache of one streaming layer: first tokens, last tokens, and nothing between.
+
+It follows `zigzag.reference.cache`: between forwards a row holds its first `sink` real tokens and its last
+`recent + spare` columns. Layout: until something is dropped, all columns in order; afterwards `sink` slots
+(each row's positions 0, 1, ...; empty until a row's own sink leaves the recent part) and then the columns.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from zigzag.reference.errors import CacheError
+
+
+class StreamingLayer(DynamicLayer):
+    """A transformers cache layer that keeps sink + recent + spare slots a row.
+
+    The forward pre-hook of `zigzag.attach` calls `receive` before every forward; `update` then returns the
+    keys and values to attend to and leaves their positions in `attended_positions` [B, slots + Tq].
+    """
+
+    is_sliding = True
+
+    def __init__(self, sink: int, recent: int, spare: int) -> None:
+        super().__init__()
+        self.sink, self.recent, self.spare = sink, recent, spare
+        self._clear()
+
+    def _clear(self) -> None:
+        self.positions: Tensor | None = None  # [B, slots], -1 where padding or empty
+        self.attended_positions: Tensor | None = None
+        self.seen = 0  # columns, padding included
+        self.has_sinks = False
+        self.max_padding = 0
+        self._incoming: Tensor | None = None
+
+    def receive(self, positions: Tensor, max_padding: int) -> None:
+        """Positions [B, Tq] of the tokens of the coming forward; most padding that any row starts with."""
+        self._incoming, self.max_padding = positions, max_padding
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        incoming, self._incoming = self._incoming, None
+        if incoming is None:
+            raise CacheError(
+                "a streaming cache was used without its plan: attach the plan that made it, or start with a new cache"
+            )
+        if self.is_initialized and self.positions is not None:
+            keys = torch.cat([self.keys, key_states], dim=-2)
+            values = torch.cat([self.values, value_states], dim=-2)
+            self.attended_positions = torch.cat([self.positions, incoming], dim=-1)
+        else:
+            self.lazy_initialization(key_states, value_states)
+            keys, values, self.attended_positions = key_states, value_states, incoming
+        self.seen += key_states.shape[-2]
+        self._store(keys, values, self.attended_positions)
+        return keys, values
+
+    def _store(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        """Keep what the rule says, in memory of its own: a view would keep the whole prompt alive."""
+        ring = self.recent + self.spare
+        start = self.sink if self.has_sinks else 0
+        columns = positions.shape[-1] - start
+        if (columns + start <= self.sink + ring and not self.has_sinks) or columns <= ring:
+            self.keys, self.values, self.positions = keys.clone(), values.clone(), positions.clone()
+            return
+        cut = start + columns - ring  # columns start..cut leave the recent part
+        tail = (keys[:, :, cut:], values[:, :, cut:], positions[:, cut:])
+        sinks = self._sinks(keys, values, positions, start, cut)
+        self.has_sinks = True
+        self.keys, self.values = (torch.cat([sinks[i], tail[i]], dim=-2) for i in (0, 1))
+        self.positions = torch.cat([sinks[2], tail[2]], dim=-1)
+
+    def _sinks(
+        self, keys: Tensor, values: Tensor, positions: Tensor, start: int, cut: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sink slots after the columns start..cut have left: a leaving sink goes to its own slot."""
+        if self.has_sinks and self.seen - (positions.shape[-1] - start) >= self.sink + self.max_padding:
+            return keys[:, :, :start], values[:, :, :start], positions[:, :start]  # all sinks left long ago
+        searched = positions[:, :cut]  # the old sink slots too, so that they stay
+        slots = torch.arange(self.sink, device=positions.device)
+        match = searched[:, None, :] == slots[:, None]  # [B, sink, cut]
+        where = match.to(torch.uint8).argmax(dim=-1)
+        index = where[:, None, :, None]
+        found = torch.where(match.any(dim=-1), slots, -1)
+        return keys[:, :, :cut].take_along_dim(index, 2), values[:, :, :cut].take_along_dim(index, 2), found
+
+    def get_seq_length(self) -> int:
+        """Columns seen, not columns stored."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Streaming layers build their own mask; this one is never looked at, so it is as small as can be."""
+        return query_length, self.seen
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last ``-tokens_to_remove`` columns; CacheError if the window would be incomplete."""
+        if tokens_to_remove > 0:
+            raise CacheError(f"crop takes the negative number of tokens to take back, got {tokens_to_remove}")
+        count = -tokens_to_remove
+        if count == 0 or self.positions is None:
+            return
+        left = self.positions.shape[-1] - (self.sink if self.has_sinks else 0) - count
+        if self.has_sinks and (count > self.spare or left < self.recent - 1):
+            raise CacheError(
+                f"crop: a streaming cache can take back at most spare = {self.spare} tokens after its window has "
+                f"moved on, got {count}; attach the plan with a larger spare"
+            )
+        if left < 0:
+            raise CacheError(f"crop: only {self.seen} tokens were seen, cannot take back {count}")
+        self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
+        self.positions = self.positions[:, :-count]
+        self.seen -= count
+
+    def reset(self) -> None:
+        self.keys = self.values = None
+        self.is_initialized = False
+        self._clear()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.positions is not None:
+            indices = indices.to(self.positions.device)
+            self.keys, self.values = self.keys[indices], self.values[indices]
+            self.positions = self.positions[indices]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.positions is not None:
+            self.keys = self.keys.repeat_interleave(repeats, dim=0)
+            self.values = self.values.repeat_interleave(repeats, dim=0)
+            self.positions = self.positions.repeat_interleave(repeats, dim=0)

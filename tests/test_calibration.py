@@ -67,19 +67,23 @@ def plain(query: Any, key: Any, value: Any, scaling: float, window: dict[str, in
 
 
 @torch.inference_mode()
+def answer_logp(model: Any, prompt: PasskeyPrompt) -> torch.Tensor:
+    """[n] log-probability of each token of the answer."""
+    ids = torch.tensor(prompt.input_ids)
+    logp = model(ids[None], use_cache=False).logits[0].log_softmax(dim=-1)
+    return torch.stack([logp[i - 1, ids[i]] for i in range(len(prompt.prompt_ids), len(ids))])
+
+
 def loss_of(model: Any, prompt: PasskeyPrompt) -> float:
-    ids = torch.tensor([prompt.input_ids])
-    logp = model(ids, use_cache=False).logits[0].log_softmax(dim=-1)
-    start = len(prompt.prompt_ids)
-    return -float(np.mean([logp[i - 1, ids[0, i]] for i in range(start, ids.shape[1])]))
+    return -float(answer_logp(model, prompt).mean())
 
 
 def mean_loss(model: Any, prompts: list[PasskeyPrompt]) -> float:
     return float(np.mean([loss_of(model, prompt) for prompt in prompts]))
 
 
-def gated_loss(model: Any, gates: torch.Tensor) -> float:
-    """Loss with ``gate * full + (1 - gate) * streaming`` in every head; gates: [L, G]."""
+def gated_log_odds(model: Any, gates: torch.Tensor) -> float:
+    """Mean of log(p / (1 - p)) over the answers with ``gate * full + (1 - gate) * streaming`` in each head."""
 
     def inner(layer: int, query: Any, key: Any, value: Any, scaling: float) -> torch.Tensor:
         gate = gates[layer].repeat_interleave(query.shape[1] // key.shape[1])[:, None, None]
@@ -87,7 +91,8 @@ def gated_loss(model: Any, gates: torch.Tensor) -> float:
         return gate * full + (1 - gate) * streaming
 
     with attention_is(model, inner):
-        return mean_loss(model, PROMPTS)
+        logps = [answer_logp(model, prompt) for prompt in PROMPTS]
+    return float(np.mean([float((logp - (-logp.expm1()).log()).mean()) for logp in logps]))
 
 
 def assert_scores(actual: Any, expected: Any) -> None:
@@ -106,8 +111,8 @@ def test_gate_gradient_is_the_derivative_by_the_gates(name: str) -> None:
     for layer, head in np.ndindex(expected.shape):
         change = torch.zeros(LAYERS, GROUPS, dtype=torch.float64)
         change[layer, head] = step
-        less2, less, more, more2 = (gated_loss(model, 1 + k * change) for k in (-2, -1, 1, 2))
-        expected[layer, head] = -(less2 - 8 * less + 8 * more - more2) / (12 * step)
+        less2, less, more, more2 = (gated_log_odds(model, 1 + k * change) for k in (-2, -1, 1, 2))
+        expected[layer, head] = (less2 - 8 * less + 8 * more - more2) / (12 * step)
     scores = calibrate(model, method="gate_gradient", prompts=PROMPTS, **WINDOW).values
     tolerance = {"rtol": 2e-3, "atol": 2e-4}
     np.testing.assert_allclose(scores, expected, **tolerance)

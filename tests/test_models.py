@@ -27,6 +27,7 @@ def test_folder_round_trip(tmp_path: Path, make: Any) -> None:
     for source in (tmp_path, str(tmp_path)):
         model, tokenizer = load_model(source)
         assert not model.training
+        assert model.config._name_or_path == tmp_path.name  # no path of this machine
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         with torch.inference_mode():
             torch.testing.assert_close(model(ids).logits, saved(ids).logits)

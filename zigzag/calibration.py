@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zigzag import ops
-from zigzag.evaluation import answer, answer_losses, batches
+from zigzag.evaluation import answer, answer_log_odds, answer_losses, batches
 from zigzag.interception import decoder_config, full_attention, intercepted
 from zigzag.masking import masked_heads
 from zigzag.models import check_weights
@@ -39,7 +39,8 @@ def calibrate(
 ) -> HeadScores:
     """Scores of all KV heads [L, G], larger = needs its full cache more, by one of four methods:
 
-    ``gate_gradient``  first-order increase of the answer's loss if the head streams: one backward pass.
+    ``gate_gradient``  first-order fall of the answer's log-odds if the head streams: one backward pass. (The
+                       cross-entropy would do where it is not near 0; see docs/decisions/0002.)
     ``lost_mass``      attention probability that streaming does not see, at the answer's tokens.
     ``output_deviation``  relative change of the head's output, at the answer's tokens.
     ``layer_loss``     increase of the answer's loss when the whole layer streams: L forward passes, the
@@ -107,8 +108,7 @@ def _gate_gradient(
             chosen = [prompts[i] for i in group]
             ids = torch.tensor([p.input_ids for p in chosen], device=model.device)
             embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
-            losses, _ = answer_losses(model, chosen, inputs_embeds=embeds)
-            losses.sum().backward()
+            (-answer_log_odds(model, chosen, inputs_embeds=embeds)).sum().backward()
             advance(len(group))
     return -gradient.cpu().numpy() / len(prompts)
 

@@ -51,15 +51,31 @@ def answer(
     return Answers(tuple(r for r, _ in ordered), tuple(x for _, x in ordered))
 
 
-def answer_losses(model: Any, prompts: Sequence[PasskeyPrompt], **inputs: Any) -> tuple[Tensor, Tensor]:
-    """(loss [B], right [B]) of prompts of one length; differentiable. `inputs` replaces input_ids if given."""
+def answer_losses(model: Any, prompts: Sequence[PasskeyPrompt]) -> tuple[Tensor, Tensor]:
+    """(loss [B], right [B]) of prompts of one length: mean cross-entropy, and whether all tokens are the argmax."""
+    logits, target = answer_logits(model, prompts)
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(dim=1)
+    return losses, (logits.argmax(dim=-1) == target).all(dim=1)
+
+
+def answer_log_odds(model: Any, prompts: Sequence[PasskeyPrompt], **inputs: Any) -> Tensor:
+    """[B] mean over the answer's tokens of log(p / (1 - p)); differentiable.
+
+    Unlike the cross-entropy, its slope does not vanish where the model is already sure (p near 1).
+    """
+    logits, target = answer_logits(model, prompts, **inputs)
+    chosen = target.unsqueeze(-1)
+    others = logits.scatter(-1, chosen, -torch.inf).logsumexp(dim=-1)
+    return (logits.gather(-1, chosen).squeeze(-1) - others).mean(dim=1)
+
+
+def answer_logits(model: Any, prompts: Sequence[PasskeyPrompt], **inputs: Any) -> tuple[Tensor, Tensor]:
+    """(logits [B, n, V], answer ids [B, n]) for prompts of one length; `inputs` replaces input_ids if given."""
     ids = torch.tensor([p.input_ids for p in prompts], device=model.device)
     count = len(prompts[0].answer_ids)
     inputs = inputs or {"input_ids": ids}
     logits = model(**inputs, use_cache=False, logits_to_keep=count + 1).logits[:, :-1].float()
-    target = ids[:, -count:]
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(dim=1)
-    return losses, (logits.argmax(dim=-1) == target).all(dim=1)
+    return logits, ids[:, -count:]
 
 
 def batches(prompts: Sequence[PasskeyPrompt], size: int) -> Iterable[list[int]]:

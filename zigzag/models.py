@@ -36,6 +36,8 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
     except Exception as error:  # transformers raises whatever its parsers raise
         raise ModelError(f"load_model: transformers cannot load {source}: {type(error).__name__}: {error}") from error
     check_weights(model)
+    if path.exists():
+        model.config._name_or_path = path.name  # a name for plans and records, not a path of this machine
     return model.to(device).eval(), tokenizer
 
 

@@ -20,7 +20,7 @@ SCORES_FORMAT, PLAN_FORMAT = "zigzag-head-scores", "zigzag-layer-plan"
 DEFAULT_CRITERION = {
     "gate_gradient": "max",
     "lost_mass": "max",
-    "output_deviation": "max",
+    "output_deviation": "mean",
     "layer_loss": "max",
     "duo_attention": "weighted_gain",
 }

@@ -102,7 +102,7 @@ class StreamingLayer(DynamicLayer):
         if count == 0 or self.positions is None:
             return
         left = self.positions.shape[-1] - (self.sink if self.has_sinks else 0) - count
-        if self.has_sinks and (count > self.spare or left < self.recent - 1):
+        if self.has_sinks and (count > self.spare or left < max(self.recent - 1, 0)):
             raise CacheError(
                 f"crop: a streaming cache can take back at most spare = {self.spare} tokens after its window has "
                 f"moved on, got {count}; attach the plan with a larger spare"

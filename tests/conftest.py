@@ -1,0 +1,43 @@
+"""Options and fixtures of the whole suite."""
+
+import sys
+
+import hypothesis
+import pytest
+
+from zigzag.backends import list_backends
+
+hypothesis.settings.register_profile("zigzag", deadline=None, derandomize=True, max_examples=40, print_blob=True)
+hypothesis.settings.load_profile("zigzag")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", help="run the parity suite on this backend only, also one registered by a plugin")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("--backend")
+        known = list_backends()
+        if wanted and wanted not in {b.name for b in known}:
+            raise pytest.UsageError(f"--backend {wanted}: known are {', '.join(b.name for b in known)}")
+        marks = [
+            pytest.param(b.name, marks=() if b.available else pytest.mark.skip(reason=b.reason))
+            for b in known
+            if wanted in (None, b.name)
+        ]
+        metafunc.parametrize("backend", marks)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty gives NaN inside the torch backend, so an element that nobody wrote cannot pass."""
+    module = sys.modules.get("zigzag.backends.torch_eager")
+    if module is not None:
+        torch = module.torch
+
+        def poisoned(*args, **kwargs):
+            made = torch.zeros(*args, **kwargs)
+            return made.fill_(torch.nan) if made.is_floating_point() else made
+
+        monkeypatch.setattr(torch, "empty", poisoned)

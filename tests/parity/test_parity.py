@@ -1,0 +1,158 @@
+"""Every op on every backend against the reference. `pytest --backend NAME` picks one."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Case, cases, scores
+from tolerance import assert_no_worse
+
+from zigzag import ops, reference
+from zigzag.backends import get_backend
+
+DTYPES = {"numpy": ("float64", "float32"), "torch": ("float64", "float32", "float16", "bfloat16")}
+ARGUMENTS = {
+    "attention": ("query", "key", "value"),
+    "gated_attention": ("query", "key", "value", "gate"),
+    "lost_mass": ("query", "key"),
+    "output_deviation": ("query", "key", "value"),
+    "gate_gradient": ("query", "key", "value", "grad_output"),
+}
+
+
+def kind_of(backend: str) -> str:
+    kinds = getattr(get_backend(backend), "ARRAY_KINDS", ("torch",) if backend == "torch" else ("numpy",))
+    return "torch" if isinstance(kinds, tuple) and "torch" in kinds else "numpy"
+
+
+def convert(array, kind: str, dtype: str):
+    """A NumPy array as the backend's kind; floats in `dtype`, integers untouched."""
+    if kind == "numpy":
+        return array.astype(dtype) if array.dtype.kind == "f" else array
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+
+
+def to_numpy(result) -> np.ndarray:
+    return result.double().numpy() if hasattr(result, "double") else np.asarray(result, dtype=np.float64)
+
+
+def check(op: str, backend: str, dtype: str, case: Case, options: dict) -> None:
+    kind = kind_of(backend)
+    given_arrays = [convert(getattr(case, name), kind, dtype) for name in ARGUMENTS[op]]
+    rounded = [to_numpy(a) for a in given_arrays]
+    placed = {k: convert(v, kind, dtype) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    out = getattr(ops, op)(*given_arrays, **placed, backend=backend)
+    exact = getattr(reference, op)(*rounded, **options)
+    keys = case.key.shape[2]
+    outs, exacts = (x if isinstance(x, tuple) else (x,) for x in (out, exact))
+    for i, (one, true) in enumerate(zip(outs, exacts, strict=True)):
+        plain = dtype if i == 0 else ("float64" if dtype == "float64" else "float32")  # lse is at least float32
+        if kind == "torch":
+            assert str(one.dtype) == f"torch.{plain}" or (i and dtype != "float64"), one.dtype
+        naive = to_numpy(convert(true, kind, plain))
+        assert_no_worse(
+            scaled(op, to_numpy(one), case), scaled(op, true, case), scaled(op, naive, case), dtype=plain, terms=keys
+        )
+
+
+def scaled(op: str, result: np.ndarray, case: Case) -> np.ndarray:
+    """Sums over many tokens lose as many roundings as they have terms: compare them per token."""
+    return result / max(1, case.query.shape[2] * case.query.shape[1]) if op == "gate_gradient" else result
+
+
+@pytest.mark.parametrize("op", ARGUMENTS)
+@settings(max_examples=25)
+@given(case=cases(), number=st.integers(0, 3), full=st.booleans())
+def test_attention_ops(op: str, backend: str, case: Case, number: int, full: bool) -> None:
+    if op not in {o for o in reference.OPS if hasattr(get_backend(backend), o)}:
+        pytest.skip(f"backend {backend} does not support {op}")
+    dtypes = DTYPES.get(backend, ("float32",))
+    dtype = dtypes[number % len(dtypes)]
+    window = {} if op == "attention" and full else case.window
+    if op == "output_deviation":
+        case.value[..., 0] += 8  # keeps ||full|| away from 0, where a relative change has no meaning
+    check(op, backend, dtype, case, {**window, **case.options})
+
+
+@given(case=cases(), full=st.booleans())
+def test_visible(backend: str, case: Case, full: bool) -> None:
+    keys = case.options.get("key_positions", np.arange(case.key.shape[2]))
+    queries = case.options.get("query_positions", keys[-case.query.shape[2] :])
+    options = {} if full else dict(case.window)
+    options["parents"] = case.options.get("parents")
+    kind = kind_of(backend)
+    out = ops.visible(convert(queries, kind, ""), convert(keys, kind, ""), **options, backend=backend)
+    assert np.array_equal(np.asarray(out), reference.visible(queries, keys, **options))
+
+
+@given(seed=st.integers(0, 2**32 - 1), parts=st.integers(1, 4), hidden=st.booleans())
+def test_merge(backend: str, seed: int, parts: int, hidden: bool) -> None:
+    rng = np.random.default_rng(seed)
+    outputs, lses = rng.standard_normal((parts, 2, 3, 4, 5)), 4 * rng.standard_normal((parts, 2, 3, 4))
+    lses[rng.random(lses.shape) < 0.3] = -np.inf
+    lses[:, 0, 0, 0] = -np.inf if hidden else lses[:, 0, 0, 0]
+    outputs = np.where(np.isinf(lses)[..., None], 0, outputs)
+    kind = kind_of(backend)
+    for dtype in DTYPES.get(backend, ("float32",))[:2]:
+        arrays = [convert(a, kind, dtype) for a in (outputs, lses)]
+        out = ops.merge(*arrays, backend=backend)
+        exact = reference.merge(*(to_numpy(a) for a in arrays))
+        for one, true in zip(out, exact, strict=True):
+            assert_no_worse(to_numpy(one), true, to_numpy(convert(true, kind, dtype)), dtype=dtype)
+
+
+@given(values=scores(), data=st.data())
+def test_assignment(backend: str, values: np.ndarray, data) -> None:
+    array = convert(values, kind_of(backend), "float64")
+    heads = data.draw(st.integers(0, values.size))
+    layers = data.draw(st.integers(0, len(values)))
+    out = ops.assign_heads(array, heads, backend=backend)
+    assert np.array_equal(np.asarray(out), reference.assign_heads(values, heads))
+    for criterion in reference.CRITERIA:
+        out = ops.assign_layers(array, layers, criterion=criterion, backend=backend)
+        assert np.array_equal(np.asarray(out), reference.assign_layers(values, layers, criterion=criterion))
+
+
+def test_long_inputs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full score matrix above the limit is taken in blocks of queries, with the same result."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from zigzag.backends import torch_eager
+
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 50, 8), torch.randn(1, 2, 50, 8), torch.randn(1, 2, 50, 8)
+    whole = torch_eager.attention(query, key, value), torch_eager.lost_mass(query, key, sink=2, recent=3)
+    monkeypatch.setattr(torch_eager, "MAX_SCORES", 4 * 50 * 7)
+    parts = torch_eager.attention(query, key, value), torch_eager.lost_mass(query, key, sink=2, recent=3)
+    torch.testing.assert_close(parts, whole)
+
+
+@pytest.mark.parametrize("op", ["attention", "lost_mass"])
+def test_wrong_backend_is_noticed(op: str) -> None:
+    """The suite's own check must fail on a backend that is off by one key."""
+    import zigzag
+
+    class OffByOne:
+        ARRAY_KINDS = ("numpy",)
+
+        @staticmethod
+        def attention(query, key, value, **options):
+            options["recent"] += 1
+            return reference.attention(query, key, value, **options)
+
+        @staticmethod
+        def lost_mass(query, key, **options):
+            options["recent"] += 1
+            return reference.lost_mass(query, key, **options)
+
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((1, 2, 9, 4)) for _ in range(4)]
+    case = Case(*arrays, np.ones(2), {})
+    zigzag.register_backend("off-by-one", OffByOne())
+    try:
+        with pytest.raises(AssertionError):
+            check(op, "off-by-one", "float64", case, {"sink": 1, "recent": 2})
+    finally:
+        zigzag.unregister_backend("off-by-one")

@@ -1,0 +1,75 @@
+"""The one place where hypothesis draws inputs: small, awkward, ragged."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import strategies as st
+
+
+@dataclass
+class Case:
+    """Inputs of an attention op as float64 and int64 NumPy arrays; `options` are its keyword arguments."""
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    grad_output: np.ndarray
+    gate: np.ndarray
+    window: dict
+    options: dict = field(default_factory=dict)
+
+
+@st.composite
+def windows(draw, align: int) -> dict:
+    sink, recent = (align * draw(st.integers(0, 5)) for _ in range(2))
+    if sink + recent == 0:
+        recent = align
+    return {"sink": sink, "recent": recent, "align": align}
+
+
+@st.composite
+def parents(draw, nodes: int) -> list[int]:
+    return [draw(st.integers(-1, node - 1)) for node in range(nodes)]
+
+
+@st.composite
+def cases(draw) -> Case:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    batch, groups, share = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    long = draw(st.booleans())
+    keys = draw(st.integers(130, 300)) if long else draw(st.integers(1, 24))
+    queries = keys if draw(st.booleans()) else draw(st.integers(1, keys))
+    size, value_size = draw(st.sampled_from([1, 3, 8])), draw(st.sampled_from([1, 5]))
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float16).astype(np.float64)  # exact in every dtype but bfloat16
+
+    case = Case(
+        normal(batch, groups * share, queries, size),
+        normal(batch, groups, keys, size),
+        normal(batch, groups, keys, value_size),
+        normal(batch, groups * share, queries, value_size),
+        rng.choice([0.0, 0.5, 1.0], groups),
+        draw(windows(draw(st.sampled_from([1, 1, 4])))),
+    )
+    kind = draw(st.sampled_from(["default", "padded", "shared", "tree"]))
+    if kind == "padded":
+        padding = rng.integers(0, keys + 1, batch)
+        positions = np.maximum(np.arange(keys) - padding[:, None], -1)
+        case.options = {"query_positions": positions[:, keys - queries :], "key_positions": positions}
+    elif kind == "shared":
+        positions = rng.permutation(keys + 4)[:keys] - 1
+        case.options = {"query_positions": positions[keys - queries :], "key_positions": positions}
+    elif kind == "tree":
+        case.options = {"parents": draw(parents(draw(st.integers(1, min(keys, 6)))))}
+    if draw(st.booleans()):
+        case.options["scale"] = draw(st.sampled_from([0.25, 1.5]))
+    return case
+
+
+@st.composite
+def scores(draw) -> np.ndarray:
+    """[L, G] with many ties."""
+    layers, heads = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    values = st.sampled_from([-0.5, 0.0, 0.25, 0.5, 0.75, 1.0])
+    return np.array([[draw(values) for _ in range(heads)] for _ in range(layers)])

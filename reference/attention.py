@@ -166,7 +166,7 @@ def _masked_scores(
     if query_positions is None or key_positions is None:
         query_positions, key_positions = default_positions(sizes["Tq"], sizes["Tk"], parents)
     seen = visible(query_positions, key_positions, sink=sink, recent=recent, align=align, parents=parents)
-    seen = seen.reshape(-1, sizes["Tq"], sizes["Tk"])
+    seen = seen if seen.ndim == 3 else seen[None]
     factor = sizes["D"] ** -0.5 if scale is None else scale
     scores = factor * (query.astype(np.float64) @ _per_query_head(key, sizes["H"]).swapaxes(-1, -2))
     return np.where(seen[:, None], scores, -np.inf), seen

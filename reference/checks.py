@@ -78,10 +78,9 @@ def check_positions(op: str, name: str, positions: Any, count: int, batch: int |
     if "int" not in str(positions.dtype):
         raise KindError(f"{op}: {name} must be integers, got {positions.dtype}")
     shape = tuple(positions.shape)
-    rows = () if len(shape) == 1 else (shape[0] if batch is None else batch,)
-    if len(shape) not in (1, 2) or shape != (*rows, count):
-        batch_text = "B" if batch is None else str(batch)
-        raise ArgumentError(f"{op}: {name} must have shape [{count}] or [{batch_text}, {count}], got {list(shape)}")
+    rows = "B" if batch is None else str(batch)
+    if len(shape) not in (1, 2) or shape[-1] != count or (len(shape) == 2 and batch not in (None, shape[0])):
+        raise ArgumentError(f"{op}: {name} must have shape [{count}] or [{rows}, {count}], got {list(shape)}")
 
 
 def check_parents(op: str, parents: Sequence[int] | None, num_queries: int, num_keys: int) -> None:

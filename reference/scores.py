@@ -43,7 +43,7 @@ def lost_mass(
     if query_positions is None or key_positions is None:
         query_positions, key_positions = default_positions(query.shape[2], key.shape[2], parents)
     streamed = visible(query_positions, key_positions, sink=sink, recent=recent, align=align, parents=parents)
-    streamed = streamed.reshape(-1, 1, query.shape[2], key.shape[2])
+    streamed = streamed[:, None] if streamed.ndim == 3 else streamed
     probs, _ = softmax(scores)
     lost: Floats = np.where(streamed, 0.0, probs).sum(axis=-1)
     return lost

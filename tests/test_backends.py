@@ -70,7 +70,7 @@ def test_listed(counting: Counting) -> None:
         (lambda: zigzag.register_backend("empty", object()), "none of the ops"),
         (lambda: zigzag.unregister_backend("nothing"), "no backend was registered"),
         (lambda: zigzag.use_backend("nothing").__enter__(), "not known"),
-        (lambda: ops.assign_heads(object(), 1), "no backend takes|numpy"),
+        (lambda: ops.assign_heads(type("Odd", (), {"__module__": "odd"})(), 1), "no backend takes arrays of type odd.Odd"),
     ],
 )
 def test_refusals(counting: Counting, call, message: str) -> None:
@@ -96,5 +96,5 @@ def test_automatic_choice_is_told_once(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_front_door_checks_before_the_backend() -> None:
-    with pytest.raises(zigzag.ArgumentError, match="sink . recent"):
+    with pytest.raises(zigzag.ArgumentError, match=r"sink \+ recent"):
         ops.attention(np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)), sink=0)

@@ -18,7 +18,7 @@ from zigzag.prompts import PasskeyPrompt, passkey_prompts
 from zigzag.running import attach, cache_bytes, cache_lengths, detach
 
 SINK, RECENT, LENGTH = 16, 112, 1000
-CALIBRATION = ((500, 8, 0), (1000, 8, 100))  # (tokens, prompts, first seed)
+CALIBRATION = ((500, 8, 0), (1000, 8, 100), (2000, 8, 200))  # (tokens, prompts, first seed)
 PROOF_PROMPTS, PROOF_SEED, RANDOM_SEED = 8, 1_000_000, 0
 
 

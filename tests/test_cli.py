@@ -1,0 +1,85 @@
+"""The command line: what it prints, what it writes, and one line for an error."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer", reason="typer is not installed")
+pytest.importorskip("rich", reason="rich is not installed")
+
+from typer.testing import CliRunner
+
+from zigzag import cli
+from zigzag.plans import HeadScores, LayerPlan
+
+RUN = CliRunner()
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Path:
+    HeadScores(np.arange(12.0).reshape(4, 3), "gate_gradient", 4, 16).save(tmp_path / "scores.json")
+    return tmp_path / "scores.json"
+
+
+def test_info_lists_backends() -> None:
+    result = RUN.invoke(cli.app, ["info"])
+    assert result.exit_code == 0 and "numpy" in result.output and "torch" in result.output
+
+
+def test_plan_writes_what_it_says(scores: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    result = RUN.invoke(cli.app, ["plan", str(scores), "--out", str(out), "--num-full", "1"])
+    assert result.exit_code == 0, result.output
+    assert "sssF" in result.output and LayerPlan.load(out).map() == "sssF"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["plan", "nowhere.json", "--out", "x.json", "--num-full", "1"], "a JSON file is needed"),
+        (["plan", "SCORES", "--out", "x.json"], "exactly one of"),
+        (["plan", "SCORES", "--out", "x.json", "--num-full", "9"], "0 to 4 layers"),
+        (["generate", "hello", "--plan", "nowhere.json"], "a JSON file is needed"),
+        (["generate", "hello", "--model", "nowhere.gguf"], "no such file"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list, message: str, scores: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["zigzag", *(str(scores) if a == "SCORES" else a for a in arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.app_entry()
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_typo_names_the_choices() -> None:
+    result = RUN.invoke(cli.app, ["calibrate", "--out", "x.json", "--method", "gate_gradeint"])
+    assert result.exit_code == 2 and "gate_gradient" in result.output
+
+
+def test_evidence_page_from_committed_results(tmp_path: Path) -> None:
+    """The committed page is what the committed results give, and the results hold every row of the issue."""
+    pytest.importorskip("scipy", reason="scipy is not installed")
+    from zigzag import evidence
+    from zigzag.evidence_page import write_page
+
+    folder = Path(__file__).resolve().parent.parent / "docs" / "evidence"
+    state = evidence.load(folder / "results.json")
+    write_page(state, tmp_path)
+    assert (tmp_path / "README.md").read_text() == (folder / "README.md").read_text()
+    assert all(len(cell["right"]) == evidence.PROMPTS for cell in state["cells"].values())
+
+
+def test_damaged_evidence_is_refused(tmp_path: Path) -> None:
+    from zigzag import evidence
+    from zigzag.reference.errors import PlanError
+
+    (tmp_path / "results.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(PlanError, match="not a zigzag evidence file"):
+        evidence.load(tmp_path / "results.json")

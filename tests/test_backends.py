@@ -70,7 +70,10 @@ def test_listed(counting: Counting) -> None:
         (lambda: zigzag.register_backend("empty", object()), "none of the ops"),
         (lambda: zigzag.unregister_backend("nothing"), "no backend was registered"),
         (lambda: zigzag.use_backend("nothing").__enter__(), "not known"),
-        (lambda: ops.assign_heads(type("Odd", (), {"__module__": "odd"})(), 1), "no backend takes arrays of type odd.Odd"),
+        (
+            lambda: ops.assign_heads(type("Odd", (), {"__module__": "odd"})(), 1),
+            "no backend takes arrays of type odd.Odd",
+        ),
     ],
 )
 def test_refusals(counting: Counting, call, message: str) -> None:

@@ -175,9 +175,7 @@ def _load(model: str, device: str) -> tuple[Any, Any]:
 
         from zigzag.models import load_model
     except ImportError as error:
-        raise ZigzagError(
-            f"models need more: pip install 'zigzag-attention[models]' ({error})"
-        ) from error
+        raise ZigzagError(f"models need more: pip install 'zigzag-attention[models]' ({error})") from error
     logging.disable_progress_bar()
     with console.status(f"loading {model}"):
         return load_model(model, device=device)

@@ -47,9 +47,9 @@ def test_op(benchmark, op: str, backend: str) -> None:
         benchmark.extra_info["reference time / this time"] = round(plain / benchmark.stats.stats.median, 2)
 
 
-def place(array: np.ndarray, backend: str):
+def place(array, backend: str):
     """float32 for torch, as it is for NumPy."""
-    if backend != "torch":
+    if backend != "torch" or not isinstance(array, np.ndarray):
         return array
     import torch
 

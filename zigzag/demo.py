@@ -15,7 +15,7 @@ from zigzag.figures import heat_map
 from zigzag.masking import masked_heads
 from zigzag.plans import LayerPlan, head_plan, make_plan
 from zigzag.prompts import PasskeyPrompt, passkey_prompts
-from zigzag.running import attach, cache_bytes, cache_lengths, detach
+from zigzag.running import attach, cache_bytes, cache_lengths, detach, kv_size
 
 SINK, RECENT, LENGTH = 16, 112, 1000
 CALIBRATION = ((500, 8, 0), (1000, 8, 100), (2000, 8, 200))  # (tokens, prompts, first seed)
@@ -125,13 +125,6 @@ def write(plan: LayerPlan, out: Path, console: Console) -> None:
     heat_map(plan.scores, plan, out / "heads.png")
     for name in ("plan.json", "duo_attention/full_attention_heads.tsv", "duo_attention/config.json", "heads.png"):
         console.print(f"wrote {out / name}")
-
-
-def kv_size(model: Any) -> dict[str, int]:
-    """head_size, num_kv_heads and itemsize of a model, as `LayerPlan.kv_bytes` takes them."""
-    config = model.config
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return {"head_size": head_size, "num_kv_heads": config.num_key_value_heads, "itemsize": model.dtype.itemsize}
 
 
 def progress(console: Console) -> Progress:

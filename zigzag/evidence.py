@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from zigzag.calibration import METHODS, calibrate
 from zigzag.evaluation import answer
 from zigzag.masking import masked_heads
-from zigzag.plans import HeadScores, head_plan
+from zigzag.plans import HeadScores, LayerPlan, head_plan, make_plan
 from zigzag.prompts import PasskeyPrompt, passkey_prompts
 from zigzag.reference import CRITERIA, assign_layers
 from zigzag.reference.errors import PlanError
+from zigzag.running import attach, cache_bytes, detach, kv_size
 
 SINK, RECENT = 16, 112
 LENGTHS = (1000, 2000, 500, 4000)  # in the order of their importance
@@ -33,6 +34,7 @@ YARDSTICK_PROMPTS = 2  # a length; layer_loss costs L + 1 forwards a prompt
 EVALUATION_SEED = 10_000
 SHARES = (20, 18, 10, 15, 22, 25)  # streaming layers of SmolLM2's 30
 RANDOM_DRAWS = 3
+SPARE = 64
 
 Cell = dict[str, Any]
 Log = Callable[[str], object]
@@ -104,9 +106,16 @@ def run(
     """
     stop = time.monotonic() + 60 * minutes
     state = load(path) if path.exists() else {"format": "zigzag-evidence", "conditions": {}, "scores": {}, "cells": {}}
-    state["conditions"] = _conditions(model)
+    conditions = _conditions(model)
+    if state["conditions"] not in ({}, conditions):
+        raise PlanError(
+            f"evidence: {path} was measured under other conditions ({state['conditions']}, now {conditions}); "
+            f"results of one file must be comparable: give another --out"
+        )
+    state["conditions"] = conditions
     scores = _calibrate(model, tokenizer, state, path, batch_size, log)
     prompts = {length: evaluation_prompts(tokenizer, length) for length in LENGTHS}
+    _measure_caches(model, scores["gate_gradient"], prompts, state, path)
     todo = [(row, length) for group in _in_order(rows(scores)) for length in LENGTHS for row in group]
     for number, (row, length) in enumerate(todo, 1):
         name = f"{row.key}@{length}"
@@ -195,6 +204,35 @@ def _measure(model: Any, row: Row, prompts: list[PasskeyPrompt], batch_size: int
         answers = answer(model, prompts, batch_size=batch_size)
     losses = [round(x, 6) for x in answers.losses]
     return {"right": [int(r) for r in answers.right], "losses": losses, "seconds": time.monotonic() - start}
+
+
+def _measure_caches(
+    model: Any, scores: HeadScores, prompts: dict[int, list[PasskeyPrompt]], state: dict[str, Any], path: Path
+) -> None:
+    """Bytes that the cache really holds after a prompt under the headline plans, beside what kv_bytes says."""
+    measured = state.setdefault("cache_bytes", {})
+    for streaming in SHARES[:2]:
+        plan = make_plan(scores, num_full=scores.num_layers - streaming)
+        for length in LENGTHS:
+            name = f"{streaming}@{length}"
+            if name not in measured:
+                cache = prefill(model, plan, prompts[length][0])
+                measured[name] = [cache_bytes(cache), plan.kv_bytes(length, spare=SPARE, **kv_size(model))]
+                measured[name].append(plan.full_kv_bytes(length, **kv_size(model)))
+    save(state, path)
+
+
+def prefill(model: Any, plan: LayerPlan, prompt: PasskeyPrompt) -> Any:
+    """The cache after one forward of the whole prompt and answer under the plan."""
+    import torch
+
+    attach(model, plan, spare=SPARE)
+    try:
+        with torch.inference_mode():
+            ids = torch.tensor([prompt.input_ids], device=model.device)
+            return model(ids, use_cache=True, logits_to_keep=1).past_key_values
+    finally:
+        detach(model)
 
 
 def _conditions(model: Any) -> dict[str, Any]:

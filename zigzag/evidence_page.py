@@ -94,6 +94,16 @@ def _page(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
         ]
         yield from _table(state, named + heads + drawn, sorted(LENGTHS))
     yield ""
+    yield "## Bytes in the cache"
+    yield ""
+    yield "After one prompt under the gate_gradient plan, with 64 spare slots a layer, batch 1."
+    yield ""
+    yield "| streaming layers | tokens | measured | `kv_bytes` | full attention |"
+    yield "|---|---|---|---|---|"
+    for name, (measured, said, full) in state.get("cache_bytes", {}).items():
+        streaming, _, length = name.partition("@")
+        yield f"| {streaming} | {int(length):,} | {measured:,} | {said:,} | {full:,} |"
+    yield ""
     yield "## Against the share of streaming layers"
     yield ""
     for length in CHECKED:

@@ -67,6 +67,13 @@ def cache_lengths(cache: Cache) -> list[int]:
     return [0 if layer.keys is None else layer.keys.shape[-2] for layer in cache.layers]
 
 
+def kv_size(model: Any) -> dict[str, int]:
+    """head_size, num_kv_heads and itemsize of a model, as `LayerPlan.kv_bytes` takes them."""
+    config = model.config
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return {"head_size": head_size, "num_kv_heads": config.num_key_value_heads, "itemsize": model.dtype.itemsize}
+
+
 class _Attachment:
     def __init__(self, model: Any, plan: LayerPlan, spare: int) -> None:
         self.plan, self.spare = plan, spare

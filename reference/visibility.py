@@ -55,9 +55,7 @@ def visible(
     check_positions("visible", "query_positions", queries, queries.shape[-1] if queries.ndim else 0)
     check_positions("visible", "key_positions", keys, keys.shape[-1] if keys.ndim else 0)
     if queries.ndim == keys.ndim == 2 and queries.shape[0] != keys.shape[0]:
-        raise ArgumentError(
-            f"visible: both positions must have the same B, got {queries.shape[0]} and {keys.shape[0]}"
-        )
+        raise ArgumentError(f"visible: both positions must have the same B, got {queries.shape[0]} and {keys.shape[0]}")
     i, j = queries[..., :, None].astype(np.int64), keys[..., None, :].astype(np.int64)
     seen: NDArray[np.bool_] = (j >= 0) & (j <= i)
     if window is not None:

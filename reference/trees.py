@@ -1,0 +1,46 @@
+"""Token trees: `parents [N]` says of each node which node it continues, -1 for the last committed token.
+
+A chain of K drafts is the tree with parents -1, 0, ..., K - 1. Siblings are tested in the order of their
+index, which must be the order in which they were drawn.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zigzag.reference.errors import ArgumentError
+
+
+def chain(num_nodes: int) -> list[int]:
+    """The parents of a chain.
+
+    >>> chain(3)
+    [-1, 0, 1]
+    """
+    return list(range(-1, num_nodes - 1))
+
+
+def node_depths(parents: Sequence[int]) -> NDArray[np.int64]:
+    """[N] depth of each node: 1 for a child of the last committed token. Its position is that token's plus this.
+
+    >>> node_depths([-1, -1, 0, 2])
+    array([1, 1, 2, 3])
+    """
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(1 if parent < 0 else depths[parent] + 1)
+    return np.array(depths, dtype=np.int64)
+
+
+def children(parents: Sequence[int], row: int) -> list[int]:
+    """The nodes that continue target row `row` (0: the last committed token; n + 1: node n), in draw order."""
+    return [node for node, parent in enumerate(parents) if parent == row - 1]
+
+
+def check_tree(op: str, parents: Sequence[int], num_nodes: int) -> None:
+    if len(parents) != num_nodes:
+        raise ArgumentError(f"{op}: parents must name one parent for each of the {num_nodes} nodes, got {len(parents)}")
+    for node, parent in enumerate(parents):
+        if not -1 <= int(parent) < node:
+            raise ArgumentError(f"{op}: parents[{node}] must be -1 or an earlier node, got {int(parent)}")

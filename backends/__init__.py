@@ -21,9 +21,14 @@ from typing import Any
 from zigzag.reference import OPS
 from zigzag.reference.errors import BackendError
 
-BUILTIN = {"numpy": "zigzag.reference", "torch": "zigzag.backends.torch_eager"}
-REQUIRES = {"numpy": "numpy", "torch": "torch"}
-ARRAY_KINDS = {"numpy": ("numpy",), "torch": ("torch",)}
+# In the order of the automatic choice.
+BUILTIN = {
+    "numpy": "zigzag.reference",
+    "triton": "zigzag.backends.triton_attention",
+    "torch": "zigzag.backends.torch_eager",
+}
+REQUIRES = {"numpy": "numpy", "triton": "triton", "torch": "torch"}
+ARRAY_KINDS = {"numpy": ("numpy",), "triton": ("torch",), "torch": ("torch",)}
 ENTRY_POINT_GROUP = "zigzag.backends"
 
 _log = logging.getLogger("zigzag")
@@ -81,9 +86,12 @@ def get_backend(name: str) -> Any:
     try:
         if name in _entry_points():
             return _entry_points()[name].load()
-        return import_module(BUILTIN.get(name) or _registered[name])
+        backend = import_module(BUILTIN.get(name) or _registered[name])
     except ImportError as error:
         raise BackendError(f"backend {name!r} could not be imported: {error}") from error
+    if reason := getattr(backend, "unavailable", str)():
+        raise BackendError(f"backend {name!r} cannot run here: {reason}")
+    return backend
 
 
 def list_backends() -> list[BackendInfo]:
@@ -131,7 +139,7 @@ def _explicit(backend: str) -> tuple[str | None, str]:
 def _automatic(op: str, array: Any) -> str:
     kind = array_kind(array)
     for name in BUILTIN:
-        if kind in ARRAY_KINDS[name]:
+        if kind in ARRAY_KINDS[name] and _serves(name, op, array):
             if (name, kind) not in _announced:
                 _announced.add((name, kind))
                 _log.info("backend %r chosen automatically: the arrays are %s arrays", name, kind)
@@ -140,6 +148,26 @@ def _automatic(op: str, array: Any) -> str:
         f"{op}: no backend takes arrays of type {type(array).__module__}.{type(array).__name__} by itself; "
         f"name one with backend=: {', '.join(backend_names())}"
     )
+
+
+@cache
+def _reason(name: str) -> str:
+    """Why a backend cannot be used, asked once: the automatic choice stands in the path of every call."""
+    try:
+        get_backend(name)
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+def _serves(name: str, op: str, array: Any) -> bool:
+    """Whether the automatic choice may take this backend for the op on arrays like this one."""
+    if name != "triton":
+        return True
+    if getattr(array, "is_cuda", False) is not True or _reason(name):
+        return False
+    backend = get_backend(name)
+    return hasattr(backend, op) and backend.takes(array)
 
 
 def _check_kind(op: str, name: str, source: str, array: Any) -> None:

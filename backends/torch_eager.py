@@ -9,7 +9,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
 
+from zigzag.backends.torch_sampling import sample, to_probs  # noqa: F401  (ops of this backend, as the next two)
+from zigzag.backends.torch_trees import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual  # noqa: F401
+from zigzag.backends.torch_verification import (  # noqa: F401
+    verify_block,
+    verify_exact,
+    verify_greedy,
+    verify_lenient,
+    verify_relaxed,
+    verify_residual,
+    verify_top_k,
+    verify_typical,
+)
 from zigzag.reference import assignment
 from zigzag.reference.checks import check_window
 from zigzag.reference.visibility import default_positions
@@ -40,11 +53,11 @@ def visible(
         first_recent = (i + align) // align - window[1] // align  # ceil((i + 1) / align) = (i + align) // align
         seen = seen & ((j // align < window[0] // align) | (j // align >= first_recent))
     if parents is not None:
-        seen = seen & _tree(parents, seen.shape[-2], seen.shape[-1], seen.device)
+        seen = seen & related_nodes(parents, seen.shape[-2], seen.shape[-1], seen.device)
     return seen
 
 
-def _tree(parents: Sequence[int], num_queries: int, num_keys: int, device: torch.device) -> Tensor:
+def related_nodes(parents: Sequence[int], num_queries: int, num_keys: int, device: torch.device) -> Tensor:
     """[Tq, Tk]: False only where the key is a node that is neither the query itself nor its ancestor."""
     nodes = len(parents)
     ancestors = torch.eye(nodes, dtype=torch.bool)
@@ -75,7 +88,7 @@ def attention(
     contiguous = query_positions is None and parents is None and query.shape[2] == key.shape[2]
     if window is not None and contiguous and key.shape[2] > sum(window) + _BLOCK:
         return _streaming_prefill(query, key, value, *window, align, scale)
-    positions = _positions(query, key, query_positions, key_positions, parents)
+    positions = positions_of(query, key, query_positions, key_positions, parents)
     mask = {"sink": sink, "recent": recent, "align": align}
 
     def block(rows: slice) -> tuple[Tensor, Tensor]:
@@ -127,7 +140,7 @@ def lost_mass(
     key_positions: Tensor | None = None,
     parents: Sequence[int] | None = None,
 ) -> Tensor:
-    positions = _positions(query, key, query_positions, key_positions, parents)
+    positions = positions_of(query, key, query_positions, key_positions, parents)
 
     def block(rows: slice) -> tuple[Tensor, Tensor]:
         probs, lse = _softmax(_scores(query[:, :, rows], key, scale), _seen(positions, rows, parents))
@@ -197,7 +210,7 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _positions(
+def positions_of(
     query: Tensor, key: Tensor, query_positions: Tensor | None, key_positions: Tensor | None,
     parents: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -262,7 +275,10 @@ def _full_and_streaming(
     """Both outputs [B, H, Tq, Dv] in the compute dtype, so that their difference is not rounded twice."""
     query, key, value = (t.to(_compute_dtype(query)) for t in (query, key, value))
     rest = {"scale": scale, "query_positions": query_positions, "key_positions": key_positions, "parents": parents}
-    full, _ = attention(query, key, value, **rest)
+    if query_positions is None and parents is None and query.shape[2] == key.shape[2]:  # fused: no T * T scores
+        full = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    else:
+        full, _ = attention(query, key, value, **rest)
     streaming, _ = attention(query, key, value, sink=sink, recent=recent, align=align, **rest)
     return full, streaming
 
@@ -288,7 +304,7 @@ def _streaming_prefill(
     def windows(states: Tensor) -> Tensor:  # [B, G, T, D] -> [B * blocks, G, sink + recent + block, D]
         return states[:, :, gathered].transpose(1, 2).flatten(0, 1)
 
-    padded = torch.nn.functional.pad(query, (0, 0, 0, blocks * _BLOCK - length))
+    padded = pad(query, (0, 0, 0, blocks * _BLOCK - length))
     rows = padded.unflatten(2, (blocks, _BLOCK)).transpose(1, 2).flatten(0, 1)
     seen = visible(query_positions, key_positions, sink=sink, recent=recent, align=align).repeat(batch, 1, 1)
     probs, lse = _softmax(_scores(rows, windows(key), scale), seen)

@@ -1,5 +1,8 @@
 """Options and fixtures of the whole suite."""
 
+import os
+
+import arrays
 import hypothesis
 import pytest
 
@@ -11,6 +14,15 @@ hypothesis.settings.load_profile("zigzag")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", help="run the parity suite on this backend only, also one registered by a plugin")
+    parser.addoption("--device", default="cpu", help="where the parity suite makes its torch tensors, as cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    arrays.DEVICE = config.getoption("--device")
+    if arrays.DEVICE == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # must be set before Triton is imported
+    else:
+        arrays.DTYPES["triton"] = ("float32", "float16", "bfloat16")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

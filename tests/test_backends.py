@@ -61,7 +61,7 @@ def test_listed(counting: Counting) -> None:
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: ops.visible(POSITIONS, POSITIONS, backend="nothing"), "not known; known: numpy, torch"),
+        (lambda: ops.visible(POSITIONS, POSITIONS, backend="nothing"), "not known; known: numpy, triton, torch"),
         (lambda: ops.visible(POSITIONS, POSITIONS, backend=3), "must be a name"),
         (lambda: ops.visible(POSITIONS, POSITIONS, backend="torch"), "takes torch arrays, got a numpy array"),
         (lambda: ops.merge(POSITIONS, POSITIONS, backend="counting"), "does not support it; these do: numpy"),

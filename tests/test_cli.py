@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("typer", reason="typer is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 
+from models import smollm2
 from typer.testing import CliRunner
 
 from zigzag import cli
@@ -43,6 +44,8 @@ def test_plan_writes_what_it_says(scores: Path, tmp_path: Path) -> None:
         (["plan", "SCORES", "--out", "x.json", "--num-full", "9"], "0 to 4 layers"),
         (["generate", "hello", "--plan", "nowhere.json"], "a JSON file is needed"),
         (["generate", "hello", "--model", "nowhere.gguf"], "no such file"),
+        (["generate", "hello", "--drafter", "model"], "go together"),
+        (["generate", "@nowhere.txt"], "cannot read the prompt"),
     ],
 )
 def test_errors_are_one_line(
@@ -56,6 +59,26 @@ def test_errors_are_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error
     assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize("drafter", ["none", "lookup", "streaming"])
+def test_generate_says_what_was_accepted(drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_load", lambda model, device: smollm2())
+    arguments = ["generate", "1 2 3 4 1 2 3 4 1 2", "--drafter", drafter, "--rule", "block", "--new-tokens", "8"]
+    result = RUN.invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "8 tokens in" in result.output and "the cache holds" in result.output
+
+
+def test_bench_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_load", lambda model, device: smollm2())
+    out = tmp_path / "bench.json"
+    options = ["--length", "100", "--task", "edit", "--new-tokens", "4", "--out", str(out)]
+    result = RUN.invoke(cli.app, ["bench", *options])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["method"] for row in rows} >= {"plain", "lookup", "streaming", "transformers lookup"}
+    assert all(row["new_tokens"] == 4 and row["seconds"] > 0 for row in rows)
 
 
 def test_a_typo_names_the_choices() -> None:

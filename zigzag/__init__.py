@@ -21,6 +21,7 @@ from zigzag.reference.errors import (
 
 if TYPE_CHECKING:
     from zigzag.calibration import calibrate
+    from zigzag.generation import generate
     from zigzag.models import load_model
     from zigzag.running import attach, cache_bytes, detach
 
@@ -31,6 +32,7 @@ _LAZY = {
     "cache_bytes": "zigzag.running",
     "calibrate": "zigzag.calibration",
     "detach": "zigzag.running",
+    "generate": "zigzag.generation",
     "load_model": "zigzag.models",
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "cache_bytes",
     "calibrate",
     "detach",
+    "generate",
     "head_plan",
     "list_backends",
     "load_model",

@@ -9,16 +9,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from zigzag import __version__
 from zigzag.backends import list_backends
 from zigzag.plans import HeadScores, LayerPlan, make_plan
-from zigzag.reference import CRITERIA
+from zigzag.reference import CRITERIA, LOSSLESS_RULES, LOSSY_RULES
 from zigzag.reference.errors import ZigzagError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
 console = Console()
 
+Task = Enum("Task", {t: t for t in ("edit", "summary", "continue")}, type=str)
+DrafterName = Enum("DrafterName", {d: d for d in ("none", "lookup", "streaming", "model")}, type=str)
+RuleName = Enum("RuleName", {r: r for r in (*LOSSLESS_RULES, *LOSSY_RULES)}, type=str)
 Method = Enum("Method", {m: m for m in ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")}, type=str)
 Criterion = Enum("Criterion", {c: c for c in CRITERIA}, type=str)
 Model = Annotated[str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, or smollm2.")]
@@ -29,6 +33,8 @@ Recent = Annotated[int, typer.Option(help="Last tokens that a streaming layer ke
 
 def app_entry() -> None:
     """The console script: errors of zigzag are one line and exit code 1, not a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; the commands show their own
     try:
         app()
     except ZigzagError as error:
@@ -102,41 +108,80 @@ def plan(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue, or @FILE to read it from a file.")],
     plan: Annotated[Path | None, typer.Option(help="Layer plan (JSON); without it, full attention.")] = None,
     model: Model = "smollm2",
+    drafter: Annotated[DrafterName, typer.Option(help="Where drafts come from.")] = DrafterName("none"),
+    draft_model: Annotated[str | None, typer.Option(help="For --drafter model: as --model.")] = None,
+    rule: Annotated[RuleName, typer.Option(help="Acceptance rule; the last four are lossy.")] = RuleName("residual"),
+    num_draft_tokens: Annotated[int, typer.Option(min=1, help="Most drafts in a round.")] = 4,
     new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0 keeps all tokens.")] = 0,
+    top_p: Annotated[float, typer.Option(help="In (0, 1]; 1 keeps all tokens.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="In [0, 1].")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampled tokens.")] = 0,
     chat: Annotated[bool, typer.Option(help="Put the prompt into the tokenizer's chat template.")] = False,
     device: Device = "cpu",
 ) -> None:
-    """Continue a prompt greedily, under a plan, and say what the cache holds."""
-    from zigzag.running import attach, cache_bytes
+    """Continue a prompt, with or without a plan and drafts, and say what was accepted and what the cache holds."""
+    from rich.live import Live
+
+    from zigzag.generation import generate as continued
+    from zigzag.running import cache_bytes
 
     chosen = None if plan is None else LayerPlan.load(plan)
+    if (drafter.value == "model") != (draft_model is not None):
+        raise ZigzagError("generate: --drafter model and --draft-model NAME go together")
+    if prompt.startswith("@"):
+        prompt = _read(Path(prompt[1:]))
     loaded, tokenizer = _load(model, device)
-    if chosen is not None:
-        attach(loaded, chosen)
+    source: Any = None if drafter.value == "none" else drafter.value
+    if draft_model is not None:
+        source = _load(draft_model, device)[0]
     if chat:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
-    inputs = tokenizer(prompt, return_tensors="pt").to(device)
-    if inputs.input_ids.shape[1] == 0:
+    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
+    if ids.shape[1] == 0:
         raise ZigzagError("generate: the prompt holds no tokens; give some text")
-    result = loaded.generate(
-        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=new_tokens,
-        do_sample=False, return_dict_in_generate=True, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    new = result.sequences[0, inputs.input_ids.shape[1] :]
-    console.print(tokenizer.decode(new, skip_special_tokens=True), markup=False, highlight=False)
-    console.print(f"[dim]{len(new)} tokens; the cache holds {cache_bytes(result.past_key_values):,} bytes[/dim]")
+    new: list[int] = []
+    with Live(console=console, refresh_per_second=12, vertical_overflow="visible") as live:
+
+        def show(row: int, tokens: list[int]) -> None:
+            new.extend(tokens)
+            live.update(Text(tokenizer.decode(new, skip_special_tokens=True)))
+
+        result = continued(
+            loaded, ids, plan=chosen, drafter=source, rule=_rule(rule), num_draft_tokens=num_draft_tokens,
+            max_new_tokens=new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
+            on_tokens=show,
+        )  # fmt: skip
+    console.print(f"\n[dim]{result.statistics}[/dim]", highlight=False)
+    if result.cache is not None:
+        console.print(f"[dim]the cache holds {cache_bytes(result.cache.cache):,} bytes[/dim]", highlight=False)
+
+
+def _rule(rule: RuleName) -> Any:
+    from zigzag.rules import Rule
+
+    defaults = {"top_k": {"k": 10}, "lenient": {"lenience": 0.5}}
+    return Rule(rule.value, defaults.get(rule.value, {}))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ZigzagError(f"generate: cannot read the prompt from {path}: {error}") from error
 
 
 @app.command()
 def evidence(
     model: Model = "smollm2",
     out: Annotated[Path, typer.Option(help="Results so far; a stopped run goes on from here.")] = Path(
-        "docs/evidence/results.json"
+        "out/evidence/results.json"
     ),
     minutes: Annotated[float, typer.Option(help="Stop after about so long.")] = 60,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward.")] = 1,
@@ -157,6 +202,36 @@ def evidence(
 
 
 @app.command()
+def bench(
+    model: Model = "smollm2",
+    out: Annotated[Path, typer.Option(help="Where to write the numbers (JSON).")] = Path("out/bench.json"),
+    length: Annotated[list[int] | None, typer.Option(help="Prompt tokens; may be given several times.")] = None,
+    task: Annotated[list[Task] | None, typer.Option(help="Default: all; may be given several times.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate each time.")] = 64,
+    device: Device = "cpu",
+) -> None:
+    """Decoding with and without drafts, beside transformers' own, in one run."""
+    from zigzag import bench as work
+    from zigzag.jsonfile import write_json, write_text
+
+    loaded, tokenizer = _load(model, device)
+    lengths = tuple(length) if length else work.LENGTHS
+    tasks = tuple(t.value for t in task or Task)
+    measured = []
+    for row in work.run(loaded, tokenizer, lengths=lengths, tasks=tasks, new_tokens=new_tokens):
+        measured.append(row)
+        speed = "" if row.tokens_per_second is None else f", {row.tokens_per_second:.1f} tokens/s"
+        console.print(
+            f"{len(measured)}: {row.task}, {row.length} tokens, T = {row.temperature:g}, {row.method}: "
+            f"{row.seconds:.2f} s{speed}"
+        )
+    content = work.as_json(loaded, measured)
+    write_json(out, content)
+    write_text(out.with_suffix(".md"), work.page(content, f"zigzag bench --new-tokens {new_tokens} --device {device}"))
+    console.print(f"wrote {out} and {out.with_suffix('.md')}")
+
+
+@app.command()
 def info() -> None:
     """Version and backends: what is available, on what device, or why not."""
     console.print(f"zigzag {__version__}")
@@ -169,7 +244,6 @@ def info() -> None:
 
 
 def _load(model: str, device: str) -> tuple[Any, Any]:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         from transformers.utils import logging
 

@@ -82,7 +82,7 @@ def prove(model: Any, plan: LayerPlan, prompts: list[PasskeyPrompt], console: Co
             bars.update(task, description=name)
             with masked_heads(model, full_heads, sink=plan.sink, recent=plan.recent):
                 results[name] = answer(model, prompts, advance=lambda n: bars.advance(task, n))
-    table = Table("attention", "full KV heads", "passkeys found", "loss on the answer")
+    table = Table("attention", "full heads", "passkeys", "answer loss")
     for name, full_heads in maps.items():
         found = f"{results[name].num_right} of {len(prompts)}"
         table.add_row(name, f"{full_heads.sum()} of {full_heads.size}", found, f"{results[name].loss:.3f}")

@@ -113,6 +113,27 @@ class StreamingLayer(DynamicLayer):
         self.positions = self.positions[:, :-count]
         self.seen -= count
 
+    def rearrange(self, fed: int, index: Tensor, dead: Tensor) -> None:
+        """Of the last `fed` columns keep, row by row, those that `index` [B, A] names; `dead` [B, A] marks fillers.
+
+        A row's fillers go to the front of the recent part, where they are the next to leave: they cost the row
+        spare slots, not window. The rows then hold the same number of columns again.
+        """
+        assert self.positions is not None
+        start = self.sink if self.has_sinks else 0
+        old = torch.arange(start, self.positions.shape[-1] - fed, device=index.device)
+        first = self.positions.shape[-1] - fed
+        columns = torch.cat([old.expand(index.shape[0], -1), first + index], dim=-1)
+        gone = torch.cat([torch.zeros_like(columns[:, : len(old)], dtype=torch.bool), dead], dim=-1)
+        order = torch.argsort((~gone).to(torch.uint8), dim=-1, stable=True)  # the dead first, the rest as it was
+        columns = torch.cat([torch.arange(start, device=index.device).expand(len(index), -1),
+                             columns.take_along_dim(order, -1)], dim=-1)  # fmt: skip
+        gone = torch.cat([torch.zeros_like(columns[:, :start], dtype=torch.bool), gone.take_along_dim(order, -1)], -1)
+        where = columns[:, None, :, None]
+        self.keys, self.values = self.keys.take_along_dim(where, 2), self.values.take_along_dim(where, 2)
+        self.positions = self.positions.take_along_dim(columns, -1).masked_fill(gone, -1)
+        self.seen -= fed - index.shape[1]
+
     def reset(self) -> None:
         self.keys = self.values = None
         self.is_initialized = False

@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
+from arrays import DTYPES, convert, kind_of, supports, to_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Case, cases, scores
 from tolerance import assert_no_worse
 
 from zigzag import ops, reference
-from zigzag.backends import get_backend
 
-DTYPES = {"numpy": ("float64", "float32"), "torch": ("float64", "float32", "float16", "bfloat16")}
 ARGUMENTS = {
     "attention": ("query", "key", "value"),
     "gated_attention": ("query", "key", "value", "gate"),
@@ -18,25 +17,6 @@ ARGUMENTS = {
     "output_deviation": ("query", "key", "value"),
     "gate_gradient": ("query", "key", "value", "grad_output"),
 }
-
-
-def kind_of(backend: str) -> str:
-    kinds = getattr(get_backend(backend), "ARRAY_KINDS", ("torch",) if backend == "torch" else ("numpy",))
-    return "torch" if isinstance(kinds, tuple) and "torch" in kinds else "numpy"
-
-
-def convert(array, kind: str, dtype: str):
-    """A NumPy array as the backend's kind; floats in `dtype`, integers untouched."""
-    if kind == "numpy":
-        return array.astype(dtype) if array.dtype.kind == "f" else array
-    import torch
-
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
-
-
-def to_numpy(result) -> np.ndarray:
-    return result.double().numpy() if hasattr(result, "double") else np.asarray(result, dtype=np.float64)
 
 
 def check(op: str, backend: str, dtype: str, case: Case, options: dict) -> None:
@@ -67,8 +47,7 @@ def scaled(op: str, result: np.ndarray, case: Case) -> np.ndarray:
 @settings(max_examples=25)
 @given(case=cases(), number=st.integers(0, 3), full=st.booleans())
 def test_attention_ops(op: str, backend: str, case: Case, number: int, full: bool) -> None:
-    if op not in {o for o in reference.OPS if hasattr(get_backend(backend), o)}:
-        pytest.skip(f"backend {backend} does not support {op}")
+    supports(backend, op)
     dtypes = DTYPES.get(backend, ("float32",))
     dtype = dtypes[number % len(dtypes)]
     window = {} if op == "attention" and full else case.window
@@ -79,17 +58,19 @@ def test_attention_ops(op: str, backend: str, case: Case, number: int, full: boo
 
 @given(case=cases(), full=st.booleans())
 def test_visible(backend: str, case: Case, full: bool) -> None:
+    supports(backend, "visible")
     keys = case.options.get("key_positions", np.arange(case.key.shape[2]))
     queries = case.options.get("query_positions", keys[-case.query.shape[2] :])
     options = {} if full else dict(case.window)
     options["parents"] = case.options.get("parents")
     kind = kind_of(backend)
     out = ops.visible(convert(queries, kind, ""), convert(keys, kind, ""), **options, backend=backend)
-    assert np.array_equal(np.asarray(out), reference.visible(queries, keys, **options))
+    assert np.array_equal(to_numpy(out), reference.visible(queries, keys, **options))
 
 
 @given(seed=st.integers(0, 2**32 - 1), parts=st.integers(1, 4), hidden=st.booleans())
 def test_merge(backend: str, seed: int, parts: int, hidden: bool) -> None:
+    supports(backend, "merge")
     rng = np.random.default_rng(seed)
     outputs, lses = rng.standard_normal((parts, 2, 3, 4, 5)), 4 * rng.standard_normal((parts, 2, 3, 4))
     lses[rng.random(lses.shape) < 0.3] = -np.inf
@@ -106,14 +87,15 @@ def test_merge(backend: str, seed: int, parts: int, hidden: bool) -> None:
 
 @given(values=scores(), data=st.data())
 def test_assignment(backend: str, values: np.ndarray, data) -> None:
+    supports(backend, "assign_layers")
     array = convert(values, kind_of(backend), "float64")
     heads = data.draw(st.integers(0, values.size))
     layers = data.draw(st.integers(0, len(values)))
     out = ops.assign_heads(array, heads, backend=backend)
-    assert np.array_equal(np.asarray(out), reference.assign_heads(values, heads))
+    assert np.array_equal(to_numpy(out), reference.assign_heads(values, heads))
     for criterion in reference.CRITERIA:
         out = ops.assign_layers(array, layers, criterion=criterion, backend=backend)
-        assert np.array_equal(np.asarray(out), reference.assign_layers(values, layers, criterion=criterion))
+        assert np.array_equal(to_numpy(out), reference.assign_layers(values, layers, criterion=criterion))
 
 
 def test_long_inputs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,125 @@
+"""The torch rules never read a value on the host: such a read waits for the device, and breaks CUDA graphs."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from torch.overrides import TorchFunctionMode  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from zigzag import ops, reference  # noqa: E402
+from zigzag.backends import torch_eager  # noqa: E402
+
+READS = "item tolist numpy cpu __bool__ __int__ __float__ __index__ __contains__".split()
+WAITING = """
+_local_scalar_dense item is_nonzero equal nonzero argwhere masked_select unique _unique2 unique_consecutive
+repeat_interleave bincount
+lift_fresh scalar_tensor
+""".split()  # the last line: data made on the host
+
+
+class WaitsError(Exception):
+    pass
+
+
+class NoReads(TorchFunctionMode):
+    """Refuses the methods that hand a tensor's values to Python."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in READS:
+            raise WaitsError(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what reads or copies values, also inside torch: sizes that depend on values, data from the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = args[1] if name in ("index", "index_put", "index_put_") else ()
+        if name in WAITING or any(m is not None and m.dtype in (torch.bool, torch.uint8) for m in masks):
+            raise WaitsError(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def unwatched(call, *args, **options):
+    with NoReads(), NoWaiting():
+        return call(*args, **options)
+
+
+def inputs(ragged: bool, deterministic: bool) -> tuple:
+    rng = np.random.default_rng(0)
+    made = [rng.dirichlet(np.ones(7), (3, 4)), rng.dirichlet(np.ones(7), (3, 5)), rng.random((3, 5))]
+    draft, target, uniforms = (torch.from_numpy(a).float() for a in made)
+    ids = torch.from_numpy(rng.integers(0, 7, (3, 4)))
+    counts = torch.tensor([0, 2, 4]) if ragged else None
+    return ids, None if deterministic else draft, target, uniforms, {"num_draft_tokens": counts}
+
+
+TREES = [[-1, 0, 1, 2], [-1, -1, 0, 0], [-1, -1, -1, -1]]
+
+
+@pytest.mark.parametrize("front_door", [False, True], ids=["backend", "front door"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("deterministic", [False, True], ids=["drawn", "deterministic"])
+def test_no_rule_waits(front_door: bool, ragged: bool, deterministic: bool) -> None:
+    ids, draft, target, uniforms, rest = inputs(ragged, deterministic)
+    module = ops if front_door else torch_eager
+    rest |= {"validate": False} if front_door else {}
+    called = set()
+
+    def run(op: str, *arrays, **options) -> None:
+        unwatched(getattr(module, op), *arrays, **rest, **options)
+        called.add(op)
+
+    run("verify_greedy", ids, target)
+    run("verify_relaxed", ids, target)
+    run("verify_top_k", ids, target, k=2)
+    run("verify_exact", ids, target, uniforms)
+    run("verify_typical", ids, target, uniforms)
+    run("verify_residual", ids, draft, target, uniforms)
+    run("verify_block", ids, draft, target, uniforms)
+    run("verify_lenient", ids, draft, target, uniforms, lenience=0.5)
+    for parents in TREES:
+        run("verify_tree_greedy", ids, target, parents=parents)
+        run("verify_tree_k_seq", ids, draft, target, uniforms, parents=parents)
+        for replacement in (True, False):
+            run("verify_tree_residual", ids, draft, target, uniforms, parents=parents, replacement=replacement)
+    assert called == {op for op in reference.OPS if op.startswith("verify")}
+
+
+@pytest.mark.parametrize("module", [torch_eager, ops], ids=["backend", "front door"])
+def test_sampling_does_not_wait(module) -> None:
+    _, _, target, uniforms, _ = inputs(False, False)
+    unwatched(module.sample, target, uniforms)
+    for options in ({}, {"temperature": 0.0}, {"temperature": 0.5, "top_k": 2, "top_p": 0.5, "min_p": 0.1}):
+        unwatched(module.to_probs, target.log(), **options)
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.tolist(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.where(x > 0),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.cpu(),
+        lambda x: x + torch.tensor([1, 2, 3]),
+        lambda x: torch.where(x > 0, x, 7),
+        lambda x: int(x[0]),
+    ],
+    ids="item bool tolist mask nonzero where select cpu host scalar int".split(),
+)
+def test_waiting_is_noticed(waits) -> None:
+    with pytest.raises(WaitsError):
+        unwatched(waits, torch.arange(3))
+
+
+def test_validation_waits() -> None:
+    ids, draft, target, uniforms, rest = inputs(False, False)
+    with pytest.raises(WaitsError):
+        unwatched(ops.verify_residual, ids, draft, target, uniforms, **rest)

@@ -1,0 +1,46 @@
+"""The validated front door: every op of `zigzag.reference`, on the backend of your choice.
+
+Each function checks shapes and dtypes, picks the backend and calls it; the acceptance rules check values as well,
+unless told not to. Meaning, shapes and sources are in the reference's docstrings, which these functions carry;
+`backend=` is explained in `zigzag.backends`.
+"""
+
+from zigzag.ops.acceptance import (
+    verify_block,
+    verify_exact,
+    verify_greedy,
+    verify_lenient,
+    verify_relaxed,
+    verify_residual,
+    verify_top_k,
+    verify_typical,
+)
+from zigzag.ops.attention import attention, gated_attention, merge, visible
+from zigzag.ops.sampling import sample, to_probs
+from zigzag.ops.scores import assign_heads, assign_layers, gate_gradient, lost_mass, output_deviation
+from zigzag.ops.trees import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
+
+__all__ = [
+    "assign_heads",
+    "assign_layers",
+    "attention",
+    "gate_gradient",
+    "gated_attention",
+    "lost_mass",
+    "merge",
+    "output_deviation",
+    "sample",
+    "to_probs",
+    "verify_block",
+    "verify_exact",
+    "verify_greedy",
+    "verify_lenient",
+    "verify_relaxed",
+    "verify_residual",
+    "verify_top_k",
+    "verify_tree_greedy",
+    "verify_tree_k_seq",
+    "verify_tree_residual",
+    "verify_typical",
+    "visible",
+]

@@ -1,0 +1,130 @@
+"""Drafters by themselves: what lookup finds, what a tree of drafts looks like, what each says of its law."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import VOCAB, tiny_llama
+
+from zigzag import ArgumentError, LayerPlan
+from zigzag.distribution import Distribution
+from zigzag.drafting import LookupDrafter, ModelDrafter, Request
+from zigzag.drafting.draft import padded
+from zigzag.reference import best_tree, node_depths
+from zigzag.runner import Host
+
+
+def request(rows: list[list[int]], most: int = 99, round_: int = 0, temperature: float = 1.0) -> Request:
+    distribution = Distribution(temperature)
+    return Request(rows, [most] * len(rows), list(range(len(rows))), round_, distribution.next_token)
+
+
+def brute_force(tokens: list[int], longest: int, most: int) -> list[int]:
+    """What followed the latest earlier occurrence of the longest n last tokens."""
+    for n in range(min(longest, len(tokens)), 0, -1):
+        for place in range(len(tokens) - 1, n - 1, -1):
+            if tokens[place - n : place] == tokens[-n:]:
+                return tokens[place : place + most]
+    return []
+
+
+rows = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=30), min_size=1, max_size=3)
+
+
+@given(texts=rows, more=st.lists(st.integers(0, 3), max_size=12), longest=st.integers(1, 4), most=st.integers(0, 6))
+def test_lookup_is_brute_force_lookup(texts: list[list[int]], more: list[int], longest: int, most: int) -> None:
+    """Also when the text grows token by token, and when another text comes."""
+    drafter = LookupDrafter(5, longest_ngram=longest)
+    for n in range(len(more) + 1):
+        grown = [text + more[:n] for text in texts]
+        draft = drafter.draft(request(grown, most))
+        for text, ids, count in zip(grown, draft.token_ids, draft.counts, strict=True):
+            assert ids[:count].tolist() == brute_force(text, longest, min(5, most))
+            assert (ids[count:] == -1).all()
+    drafter.select(range(len(texts))[:1])
+    other = [text[::-1] for text in texts]
+    for ids, count, text in zip(*padded([brute_force(t, longest, 5) for t in other]), other, strict=True):
+        assert ids[:count].tolist() == brute_force(text, longest, 5)
+
+
+def test_lookup_arguments() -> None:
+    with pytest.raises(ArgumentError, match="at least 1"):
+        LookupDrafter(0)
+
+
+def test_tree_of_likeliest_tokens() -> None:
+    model, parents = tiny_llama(3, dtype=torch.float64), best_tree([0.6, 0.2, 0.1], 7)[0]
+    drafter = ModelDrafter(model, parents=parents)
+    assert drafter.law == "one-hot" and drafter.longest == 7
+    text = [5, 9, 2]
+    with Host(model) as host, torch.inference_mode():
+        drafter.open(host)
+        draft = drafter.draft(request([text, [7]]))
+    for row, start in enumerate((text, [7])):
+        for node, parent in enumerate(parents):
+            path, up = [], parent
+            while up >= 0:
+                path.insert(0, int(draft.token_ids[row, up]))
+                up = parents[up]
+            with torch.inference_mode():
+                logits = model(torch.tensor([[*start, *path]])).logits[0, -1]
+            siblings = [n for n in range(len(parents)) if parents[n] == parent]
+            assert draft.token_ids[row, node] == logits.topk(len(siblings)).indices[siblings.index(node)]
+
+
+@pytest.mark.parametrize("siblings", ["with replacement", "without replacement"])
+def test_drawn_siblings(siblings: str) -> None:
+    """Each node's row is the model's own after its path; without replacement siblings differ."""
+    model, parents = tiny_llama(3, dtype=torch.float64), [-1, -1, -1, 0, 0]
+    drafter = ModelDrafter(model, plan=LayerPlan(("full",) * 3, 1, 1), parents=parents, siblings=siblings)
+    assert drafter.law == "dense"
+    with Host(model) as host, torch.inference_mode():
+        drafter.open(host)
+        for round_ in range(5):
+            draft = drafter.draft(request([[5, 9]], round_=round_))
+            ids = draft.token_ids[0].tolist()
+            assert draft.replacement is (siblings == "with replacement")
+            assert siblings == "with replacement" or (len(set(ids[:3])) == 3 and ids[3] != ids[4])
+            # the host is taken: ask another copy of the same weights
+            for node, path in ((0, []), (2, []), (3, ids[:1])):
+                want = tiny_llama(3, dtype=torch.float64)(torch.tensor([[5, 9, *path]])).logits[0, -1].softmax(-1)
+                torch.testing.assert_close(draft.probs[0, node], want)
+
+
+def test_a_tree_fits_the_room_that_is_left() -> None:
+    model, parents = tiny_llama(3), (-1, -1, 0, 0, 1, 2)
+    drafter = ModelDrafter(model, parents=parents)
+    with Host(model) as host, torch.inference_mode():
+        drafter.open(host)
+        for most in (1, 2, 3, 9):
+            draft = drafter.draft(request([[5, 9]], most))
+            assert draft.counts[0] == (node_depths(parents) <= most).sum()
+            assert (draft.token_ids[0, draft.counts[0] :] == -1).all()
+
+
+def test_model_drafter_arguments() -> None:
+    for options, words in (
+        ({}, "a plan for the target"),
+        ({"parents": [0]}, "parents"),
+        ({"parents": [-1, 0, -1]}, "sorted by level"),
+        ({"parents": [-1], "siblings": "some"}, "without replacement"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            ModelDrafter(None if not options else tiny_llama(2), **options)
+
+
+def test_chain_draws_from_its_rows() -> None:
+    """Chi-square of 3,000 first drafts against the row that the drafter says it drew them from."""
+    from scipy.stats import chisquare
+
+    model = tiny_llama(2, dtype=torch.float64)
+    drafter = ModelDrafter(model, plan=LayerPlan(("full",) * 2, 1, 1), stop=2)
+    with Host(model) as host, torch.inference_mode():
+        drafter.open(host)
+        draft = drafter.draft(request([[5, 9]] * 3000))
+    row = draft.probs[0, 0].numpy()
+    counts = np.bincount(draft.token_ids[:, 0], minlength=VOCAB)
+    common = row * 3000 > 5
+    seen, expected = [*counts[common], counts[~common].sum()], [*row[common] * 3000, row[~common].sum() * 3000]
+    assert chisquare(seen, expected).pvalue > 1e-3

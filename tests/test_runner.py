@@ -1,0 +1,117 @@
+"""Feeding, keeping, taking back: whatever happened before, the next logits are those of a fresh forward."""
+
+import random
+
+import pytest
+import torch
+from models import VOCAB, tiny_glm4_moe, tiny_llama
+
+from zigzag import CacheError, LayerPlan, PlanError
+from zigzag.masking import masked_heads
+from zigzag.runner import Host, Runner
+
+PLANS = {
+    "full": None,
+    "mixed": LayerPlan(("full", "streaming", "streaming", "full"), 2, 5),
+    "streaming": LayerPlan(("streaming",) * 4, 2, 5),
+}
+
+
+def fresh(model, plan, tokens: list[int]) -> torch.Tensor:
+    """Logits after `tokens`, by transformers itself; streaming layers by a mask over the whole prompt."""
+    full_heads = [[plan is None or not plan.is_streaming(i)] * 2 for i in range(model.config.num_hidden_layers)]
+    window = {"sink": 1, "recent": 1} if plan is None else {"sink": plan.sink, "recent": plan.recent}
+    with masked_heads(model, full_heads, **window), torch.inference_mode():
+        return model(torch.tensor([tokens])).logits[0, -1]
+
+
+def assert_right(model, plan, rows: list[list[int]], logits: torch.Tensor) -> None:
+    close = 1e-5 if model.config.model_type == "glm4_moe" else 1e-9  # its router computes in float32
+    for tokens, row in zip(rows, logits, strict=True):
+        torch.testing.assert_close(row, fresh(model, plan, tokens), rtol=0, atol=close)
+
+
+def draw(rng: random.Random, count: int) -> list[int]:
+    return [rng.randrange(1, VOCAB) for _ in range(count)]
+
+
+def path_to(parents: list[int], node: int) -> list[int]:
+    path = []
+    while node >= 0:
+        path.insert(0, node)
+        node = parents[node]
+    return path
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("make", [tiny_llama, tiny_glm4_moe])
+def test_random_histories(make, name: str, rows: int) -> None:
+    """Chains, trees, tokens taken back and more fed, with rows at different lengths."""
+    rng = random.Random(rows)
+    model, plan = make(4, dtype=torch.float64), PLANS[name]
+    with Host(model) as host, torch.inference_mode():
+        runner = Runner(host, plan, spare=8)
+        texts = [draw(rng, rng.randint(3, 25)) for _ in range(rows)]
+        checks = [([list(t) for t in texts], runner.sync(texts).clone())]
+        for _ in range(20):
+            if rng.random() < 0.3:
+                for text in texts:
+                    if (gone := rng.randint(0, 3)) and len(text) - gone > 1:
+                        del text[-gone:]
+                    text.extend(draw(rng, rng.randint(1, 3)))
+                checks.append(([list(t) for t in texts], runner.sync(texts).clone()))
+                continue
+            fed = rng.randint(1, 6)
+            parents = [-1, *(rng.randint(0, n - 1) if rng.random() < 0.5 else n - 1 for n in range(1, fed))]
+            ids = torch.tensor([draw(rng, fed) for _ in range(rows)])
+            logits = runner.feed(ids, parents=parents)
+            kept = [path_to(parents, rng.randrange(fed)) for _ in range(rows)]
+            for text, new, nodes in zip(texts, ids.tolist(), kept, strict=True):
+                text.extend(new[n] for n in nodes)
+            checks.append(([list(t) for t in texts], logits[range(rows), [nodes[-1] for nodes in kept]].clone()))
+            runner.keep(kept, fed)
+            runner.tokens = [list(t) for t in texts]
+    for done, logits in checks:
+        assert_right(model, plan, done, logits)
+
+
+def test_rows_leave(name: str = "mixed") -> None:
+    rng = random.Random(0)
+    model, plan = tiny_llama(4, dtype=torch.float64), PLANS[name]
+    texts = [draw(rng, n) for n in (20, 4, 11)]
+    with Host(model) as host, torch.inference_mode():
+        runner = Runner(host, plan, spare=8)
+        runner.sync(texts)
+        runner.select([2, 0])
+        texts = [texts[2] + draw(rng, 2), texts[0] + draw(rng, 3)]
+        logits = runner.sync(texts)
+    assert_right(model, plan, texts, logits)
+
+
+def test_wrong_logits_are_noticed() -> None:
+    model = tiny_llama(4, dtype=torch.float64)
+    with pytest.raises(AssertionError):
+        assert_right(model, None, [[1, 2, 3]], fresh(model, None, [1, 2, 4])[None])
+
+
+def test_more_than_spare_is_refused() -> None:
+    model = tiny_llama(4, dtype=torch.float64)
+    with Host(model) as host, torch.inference_mode():
+        runner = Runner(host, PLANS["mixed"], spare=3)
+        runner.sync([list(range(1, 30))])
+        runner.feed(torch.tensor([[1, 2, 3, 4, 5]]))
+        with pytest.raises(CacheError, match="spare = 3"):
+            runner.keep([[]], 5)
+
+
+def test_plan_of_another_model() -> None:
+    with Host(tiny_llama(3)) as host, pytest.raises(PlanError, match="4 layers"):
+        Runner(host, PLANS["mixed"])
+
+
+def test_the_model_cannot_be_called_meanwhile() -> None:
+    model = tiny_llama(2)
+    with Host(model), pytest.raises(CacheError, match=r"zigzag\.generate"):
+        model(torch.tensor([[1, 2]]))
+    model(torch.tensor([[1, 2]]))

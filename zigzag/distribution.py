@@ -1,0 +1,55 @@
+"""From a model's logits to what is sampled from, for target and draft alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zigzag import ops
+from zigzag.reference.checks import check_sampling
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """transformers' logits processors, then temperature, top-k, top-p and min-p as in `zigzag.ops.to_probs`."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    processors: Any = None
+
+    def __post_init__(self) -> None:
+        check_sampling("generate", self.temperature, self.top_k, self.top_p, self.min_p)
+
+    def probs(self, logits: Tensor) -> Tensor:
+        """[..., V] probabilities of processed logits, at least float32."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return ops.to_probs(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+
+    def next_token(self, logits: Tensor, sequences: Callable[[], Sequence[list[int]]]) -> Tensor:
+        """[B, V] probabilities of the token after each sequence; `sequences` is only called if a processor asks."""
+        if not self.processors:
+            return self.probs(logits)
+        rows = [self._processed(logits[b : b + 1], row) for b, row in enumerate(sequences())]
+        return self.probs(torch.cat(rows))
+
+    def processed(
+        self, logits: Tensor, sequences: Sequence[list[int]], drafts: Sequence[Sequence[int]], parents: Sequence[int]
+    ) -> Tensor:
+        """Target logits [B, K + 1, V] after the processors: one call for each row and node, as each sees other text."""
+        if not self.processors:
+            return logits
+        out = logits.clone()
+        for b, (row, drafted) in enumerate(zip(sequences, drafts, strict=True)):
+            paths: list[list[int]] = [list(row)]
+            for token, parent in zip(drafted, parents, strict=False):
+                paths.append([*paths[parent + 1], token])
+            for n, path in enumerate(paths):
+                out[b, n] = self._processed(logits[b, n : n + 1], path)[0]
+        return out
+
+    def _processed(self, logits: Tensor, tokens: list[int]) -> Tensor:
+        return self.processors(torch.tensor([tokens], device=logits.device), logits.float())

@@ -10,7 +10,8 @@ from models import VOCAB, tiny_llama
 from zigzag import ArgumentError, LayerPlan
 from zigzag.distribution import Distribution
 from zigzag.drafting import LookupDrafter, ModelDrafter, Request
-from zigzag.drafting.draft import padded
+from zigzag.drafting.draft import Draft, padded, until_stop
+from zigzag.drafting.termination import Confidence, EntropyBound, Heuristic
 from zigzag.reference import best_tree, node_depths
 from zigzag.runner import Host
 
@@ -49,8 +50,32 @@ def test_lookup_is_brute_force_lookup(texts: list[list[int]], more: list[int], l
 
 
 def test_lookup_arguments() -> None:
-    with pytest.raises(ArgumentError, match="at least 1"):
-        LookupDrafter(0)
+    for wrong, words in ((0, "at least 1"), (Confidence(), "no probabilities"), (EntropyBound(), "no probabilities")):
+        with pytest.raises(ArgumentError, match=words):
+            LookupDrafter(wrong)
+
+
+def test_lookup_with_a_policy() -> None:
+    """One token less after a draft that failed, two more after one accepted whole."""
+    drafter, text = LookupDrafter(Heuristic(3, longest=6)), [1, 2, 3, 4, 5, 6, 7, 8, 1]
+    assert drafter.longest == 6
+    for accepted, expected in ((0, 3), (2, 2), (4, 4), (0, 6)):
+        draft = drafter.draft(request([text]))
+        assert draft.counts.tolist() == [expected]
+        drafter.observe(draft.counts.tolist(), [min(accepted, expected)])
+
+
+def test_drafts_end_with_a_stop_token() -> None:
+    """What stands behind it could never be emitted; ids beyond a row's count do not matter."""
+    ids, probs = np.array([[4, 7, 5, 6], [4, 4, -1, -1], [9, 1, 1, 1]]), torch.rand(3, 4, 10)
+    cut = until_stop(Draft(ids, np.array([4, 2, 4]), probs), {7, 9})
+    assert cut.counts.tolist() == [2, 2, 1] and cut.token_ids.tolist() == ids[:, :2].tolist()
+    assert torch.equal(cut.probs, probs[:, :2])
+    unchanged = Draft(ids, np.array([4, 2, 4]))
+    assert until_stop(unchanged, {8}) is unchanged
+    assert until_stop(unchanged, ()) is unchanged
+    empty = Draft(*padded([[], []]))
+    assert until_stop(empty, {7}) is empty
 
 
 def test_tree_of_likeliest_tokens() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zigzag.calibration import calibrate
     from zigzag.generation import generate
     from zigzag.models import load_model
+    from zigzag.refinement import refine_plan
     from zigzag.running import attach, cache_bytes, detach
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _LAZY = {
     "detach": "zigzag.running",
     "generate": "zigzag.generation",
     "load_model": "zigzag.models",
+    "refine_plan": "zigzag.refinement",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "make_plan",
     "ops",
     "reference",
+    "refine_plan",
     "register_backend",
     "unregister_backend",
     "use_backend",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from zigzag.evaluation import answer, answer_log_odds, answer_losses, batches
 from zigzag.interception import decoder_config, full_attention, intercepted
 from zigzag.masking import masked_heads
 from zigzag.models import check_weights
-from zigzag.plans import HeadScores
+from zigzag.plans import HeadScores, LayerPlan
 from zigzag.prompts import PasskeyPrompt, passkey_prompts
 from zigzag.reference.checks import check_streaming_window
-from zigzag.reference.errors import ArgumentError, ModelError
+from zigzag.reference.errors import ArgumentError, ModelError, PlanError
 
 Advance = Callable[[int], object]
 Score = Callable[[Any, Sequence[PasskeyPrompt], dict[str, int], int, Advance], NDArray[np.float64]]
@@ -34,6 +35,7 @@ def calibrate(
     length: int = 1000,
     num_prompts: int = 4,
     seed: int = 0,
+    plan: LayerPlan | None = None,
     batch_size: int = 1,
     advance: Advance = lambda count: None,
 ) -> HeadScores:
@@ -53,6 +55,8 @@ def calibrate(
     sink, recent: the window of the streaming layers to be.
     prompts: what to measure on; default: `num_prompts` passkey prompts of `length` tokens from `seed`, made
         with `tokenizer`.
+    plan: measure while the model runs under this plan, not under full attention: what a layer matters while the
+        others do as planned; for gate_gradient, see `zigzag.refine_plan`.
     batch_size: prompts of equal length in one forward.
     advance: called with the number of prompts done, for progress bars; `steps` says how many come.
 
@@ -68,10 +72,11 @@ def calibrate(
         prompts = passkey_prompts(tokenizer, length, count=num_prompts, seed=seed, min_distance=distance)
     decoder_config(model)
     check_weights(model)
+    measure = METHODS[method] if plan is None else _under(plan, method, model)
     training = model.training
     model.eval()
     try:
-        values = METHODS[method](model, prompts, {"sink": sink, "recent": recent}, batch_size, advance)
+        values = measure(model, prompts, {"sink": sink, "recent": recent}, batch_size, advance)
     finally:
         model.train(training)
     if not np.isfinite(values).all():
@@ -86,15 +91,33 @@ def steps(method: str, num_prompts: int, num_layers: int) -> int:
     return num_prompts * (num_layers + 1 if method == "layer_loss" else 1)
 
 
+def _under(plan: LayerPlan, method: str, model: Any) -> Score:
+    """The measurement of `method` while the model runs under `plan`."""
+    if method != "gate_gradient":
+        raise ArgumentError(f"calibrate: plan goes with method gate_gradient only, got {method!r}")
+    if plan.num_layers != _heads(model)[0]:
+        raise PlanError(f"calibrate: the plan is for {plan.num_layers} layers, the model has {_heads(model)[0]}")
+    return partial(_gate_gradient, streams=plan.is_streaming)
+
+
 def _gate_gradient(
-    model: Any, prompts: Sequence[PasskeyPrompt], window: dict[str, int], batch_size: int, advance: Advance
+    model: Any,
+    prompts: Sequence[PasskeyPrompt],
+    window: dict[str, int],
+    batch_size: int,
+    advance: Advance,
+    *,
+    streams: Callable[[int], bool] = lambda layer: False,
 ) -> NDArray[np.float64]:
     gradient = torch.zeros(_heads(model), dtype=torch.float64, device=model.device)
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
     ) -> Tensor:
-        output = full_attention(module, query, key, value, mask, scaling)
+        if streams(module.layer_idx):
+            output, _ = ops.attention(query, key, value, **window, scale=scaling)
+        else:
+            output = full_attention(module, query, key, value, mask, scaling)
         states = (query.detach(), key.detach(), value.detach())
 
         def add(grad_output: Tensor) -> None:

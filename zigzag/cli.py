@@ -106,6 +106,63 @@ def plan(
         console.print(f"wrote {heat_map}")
 
 
+Length = Annotated[list[int] | None, typer.Option(help="Tokens of the prompts; may be given several times.")]
+Prompts = Annotated[int, typer.Option(min=1, help="Prompts of each length.")]
+PlanFile = Annotated[Path, typer.Argument(help="Layer plan (JSON).")]
+
+
+@app.command()
+def refine(
+    plan: PlanFile,
+    out: Annotated[Path, typer.Option(help="Where to write the better plan (JSON).")],
+    model: Model = "smollm2",
+    length: Length = None,
+    prompts: Prompts = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,
+    exchanges: Annotated[int, typer.Option(min=1, help="Most exchanges of a full and a streaming layer.")] = 4,
+    trials: Annotated[int, typer.Option(min=1, help="Exchanges measured in each round.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward.")] = 1,
+    device: Device = "cpu",
+) -> None:
+    """Exchange layers of a plan while the loss on passkey prompts falls: slow, but measured."""
+    from zigzag.demo import progress
+    from zigzag.prompts import passkey_prompts
+    from zigzag.refinement import refinements
+
+    chosen = LayerPlan.load(plan)
+    loaded, tokenizer = _load(model, device)
+    asked = [p for n in length or (1000, 2000) for p in passkey_prompts(tokenizer, n, count=prompts, seed=seed)]
+    with progress(console) as bars:
+        task = bars.add_task("prompts at most", total=len(asked) * (1 + exchanges * (1 + trials)))
+        for chosen, loss in refinements(
+            loaded, chosen, asked, max_exchanges=exchanges, trials=trials, batch_size=batch_size,
+            advance=lambda n: bars.advance(task, n),
+        ):  # fmt: skip
+            console.print(f"{chosen.map()}   loss {loss:.4f}")
+            chosen.save(out)
+    console.print(f"wrote {out}")
+
+
+@app.command()
+def prove(
+    plan: PlanFile,
+    model: Model = "smollm2",
+    length: Length = None,
+    prompts: Prompts = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 1_000_000,
+    device: Device = "cpu",
+) -> None:
+    """Retrieval and loss of a plan beside full attention and its rivals, on passkey prompts."""
+    from zigzag.demo import prove as measure
+    from zigzag.prompts import passkey_prompts
+
+    chosen = LayerPlan.load(plan)
+    loaded, tokenizer = _load(model, device)
+    for n in length or (1000,):
+        console.rule(f"{prompts} prompts of {n:,} tokens")
+        measure(loaded, chosen, passkey_prompts(tokenizer, n, count=prompts, seed=seed), console)
+
+
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue, or @FILE to read it from a file.")],

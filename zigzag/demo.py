@@ -71,7 +71,7 @@ def prove(model: Any, plan: LayerPlan, prompts: list[PasskeyPrompt], console: Co
     maps = {
         "full attention": np.ones((num_layers, heads), dtype=bool),
         f"zigzag, {num_layers - plan.num_full} layers stream": every_head(chosen),
-        "DuoAttention, head by head": head_plan(plan.scores, plan.num_full),
+        **({"DuoAttention, head by head": head_plan(plan.scores, plan.num_full)} if plan.scores else {}),
         "random layers": every_head(random),
         "all layers stream": np.zeros((num_layers, heads), dtype=bool),
     }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zigzag.distribution import Distribution
-from zigzag.drafting.draft import Draft, Drafter, Request, padded
+from zigzag.drafting.draft import Draft, Drafter, Request, padded, until_stop
 from zigzag.drafting.lookup import LookupDrafter
 from zigzag.drafting.model import ModelDrafter, streaming_drafter
 from zigzag.generation_statistics import Statistics
@@ -207,9 +207,9 @@ class _Loop:
         if max(most) == 0:
             return none
         seeds = [self.seeds[b] for b in self.alive]
-        draft = self.drafter.draft(Request(rows, most, seeds, round_, self.distribution.next_token))
+        draft = self._checked(self.drafter.draft(Request(rows, most, seeds, round_, self.distribution.next_token)), most)
         self.statistics.draft_steps += int(draft.counts.max(initial=0))
-        return self._checked(draft, most)
+        return draft if draft.parents is not None else until_stop(draft, self.eos)
 
     def _checked(self, draft: Draft, most: list[int]) -> Draft:
         """The draft, if it can be what the drafter says it is."""

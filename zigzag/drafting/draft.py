@@ -1,7 +1,7 @@
 """What a drafter is: something that proposes tokens and knows by what law it did."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -68,6 +68,18 @@ class Drafter(Protocol):
 
     def select(self, rows: Sequence[int]) -> None:
         """Only these rows go on, in this order."""
+
+
+def until_stop(draft: Draft, stop_token_ids: Collection[int]) -> Draft:
+    """A chain of drafts cut behind each row's first stop token: what follows it could never be emitted."""
+    stops = np.isin(draft.token_ids, list(stop_token_ids))
+    if not stops.any():
+        return draft
+    ends = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, draft.token_ids.shape[1])
+    counts = np.minimum(draft.counts, ends)
+    width = int(counts.max())
+    probs = None if draft.probs is None else draft.probs[:, :width]
+    return replace(draft, token_ids=draft.token_ids[:, :width], counts=counts, probs=probs)
 
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

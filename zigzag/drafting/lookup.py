@@ -3,26 +3,35 @@
 from collections.abc import Sequence
 
 from zigzag.drafting.draft import Draft, Law, Request, padded
+from zigzag.drafting.termination import Confidence, EntropyBound, Fixed
 from zigzag.reference.errors import ArgumentError
 
 
 class LookupDrafter:
     """Copies what followed the latest earlier place where the last n tokens stand, the longest n first.
 
-    num_draft_tokens: most tokens to copy; longest_ngram: n to start from, down to 1
+    stop: most tokens to copy, or a policy of `zigzag.drafting.termination` that needs no probabilities
+    longest_ngram: n to start from, down to 1
     Source: prompt lookup (LLMA, arXiv 2304.04487). Each n-gram is indexed once: a draft costs the same at any length.
     """
 
     law: Law = "one-hot"
 
-    def __init__(self, num_draft_tokens: int = 10, *, longest_ngram: int = 3) -> None:
-        if num_draft_tokens < 1 or longest_ngram < 1:
+    def __init__(self, stop: Fixed | int = 10, *, longest_ngram: int = 3) -> None:
+        if isinstance(stop, Confidence | EntropyBound):
             raise ArgumentError(
-                f"LookupDrafter: num_draft_tokens and longest_ngram must be at least 1, got {num_draft_tokens} and "
-                f"{longest_ngram}"
+                f"LookupDrafter: copied tokens have no probabilities for {type(stop).__name__} to look at; use a length, "
+                f"Heuristic or ExpectedGain"
             )
-        self.longest, self.longest_ngram = num_draft_tokens, longest_ngram
+        if longest_ngram < 1:
+            raise ArgumentError(f"LookupDrafter: longest_ngram must be at least 1, got {longest_ngram}")
+        self.stop = Fixed(stop) if isinstance(stop, int) else stop
+        self.longest_ngram = longest_ngram
         self._rows: list[_Index] = []
+
+    @property
+    def longest(self) -> int:
+        return self.stop.longest
 
     def draft(self, request: Request) -> Draft:
         if len(self._rows) != len(request.sequences) or any(
@@ -31,11 +40,11 @@ class LookupDrafter:
             self._rows = [_Index(self.longest_ngram) for _ in request.sequences]
         found = []
         for index, tokens, most in zip(self._rows, request.sequences, request.most, strict=True):
-            found.append(index.after(tokens, min(most, self.longest)))
+            found.append(index.after(tokens, min(most, self.stop.length)))
         return Draft(*padded(found))
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
-        pass
+        self.stop.observe(drafted, accepted)
 
     def select(self, rows: Sequence[int]) -> None:
         self._rows = [self._rows[b] for b in rows]

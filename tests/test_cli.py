@@ -63,7 +63,7 @@ def test_errors_are_one_line(
 
 @pytest.mark.parametrize("drafter", ["none", "lookup", "streaming"])
 def test_generate_says_what_was_accepted(drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_load", lambda model, device: smollm2())
+    monkeypatch.setattr(cli, "load", lambda model, device: smollm2())
     arguments = ["generate", "1 2 3 4 1 2 3 4 1 2", "--drafter", drafter, "--rule", "block", "--new-tokens", "8"]
     result = RUN.invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
@@ -71,7 +71,7 @@ def test_generate_says_what_was_accepted(drafter: str, monkeypatch: pytest.Monke
 
 
 def test_bench_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_load", lambda model, device: smollm2())
+    monkeypatch.setattr(cli, "load", lambda model, device: smollm2())
     out = tmp_path / "bench.json"
     options = ["--length", "100", "--task", "edit", "--new-tokens", "4", "--out", str(out)]
     result = RUN.invoke(cli.app, ["bench", *options])

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from zigzag import __version__
 from zigzag.backends import list_backends
+from zigzag.cli_bench import bench
 from zigzag.plans import HeadScores, LayerPlan, make_plan
 from zigzag.reference import CRITERIA, LOSSLESS_RULES, LOSSY_RULES
 from zigzag.reference.errors import ZigzagError
@@ -20,7 +21,6 @@ from zigzag.reference.errors import ZigzagError
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
 console = Console()
 
-Task = Enum("Task", {t: t for t in ("edit", "summary", "continue")}, type=str)
 DrafterName = Enum("DrafterName", {d: d for d in ("none", "lookup", "streaming", "model")}, type=str)
 RuleName = Enum("RuleName", {r: r for r in (*LOSSLESS_RULES, *LOSSY_RULES)}, type=str)
 Method = Enum("Method", {m: m for m in ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")}, type=str)
@@ -51,7 +51,7 @@ def demo(
     """The main job on a real model: calibrate, plan, prove, generate, write."""
     from zigzag.demo import demo as run
 
-    run(*_load(model, device), out, console)
+    run(*load(model, device), out, console)
 
 
 @app.command()
@@ -71,7 +71,7 @@ def calibrate(
     from zigzag.calibration import steps
     from zigzag.demo import progress
 
-    loaded, tokenizer = _load(model, device)
+    loaded, tokenizer = load(model, device)
     with progress(console) as bars:
         task = bars.add_task(method.value, total=steps(method.value, prompts, loaded.config.num_hidden_layers))
         scores = score(
@@ -129,17 +129,17 @@ def refine(
     from zigzag.prompts import passkey_prompts
     from zigzag.refinement import refinements
 
-    chosen = LayerPlan.load(plan)
-    loaded, tokenizer = _load(model, device)
+    start = LayerPlan.load(plan)
+    loaded, tokenizer = load(model, device)
     asked = [p for n in length or (1000, 2000) for p in passkey_prompts(tokenizer, n, count=prompts, seed=seed)]
     with progress(console) as bars:
         task = bars.add_task("prompts at most", total=len(asked) * (1 + exchanges * (1 + trials)))
-        for chosen, loss in refinements(
-            loaded, chosen, asked, max_exchanges=exchanges, trials=trials, batch_size=batch_size,
+        for better, loss in refinements(
+            loaded, start, asked, max_exchanges=exchanges, trials=trials, batch_size=batch_size,
             advance=lambda n: bars.advance(task, n),
         ):  # fmt: skip
-            console.print(f"{chosen.map()}   loss {loss:.4f}")
-            chosen.save(out)
+            console.print(f"{better.map()}   loss {loss:.4f}")
+            better.save(out)
     console.print(f"wrote {out}")
 
 
@@ -157,7 +157,7 @@ def prove(
     from zigzag.prompts import passkey_prompts
 
     chosen = LayerPlan.load(plan)
-    loaded, tokenizer = _load(model, device)
+    loaded, tokenizer = load(model, device)
     for n in length or (1000,):
         console.rule(f"{prompts} prompts of {n:,} tokens")
         measure(loaded, chosen, passkey_prompts(tokenizer, n, count=prompts, seed=seed), console)
@@ -192,10 +192,10 @@ def generate(
         raise ZigzagError("generate: --drafter model and --draft-model NAME go together")
     if prompt.startswith("@"):
         prompt = _read(Path(prompt[1:]))
-    loaded, tokenizer = _load(model, device)
+    loaded, tokenizer = load(model, device)
     source: Any = None if drafter.value == "none" else drafter.value
     if draft_model is not None:
-        source = _load(draft_model, device)[0]
+        source = load(draft_model, device)[0]
     if chat:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
@@ -252,40 +252,13 @@ def evidence(
     if report_only:
         state = work.load(out)
     else:
-        loaded, tokenizer = _load(model, device)
+        loaded, tokenizer = load(model, device)
         state = work.run(loaded, tokenizer, out, minutes=minutes, batch_size=batch_size, log=console.print)
     for path in write_page(state, out.parent):
         console.print(f"wrote {path}")
 
 
-@app.command()
-def bench(
-    model: Model = "smollm2",
-    out: Annotated[Path, typer.Option(help="Where to write the numbers (JSON).")] = Path("out/bench.json"),
-    length: Annotated[list[int] | None, typer.Option(help="Prompt tokens; may be given several times.")] = None,
-    task: Annotated[list[Task] | None, typer.Option(help="Default: all; may be given several times.")] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate each time.")] = 64,
-    device: Device = "cpu",
-) -> None:
-    """Decoding with and without drafts, beside transformers' own, in one run."""
-    from zigzag import bench as work
-    from zigzag.jsonfile import write_json, write_text
-
-    loaded, tokenizer = _load(model, device)
-    lengths = tuple(length) if length else work.LENGTHS
-    tasks = tuple(t.value for t in task or Task)
-    measured = []
-    for row in work.run(loaded, tokenizer, lengths=lengths, tasks=tasks, new_tokens=new_tokens):
-        measured.append(row)
-        speed = "" if row.tokens_per_second is None else f", {row.tokens_per_second:.1f} tokens/s"
-        console.print(
-            f"{len(measured)}: {row.task}, {row.length} tokens, T = {row.temperature:g}, {row.method}: "
-            f"{row.seconds:.2f} s{speed}"
-        )
-    content = work.as_json(loaded, measured)
-    write_json(out, content)
-    write_text(out.with_suffix(".md"), work.page(content, f"zigzag bench --new-tokens {new_tokens} --device {device}"))
-    console.print(f"wrote {out} and {out.with_suffix('.md')}")
+app.command()(bench)
 
 
 @app.command()
@@ -300,7 +273,8 @@ def info() -> None:
     console.print(table)
 
 
-def _load(model: str, device: str) -> tuple[Any, Any]:
+def load(model: str, device: str) -> tuple[Any, Any]:
+    """The model and its tokenizer; ZigzagError where they cannot be loaded."""
     try:
         from transformers.utils import logging
 

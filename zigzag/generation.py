@@ -207,7 +207,8 @@ class _Loop:
         if max(most) == 0:
             return none
         seeds = [self.seeds[b] for b in self.alive]
-        draft = self._checked(self.drafter.draft(Request(rows, most, seeds, round_, self.distribution.next_token)), most)
+        request = Request(rows, most, seeds, round_, self.distribution.next_token)
+        draft = self._checked(self.drafter.draft(request), most)
         self.statistics.draft_steps += int(draft.counts.max(initial=0))
         return draft if draft.parents is not None else until_stop(draft, self.eos)
 

@@ -10,7 +10,7 @@ import torch
 from models import smollm2
 
 from zigzag import generate
-from zigzag.bench import prompt_ids
+from zigzag.bench.speculation import prompt_ids
 
 NEW_TOKENS, DRAFTS = 64, 10
 

@@ -20,8 +20,8 @@ class LookupDrafter:
     def __init__(self, stop: Fixed | int = 10, *, longest_ngram: int = 3) -> None:
         if isinstance(stop, Confidence | EntropyBound):
             raise ArgumentError(
-                f"LookupDrafter: copied tokens have no probabilities for {type(stop).__name__} to look at; use a length, "
-                f"Heuristic or ExpectedGain"
+                f"LookupDrafter: copied tokens have no probabilities for {type(stop).__name__} to look at; use a "
+                f"length, Heuristic or ExpectedGain"
             )
         if longest_ngram < 1:
             raise ArgumentError(f"LookupDrafter: longest_ngram must be at least 1, got {longest_ngram}")

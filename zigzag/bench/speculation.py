@@ -1,4 +1,4 @@
-"""`zigzag bench`: decoding with and without drafts, side by side in one run, on prompts that every Python has."""
+"""The suite `speculation`: decoding with and without drafts, side by side, on prompts that every Python has."""
 
 import argparse as _text_source
 import inspect

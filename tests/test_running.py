@@ -462,6 +462,9 @@ def test_right_padding(llama: Any) -> None:
         llama(random_ids(2, 20), attention_mask=mask)
     with refuses(ModelError, "padded on the left"):
         llama(random_ids(2, 20), attention_mask=mask, use_cache=False)
+    cache = llama(random_ids(2, 12), attention_mask=mask[:, :12], use_cache=True).past_key_values
+    with refuses(ModelError, "padded on the left"):  # also in a later chunk
+        llama(random_ids(2, 8), attention_mask=mask, past_key_values=cache)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,10 @@ class _Loop:
         self._check_drafter(spare)
         if cache is not None and (len(rows) != 1 or cache.host.model is not model or cache.plan != self.plan):
             raise CacheError("generate: cache= must come from an earlier call with one row, this model and this plan")
+        self.wants_hidden = getattr(drafter, "wants_hidden", False)
+        if self.wants_hidden and cache is not None:
+            raise CacheError("generate: a drafter that reads the target's states needs them from the start: leave out "
+                             "cache=")  # fmt: skip
         self.spare, self.cache = spare, cache
         self.sequences = [list(row) for row in rows]
         self.starts = [len(row) for row in rows]
@@ -165,7 +169,7 @@ class _Loop:
 
     def _open(self, host: Host) -> Runner:
         if self.cache is None:
-            return Runner(host, self.plan, spare=self.spare)
+            return Runner(host, self.plan, spare=self.spare, keep_hidden=self.wants_hidden)
         self.cache.host = host
         return self.cache
 
@@ -207,7 +211,8 @@ class _Loop:
         if max(most) == 0:
             return none
         seeds = [self.seeds[b] for b in self.alive]
-        request = Request(rows, most, seeds, round_, self.distribution.next_token)
+        hidden = self.target.take_hidden() if self.wants_hidden else None
+        request = Request(rows, most, seeds, round_, self.distribution.next_token, hidden)
         draft = self._checked(self.drafter.draft(request), most)
         self.statistics.draft_steps += int(draft.counts.max(initial=0))
         return draft if draft.parents is not None else until_stop(draft, self.eos)

@@ -32,18 +32,25 @@ class Host:
     def __init__(self, model: Any) -> None:
         self.model, self.config = model, decoder_config(model)
         self.attending: Runner | None = None
+        self.last_hidden: Any = None  # [B, T, hidden] final states of the last forward
         self.attached: Any = None
 
     def __enter__(self) -> "Host":
         self.attached = getattr(self.model, "_zigzag_attachment", None)
         running.detach(self.model)
         self.interception = Interception(self.model, self._prepare)
+        self.states = self.model.get_decoder().register_forward_hook(self._remember)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.interception.remove()
+        self.states.remove()
+        self.last_hidden = None
         if self.attached is not None:
             running.attach(self.model, self.attached.plan, spare=self.attached.spare)
+
+    def _remember(self, decoder: Any, args: tuple[Any, ...], output: Any) -> None:
+        self.last_hidden = output.last_hidden_state
 
     def _prepare(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.attending is None:
@@ -58,11 +65,11 @@ class Runner:
     `tokens[b]` are the tokens of row b whose keys and values are in the cache.
     """
 
-    def __init__(self, host: Host, plan: LayerPlan | None, *, spare: int = 64) -> None:
+    def __init__(self, host: Host, plan: LayerPlan | None, *, spare: int = 64, keep_hidden: bool = False) -> None:
         num_layers = host.config.num_hidden_layers
         if plan is not None and plan.num_layers != num_layers:
             raise PlanError(f"the plan is for {plan.num_layers} layers, the model has {num_layers}")
-        self.host, self.plan, self.spare = host, plan, spare
+        self.host, self.plan, self.spare, self.keep_hidden = host, plan, spare, keep_hidden
         self.tokens: list[list[int]] = []
         self.cache = Cache(layers=[self._new_layer(i) for i in range(num_layers)])
         self.full = [layer for layer in self.cache.layers if isinstance(layer, FullLayer)]
@@ -81,6 +88,7 @@ class Runner:
         self.aligned = True  # no padding and no holes: column c holds position c in every row
         self.lengths = np.zeros(rows, dtype=np.int64)  # tokens of each row in the cache
         self._before_feed = self.lengths
+        self.fresh: list[list[Tensor]] = [[] for _ in range(rows)]  # final states since `take_hidden`
 
     @property
     def device(self) -> torch.device:
@@ -91,22 +99,40 @@ class Runner:
         """Columns of the full layers: what was fed and kept, with padding and holes."""
         return self.positions.shape[1]
 
-    def sync(self, sequences: Sequence[list[int]]) -> Tensor:
+    @property
+    def last_hidden(self) -> Tensor:
+        """[B, T, hidden] final states of the last forward."""
+        return self.host.last_hidden
+
+    def take_hidden(self) -> list[Tensor]:
+        """Of each row [n, hidden]: the final states of the tokens that came into the cache since the last call."""
+        taken = [torch.cat(row) if row else self._no_states() for row in self.fresh]
+        self.fresh = [[] for _ in self.fresh]
+        return taken
+
+    def _no_states(self) -> Tensor:
+        return torch.empty(0, self.host.config.hidden_size, dtype=self.host.model.dtype, device=self.device)
+
+    def sync(self, sequences: Sequence[list[int]], *, hidden: Sequence[Tensor] | None = None) -> Tensor:
         """Make the cache hold exactly `sequences`, and return the logits [B, V] after each one's last token.
 
         What the cache holds beyond a common prefix is taken back; only the rest is fed, at least one token of each.
+
+        hidden: of each row [n, hidden] the states that an MTP layer joins with the n tokens to be fed
         """
-        return self._advance(sequences, 1)[:, -1]
+        return self._advance(sequences, 1, hidden)[:, -1]
 
     def fill(self, sequences: Sequence[list[int]]) -> None:
         """As `sync` without logits; there may be nothing left to feed."""
         self._advance(sequences, 0)
 
-    def _advance(self, sequences: Sequence[list[int]], at_least: int) -> Tensor:
+    def _advance(
+        self, sequences: Sequence[list[int]], at_least: int, hidden: Sequence[Tensor] | None = None
+    ) -> Tensor:
         if not self.tokens:
             self._restart(len(sequences))
         assert [len(row) for row in self.tokens] == self.lengths.tolist(), "tokens and cache have parted"
-        common = [_common(old, new, len(new) - at_least) for old, new in zip(self.tokens, sequences, strict=True)]
+        common = [_common(old, new, max(0, len(new) - at_least)) for old, new in zip(self.tokens, sequences, strict=True)]
         self.take_back([len(old) - n for old, n in zip(self.tokens, common, strict=True)])
         pending = [row[n:] for row, n in zip(sequences, common, strict=True)]
         width = max(map(len, pending))
@@ -117,24 +143,36 @@ class Runner:
         tokens = torch.from_numpy(ids).to(self.device)
         if not width:
             return tokens
-        logits = self._forward(tokens, None if real.all() else real, None, keep_logits=1)
+        logits = self._forward(tokens, None if real.all() else real, None, 1, _joined(hidden, width))
+        if self.keep_hidden:
+            for b, row in enumerate(pending):
+                self.fresh[b].append(self.last_hidden[b, width - len(row) :])
         if not real.all() and self.positions.shape[1] > width:  # at the start left padding may stay where it is
-            self.keep([np.flatnonzero(row).tolist() for row in real], width)
+            self._keep([np.flatnonzero(row).tolist() for row in real], width)
         for old, row in zip(self.tokens, pending, strict=True):
             old.extend(row)
         return logits
 
-    def feed(self, token_ids: Tensor, *, parents: Sequence[int] | None = None) -> Tensor:
+    def feed(
+        self, token_ids: Tensor, *, parents: Sequence[int] | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
         """Logits [B, T, V] after T more tokens of every row, a chain or a tree.
 
         The caller then says what stays, by `keep` (a tree must be kept before anything else), and in `tokens`.
 
         parents: [T] of each token among these, -1 for the row's last token in the cache.
+        hidden: [B, T, hidden] the states that an MTP layer joins with the tokens
         """
-        return self._forward(token_ids, None, parents, keep_logits=token_ids.shape[1])
+        return self._forward(token_ids, None, parents, token_ids.shape[1], hidden)
 
     def keep(self, kept: Sequence[Sequence[int]], fed: int) -> None:
         """Of the last `fed` columns keep those that each row names (ascending, root to leaf) and drop the rest."""
+        if self.keep_hidden:
+            for b, row in enumerate(kept):
+                self.fresh[b].append(self.last_hidden[b, list(row)])
+        self._keep(kept, fed)
+
+    def _keep(self, kept: Sequence[Sequence[int]], fed: int) -> None:
         most = max(map(len, kept))
         start = self.positions.shape[1] - fed
         index = np.zeros((len(kept), most), dtype=np.int64)
@@ -195,9 +233,11 @@ class Runner:
         for layer in self.cache.layers:
             layer.batch_select_indices(index)
         self.positions, self.lengths = self.positions[list(rows)], self.lengths[list(rows)]
-        self.tokens = [self.tokens[b] for b in rows]
+        self.tokens, self.fresh = [self.tokens[b] for b in rows], [self.fresh[b] for b in rows]
 
-    def _forward(self, ids: Tensor, real: Any, parents: Sequence[int] | None, *, keep_logits: int) -> Tensor:
+    def _forward(
+        self, ids: Tensor, real: Any, parents: Sequence[int] | None, keep_logits: int, hidden: Tensor | None
+    ) -> Tensor:
         width = ids.shape[1]
         steps = np.arange(width) if parents is None else node_depths(parents) - 1
         new = self.lengths[:, None] + steps
@@ -219,7 +259,7 @@ class Runner:
             output = self.host.model(
                 input_ids=ids, position_ids=now.clamp(min=0), past_key_values=self.cache, use_cache=True,
                 attention_mask=ids.new_zeros(1, 1, 1, 1),  # never looked at: spares transformers building one
-                logits_to_keep=keep_logits,
+                logits_to_keep=keep_logits, **({} if hidden is None else {"hidden": hidden}),
             )  # fmt: skip
         finally:
             self.host.attending = None
@@ -283,6 +323,13 @@ class _Attention:
             where = {"query_positions": self.now, "key_positions": layer.attended_positions, "parents": self.parents}
         window = {"sink": plan.sink, "recent": plan.recent, "align": plan.align}
         return ops.attention(query, key, value, **window, scale=scale, **where)[0]
+
+
+def _joined(hidden: Sequence[Tensor] | None, width: int) -> Tensor | None:
+    """The rows' states [B, width, hidden], each at the right end, as the tokens are."""
+    if hidden is None:
+        return None
+    return torch.stack([torch.nn.functional.pad(row, (0, 0, width - len(row), 0)) for row in hidden])
 
 
 def _common(old: list[int], new: list[int], most: int) -> int:

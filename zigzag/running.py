@@ -93,7 +93,7 @@ class _Attachment:
         mask = kwargs.get("attention_mask")
         if mask is not None:
             _check_mask(mask, inputs.shape[0], seen + inputs.shape[1])
-            if seen == 0 or padding >= seen:  # reads the device once a prompt, never in a decode step
+            if inputs.shape[1] > 1 or padding >= seen:  # reads the device for chunks, never in a decode step
                 padding = _left_padding(mask)
         elif padding and seen:
             raise ModelError("the cache holds padded rows: give the attention_mask [B, tokens seen + new] again")

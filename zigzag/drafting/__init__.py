@@ -3,6 +3,7 @@
 from zigzag.drafting.draft import Draft, Drafter, Request
 from zigzag.drafting.lookup import LookupDrafter
 from zigzag.drafting.model import ModelDrafter, streaming_drafter
+from zigzag.drafting.mtp import MtpDrafter
 from zigzag.drafting.termination import Confidence, EntropyBound, ExpectedGain, Fixed, Heuristic
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Heuristic",
     "LookupDrafter",
     "ModelDrafter",
+    "MtpDrafter",
     "Request",
     "streaming_drafter",
 ]

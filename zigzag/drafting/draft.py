@@ -37,6 +37,8 @@ class Request:
     seeds, round_: for `zigzag.noise.uniforms(seeds, round_, count, "draft")`, the only noise a drafter should use
     to_probs: what turns logits [B, V] of the next token into the distribution that the target samples from too:
         `to_probs(logits, sequences)`, sequences with the drafts so far
+    hidden: for drafters with `wants_hidden`: of each row [n, hidden] the target's final states at the positions that
+        were computed since the last draft
     """
 
     sequences: Sequence[list[int]]
@@ -44,6 +46,7 @@ class Request:
     seeds: Sequence[int]
     round_: int
     to_probs: Any
+    hidden: Sequence[Any] | None = None
 
 
 class Drafter(Protocol):

@@ -58,8 +58,17 @@ class ModelDrafter:
 
     def draft(self, request: Request) -> Draft:
         assert self.runner is not None
-        logits = self.runner.sync(request.sequences)
+        logits = self._start(request)
         return self._chain(request, logits) if self.parents is None else self._tree(request, logits)
+
+    def _start(self, request: Request) -> Tensor:
+        """Logits [B, V] of the first draft."""
+        assert self.runner is not None
+        return self.runner.sync(request.sequences)
+
+    def _feed(self, tokens: Tensor, parents: Sequence[int] | None = None) -> Tensor:
+        assert self.runner is not None
+        return self.runner.feed(tokens, parents=parents)
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         self.stop.observe(drafted, accepted)
@@ -76,7 +85,7 @@ class ModelDrafter:
         rows: list[Tensor] = []
         for step in range(int(most.max())):
             if ids:
-                logits = self.runner.feed(ids[-1][:, None])[:, -1]
+                logits = self._feed(ids[-1][:, None])[:, -1]
             probs = request.to_probs(logits, _extended(request.sequences, ids))
             if (done := self.stop.before(probs)) is not None:
                 most = np.where(done.cpu().numpy(), np.minimum(most, step), most)
@@ -108,7 +117,7 @@ class ModelDrafter:
             nodes = [n for n in range(len(parents)) if depths[n] == level]
             if chosen:
                 above = len(chosen)
-                fed = self.runner.feed(torch.stack(chosen, dim=1), parents=parents[:above])
+                fed = self._feed(torch.stack(chosen, dim=1), parents[:above])
                 self.runner.keep([[]] * len(request.sequences), above)
             for row in dict.fromkeys(parents[n] + 1 for n in nodes):
                 before = logits if row == 0 else fed[:, row - 1]

@@ -9,7 +9,7 @@ from transformers.modeling_layers import MtpModel
 
 from zigzag import CacheError, LayerPlan, ModelError, generate
 from zigzag.drafting import Fixed, MtpDrafter
-from zigzag.mtp import DUPLICATES, MtpHead
+from zigzag.mtp_head import DUPLICATES, MtpHead
 from zigzag.reference import best_tree
 
 LAYERS = 3
@@ -184,6 +184,17 @@ def test_wrong_weights_are_listed() -> None:
     ):
         with pytest.raises(ModelError, match=words):
             MtpHead(model).load(tensors)
+
+
+def test_precision() -> None:
+    """In bfloat16 the router's bias and the shared rotary frequencies stay in float32; the experts' default runs."""
+    model = tiny_glm4_moe(LAYERS, dtype=torch.float32)
+    model.set_experts_implementation("grouped_mm")
+    model.bfloat16().get_decoder().rotary_emb.float()  # as `from_pretrained` leaves it
+    made = MtpHead(model)
+    assert made.block.mlp.gate.e_score_correction_bias.dtype == torch.float32
+    assert made.eh_proj.weight.dtype == made.block.self_attn.q_proj.weight.dtype == torch.bfloat16
+    assert made.rotary_emb is model.get_decoder().rotary_emb and made.rotary_emb.inv_freq.dtype == torch.float32
 
 
 def test_refusals() -> None:

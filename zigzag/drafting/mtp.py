@@ -9,7 +9,7 @@ from torch import Tensor
 from zigzag.drafting.draft import Draft, Request, padded
 from zigzag.drafting.model import ModelDrafter
 from zigzag.drafting.termination import Fixed
-from zigzag.mtp import MtpHead
+from zigzag.mtp_head import MtpHead
 from zigzag.plans import LayerPlan
 from zigzag.reference.errors import CacheError
 from zigzag.runner import Host

@@ -14,6 +14,7 @@ from rich.text import Text
 from zigzag import __version__
 from zigzag.backends import list_backends
 from zigzag.cli_bench import bench
+from zigzag.cli_sizes import show, sizes
 from zigzag.plans import HeadScores, LayerPlan, make_plan
 from zigzag.reference import CRITERIA, LOSSLESS_RULES, LOSSY_RULES
 from zigzag.reference.errors import ZigzagError
@@ -84,14 +85,22 @@ def calibrate(
 
 @app.command()
 def plan(
-    scores: Annotated[Path, typer.Argument(help="Head scores (JSON) or a DuoAttention folder.")],
-    out: Annotated[Path, typer.Option(help="Where to write the plan (JSON).")],
+    scores: Annotated[Path | None, typer.Argument(help="Head scores (JSON) or a DuoAttention folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the plan (JSON).")] = None,
     num_full: Annotated[int | None, typer.Option(help="Budget: full layers.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Budget: share of layers that stream, 0 to 1.")] = None,
     criterion: Annotated[Criterion | None, typer.Option(help="Default: the best measured for the method.")] = None,
     heat_map: Annotated[Path | None, typer.Option(help="Also draw the scores with the chosen layers.")] = None,
+    model_config: Annotated[
+        str | None, typer.Option(help="Instead: what a model needs on paper, as `zigzag sizes`.")
+    ] = None,
 ) -> None:
     """Decide which layers stream, exactly within a budget, and say what exclusivity costs."""
+    if model_config is not None:
+        show([model_config])
+        return
+    if scores is None or out is None:
+        raise ZigzagError("plan: SCORES and --out are needed, or --model-config FILE|GLM-4.5|GLM-4.5-Air")
     made = make_plan(
         _scores(scores), num_full=num_full, sparsity=sparsity, criterion=criterion.value if criterion else None
     )
@@ -259,6 +268,7 @@ def evidence(
 
 
 app.command()(bench)
+app.command()(sizes)
 
 
 @app.command()

@@ -11,6 +11,7 @@ class Statistics:
 
     drafted[i], accepted[i]: rounds that drafted, accepted, at depth i + 1
     reached[i]: rounds in which the draft at depth i + 1 was tested, all before it accepted
+    seconds_*: wall clock; a GPU's work is waited for where the verdict is fetched, in seconds_rest
     """
 
     rounds: int = 0

@@ -132,7 +132,7 @@ class Runner:
         if not self.tokens:
             self._restart(len(sequences))
         assert [len(row) for row in self.tokens] == self.lengths.tolist(), "tokens and cache have parted"
-        common = [_common(old, new, max(0, len(new) - at_least)) for old, new in zip(self.tokens, sequences, strict=True)]
+        common = [_common(o, n, max(0, len(n) - at_least)) for o, n in zip(self.tokens, sequences, strict=True)]
         self.take_back([len(old) - n for old, n in zip(self.tokens, common, strict=True)])
         pending = [row[n:] for row, n in zip(sequences, common, strict=True)]
         width = max(map(len, pending))

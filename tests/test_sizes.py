@@ -1,0 +1,494 @@
+"""The big ones on paper: parameters to the digit, bytes and FLOPs by hand, limits, layouts, page and command."""
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zigzag.plans import LayerPlan
+from zigzag.reference import expected_tokens, visible
+from zigzag.reference.errors import ArgumentError, ModelError, ZigzagError
+from zigzag.roofline import HARDWARE, Case, Cost, Hardware, Layout, Part, hardware_by_name
+from zigzag.sizes import (
+    BUILT_IN,
+    ModelShape,
+    expected_experts,
+    model_shape,
+    streaming_plan,
+    visible_pairs,
+)
+from zigzag.sizes_page import Question, page
+
+ROOT = Path(__file__).resolve().parent.parent
+BIG, AIR = model_shape("GLM-4.5"), model_shape("GLM-4.5-Air")
+SMOLLM2 = {
+    "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "head_dim": 64, "intermediate_size": 1536, "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+LLAMA_3_8B = {
+    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
+}  # fmt: skip
+
+
+# Parameters.
+
+PUBLISHED = {  # counted independently from the checkpoints' tensor shapes
+    "attention_parameters": (136_329_472, 109_066_240),
+    "expert_parameters": (23_592_960, 17_301_504),
+    "router_parameters": (819_360, 524_416),
+    "expert_layer_parameters": (3_935_625_632, 2_341_492_864),
+    "dense_layer_parameters": (325_083_392, 243_554_304),
+    "embedding_parameters": (775_946_240, 620_756_992),
+}
+BILLIONS = {
+    "main": ("352.798", "106.852"), "without embeddings": ("351.246", "105.611"), "MTP block": ("3.988", "2.375"),
+    "main and MTP": ("356.786", "109.227"), "stored": ("358.338", "110.469"), "active": ("32.856", "12.803"),
+    "active without head": ("32.080", "12.183"), "routed": ("335.964", "99.657"), "not routed": ("16.834", "7.196"),
+}  # fmt: skip
+
+
+def billions(shape: ModelShape) -> dict[str, str]:
+    routed = shape.parameters()["routed experts"]
+    counts = {
+        "main": shape.main_parameters, "without embeddings": shape.main_parameters - 2 * shape.embedding_parameters,
+        "MTP block": shape.mtp_block_parameters, "main and MTP": shape.main_parameters + shape.mtp_block_parameters,
+        "stored": shape.stored_parameters, "active": shape.active_parameters(),
+        "active without head": shape.active_parameters(head=False), "routed": routed,
+        "not routed": shape.main_parameters - routed,
+    }  # fmt: skip
+    return {name: f"{count / 1e9:.3f}" for name, count in counts.items()}
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_parameters_of_glm(which: int) -> None:
+    shape = (BIG, AIR)[which]
+    assert {name: getattr(shape, name) for name in PUBLISHED} == {name: n[which] for name, n in PUBLISHED.items()}
+    assert billions(shape) == {name: texts[which] for name, texts in BILLIONS.items()}
+
+
+def test_another_shape_is_noticed() -> None:
+    assert billions(replace(BIG, num_dense_layers=4)) != billions(BIG)
+    assert replace(BIG, qk_norm=False).attention_parameters == PUBLISHED["attention_parameters"][0] - 256
+
+
+def test_parameters_of_dense_models() -> None:
+    assert ModelShape.from_config(SMOLLM2).main_parameters == 134_515_008
+    llama = ModelShape.from_config(LLAMA_3_8B)
+    assert llama.main_parameters == llama.stored_parameters == 8_030_261_248
+    assert llama.active_parameters() == 8_030_261_248 - 128256 * 4096
+
+
+kinds = st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "glm4_moe"])
+
+
+@st.composite
+def configs(draw) -> dict:
+    """config.json of a small model."""
+    numbers, kind = st.integers(1, 5), draw(kinds)
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    config = {
+        "model_type": kind, "hidden_size": 8 * draw(numbers), "num_hidden_layers": draw(numbers),
+        "num_attention_heads": kv_heads * group, "num_key_value_heads": kv_heads, "head_dim": 2 * draw(numbers),
+        "intermediate_size": draw(numbers), "vocab_size": 7 * draw(numbers), "attention_bias": draw(st.booleans()),
+        "tie_word_embeddings": draw(st.booleans()), "sliding_window": None,
+    }  # fmt: skip
+    if kind == "llama":
+        config["mlp_bias"] = draw(st.booleans())
+    if kind == "glm4_moe":
+        experts = draw(st.integers(2, 5))
+        config |= {
+            "first_k_dense_replace": draw(st.integers(0, config["num_hidden_layers"])), "n_routed_experts": experts,
+            "num_experts_per_tok": draw(st.integers(1, experts)), "n_shared_experts": draw(st.integers(1, 2)),
+            "moe_intermediate_size": draw(numbers), "use_qk_norm": draw(st.booleans()),
+            "num_nextn_predict_layers": draw(st.integers(0, 1)),
+        }  # fmt: skip
+    return config
+
+
+@settings(max_examples=30)
+@given(config=configs())
+def test_parameters_are_those_of_transformers(config: dict) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    rest = {key: value for key, value in config.items() if key != "model_type"}
+    with torch.device("meta"):
+        made = transformers.AutoConfig.for_model(config["model_type"], **rest)
+        model = transformers.AutoModelForCausalLM.from_config(made)
+    shape = ModelShape.from_config(config)
+    counted = {id(p): p.numel() for p in model.parameters()}
+    biases = [b.numel() for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    assert shape.main_parameters == sum(counted.values()) + sum(biases)
+    assert ModelShape.from_config(made.to_dict()) == shape  # the new spelling
+
+
+# KV cache.
+
+
+def test_kv_bytes_by_hand() -> None:
+    assert BIG.kv_bytes(streaming_plan(BIG, 0), 1) == 92 * 4096 == 376_832  # 2 x 8 heads x 128 x 2 bytes a layer
+    plan = streaming_plan(BIG, 0.25)
+    assert (len(plan.streaming_layers), plan.sink, plan.recent) == (23, 128, 896)
+    assert BIG.kv_bytes(plan, 32_768) == 4096 * (69 * 32_768 + 23 * 1024)
+    assert f"{BIG.kv_bytes(plan, 131_072) / 2**30:.3f}" == "34.590"
+    assert BIG.kv_bytes(plan, 100, batch=3, itemsize=1) == 3 * 92 * 2048 * 100
+    assert f"{AIR.kv_bytes(streaming_plan(AIR, 0.75, 64, 256), 131_072) / 2**30:.3f}" == "6.042"
+    assert len(streaming_plan(AIR, 0.25).streaming_layers) == 11  # rounded down, as make_plan does
+
+
+# Prefill.
+
+
+@given(sink=st.integers(0, 5), recent=st.integers(1, 9), context=st.integers(0, 30))
+def test_pairs_are_those_of_the_mask(sink: int, recent: int, context: int) -> None:
+    plan, positions = LayerPlan(("full", "streaming"), sink, recent), np.arange(context)
+    for layer, window in enumerate(({}, {"sink": sink, "recent": recent})):
+        seen = int(visible(positions, positions, **window).sum()) if context else 0
+        assert visible_pairs(plan, layer, context) == seen
+
+
+def test_prefill_flops_by_hand() -> None:
+    linear = 2 * 1000 * BIG.active_parameters(head=False) + 2 * 151552 * 5120
+    assert BIG.prefill_flops(streaming_plan(BIG, 0), 1000) == linear + 4 * 96 * 128 * 92 * 1000 * 1001 // 2
+    assert BIG.prefill_flops(streaming_plan(BIG, 0), 0) == 0
+    tiny = LayerPlan(("full", "streaming"), 1, 1)
+    shape = ModelShape.from_config({**SMOLLM2, "num_hidden_layers": 2})
+    rest = 2 * 3 * shape.active_parameters(head=False) + 2 * shape.embedding_parameters
+    assert shape.prefill_flops(tiny, 3, batch=2) == 2 * (rest + 4 * 9 * 64 * ((1 + 2 + 3) + (1 + 2 + 2)))
+
+
+def test_prefill_shares_of_full_attention() -> None:
+    """At 128K, as shares of full attention; GLM-4.5's 92 layers divide evenly."""
+    full = BIG.prefill_flops(streaming_plan(BIG, 0), 131_072)
+    shares = [BIG.prefill_flops(streaming_plan(BIG, s), 131_072) / full for s in (0.5, 0.75)]
+    assert [round(s, 3) for s in shares] == [0.595, 0.393]
+    attention = 2 * 96 * 128 * 131_072**2 * 92 / (2 * 131_072 * BIG.active_parameters(head=False))
+    assert round(attention, 1) == 4.6
+
+
+# Experts.
+
+
+@pytest.mark.parametrize("experts, chosen, tokens", [(4, 2, 2), (4, 1, 3), (3, 2, 3), (5, 5, 1), (4, 3, 0)])
+def test_expected_experts_by_enumeration(experts: int, chosen: int, tokens: int) -> None:
+    draws = [set(c) for c in combinations(range(experts), chosen)]
+    counts = [len(set().union(*each)) for each in product(draws, repeat=tokens)]
+    exact = Fraction(sum(counts), len(counts))
+    assert expected_experts(experts, chosen, tokens) == pytest.approx(float(exact), rel=1e-12)
+
+
+@given(experts=st.integers(1, 300), data=st.data(), tokens=st.integers(1, 2000))
+def test_expected_experts_limits(experts: int, data, tokens: int) -> None:
+    chosen = data.draw(st.integers(1, experts))
+    found = expected_experts(experts, chosen, tokens)
+    assert chosen * (1 - 1e-12) <= found <= min(experts, chosen * tokens) * (1 + 1e-12)
+    assert found <= expected_experts(experts, chosen, tokens + 1)
+    assert expected_experts(experts, chosen, 10**7) == pytest.approx(experts, rel=1e-12)
+
+
+# Bytes of a step.
+
+
+def case(shape: ModelShape, share: float = 0.0, context: int = 131_072, **options) -> Case:
+    return Case(shape, streaming_plan(shape, share), context, **options)
+
+
+def test_a_step_reads_what_is_active() -> None:
+    """Batch 1, no drafts: each active parameter once, and the cache. Rounding of sums of floats only."""
+    for shape in (BIG, AIR, ModelShape.from_config(LLAMA_3_8B)):
+        step = case(shape, 0.5).decode()
+        assert step.kv_read_bytes == shape.kv_bytes(streaming_plan(shape, 0.5), 131_072)
+        assert step.read_bytes - step.kv_read_bytes == pytest.approx(2 * shape.active_parameters(), rel=1e-12)
+        assert step.sent_bytes == 0
+        seen = step.kv_read_bytes / (4 * shape.num_kv_heads * shape.head_size)  # tokens, over layers
+        flops = 2 * shape.active_parameters() + shape.pair_flops * seen
+        assert step.flops == pytest.approx(flops, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "shape, context, weights, bytes_, ratio, speed_ups",
+    [
+        (BIG, 0, 2, 65.7, 1.52, (1.05, 1.18, 1.25)), (BIG, 131_072, 2, 115.1, 1.30, (1.23, 1.39, 1.46)),
+        (BIG, 131_072, 1, 82.2, 1.21, (1.32, 1.49, 1.57)), (AIR, 131_072, 2, 50.3, 1.27, (1.26, 1.42, 1.50)),
+        (AIR, 131_072, 1, 37.5, 1.18, (1.36, 1.53, 1.61)),
+    ],
+)  # fmt: skip
+def test_bytes_with_one_draft(shape, context, weights, bytes_, ratio, speed_ups) -> None:
+    """Numbers worked out by others, who leave out the MTP layer's own cache."""
+    made = case(shape, context=context, weight_itemsize=weights)
+    plain, drafted = made.decode().read_bytes, made.decode(1).read_bytes - 4096 * context
+    assert round(plain / 1e9, 1) == bytes_
+    assert round(drafted / plain, 2) == ratio
+    assert [round(expected_tokens(a, 1) * plain / drafted, 2) for a in (0.6, 0.8, 0.9)] == list(speed_ups)
+
+
+def test_drafts_by_hand() -> None:
+    """Two drafts: three tokens verified; the MTP layer and the head read twice more."""
+    step = case(AIR, context=1000).decode(2)
+    distinct, expert = expected_experts(128, 8, 3), AIR.expert_parameters
+    verified = AIR.active_parameters() + 45 * (distinct - 8) * expert
+    extra = 2 * AIR.hidden_size**2 + 3 * AIR.hidden_size
+    draft = AIR.expert_layer_parameters - (128 - 8) * expert + extra + AIR.embedding_parameters
+    expected = 2 * (verified + 2 * draft) + 4096 * 1000 * (46 + 2)
+    assert step.read_bytes == pytest.approx(expected, rel=1e-12)
+    assert case(AIR, context=1000).decode(0) == case(AIR, context=1000).decode()
+    assert not any(part.name.startswith("MTP") for part in case(AIR).decode().parts)
+
+
+def test_large_batches_read_every_expert() -> None:
+    routed = next(part for part in case(BIG, batch=100_000).decode().parts if part.name == "routed experts")
+    assert routed.read_bytes == pytest.approx(2 * BIG.parameters()["routed experts"], rel=1e-12)
+    assert routed.flops == pytest.approx(100_000 * 2 * 8 * 89 * BIG.expert_parameters, rel=1e-12)
+
+
+def test_one_layer() -> None:
+    shape = ModelShape.from_config({**SMOLLM2, "num_hidden_layers": 1})
+    step = Case(shape, LayerPlan(("streaming",), 4, 16), 1000).decode()
+    assert step.kv_read_bytes == 2 * 2 * 3 * 64 * 20
+    assert {part.name for part in step.parts} == {
+        "attention projections", "dense feed-forward", "routers and norms", "KV cache", "head",
+    }  # fmt: skip
+
+
+shapes = st.sampled_from([BIG, AIR, ModelShape.from_config(SMOLLM2)])
+shares = st.floats(0, 1)
+
+
+@given(shape=shapes, share=shares, more=shares, context=st.integers(0, 200_000), data=st.data())
+def test_monotone(shape, share: float, more: float, context: int, data) -> None:
+    """More streaming never costs more; more context, sequences and drafts never less; faster hardware is not slower."""
+    batch = data.draw(st.integers(1, 300))
+    drafts = data.draw(st.integers(0, 4)) if shape.num_mtp_layers else 0
+    slow = HARDWARE["H100"]
+
+    def numbers(share, context, batch, drafts, hardware=slow):
+        made = case(shape, share, context, batch=batch)
+        step, prefill = made.decode(drafts), made.prefill()
+        return np.array([
+            step.read_bytes, step.flops, step.seconds(hardware), made.memory_bytes(drafts), prefill.flops,
+            prefill.seconds(hardware),
+        ])  # fmt: skip
+
+    low, high = sorted((share, more))
+    base = numbers(low, context, batch, drafts)
+    room = 1 + 1e-12  # sums of floats in another order
+    assert (numbers(high, context, batch, drafts) <= base * room).all()
+    assert (base <= numbers(low, context + 1 + context // 9, batch, drafts) * room).all()
+    assert (base <= numbers(low, context, batch + 1, drafts) * room).all()
+    assert (numbers(low, context, batch, drafts, replace(slow, memory_rate=4e12, flop_rate=2e15)) <= base * room).all()
+    if shape.num_mtp_layers:
+        assert (base <= numbers(low, context, batch, drafts + 1) * room).all()
+
+
+def test_prefill_cost_is_prefill_flops() -> None:
+    """But for the last norm, which the cost counts for the last token only: 1 part in 10^6."""
+    for shape in (BIG, AIR):
+        plan = streaming_plan(shape, 0.5)
+        cost = Case(shape, plan, 32_768, batch=2).prefill()
+        assert cost.flops == pytest.approx(shape.prefill_flops(plan, 32_768, batch=2), rel=1e-6)
+        assert cost.kv_read_bytes == shape.kv_bytes(streaming_plan(shape, 0), 32_768, batch=2)
+
+
+# GPUs.
+
+SPLITS = [(1, 1), (2, 1), (8, 1), (16, 1), (8, 2), (8, 8), (4, 16), (1, 16), (2, 8)]
+
+
+@pytest.mark.parametrize("tp, ep", SPLITS)
+@settings(max_examples=15)
+@given(share=shares, context=st.integers(0, 100_000), times=st.integers(1, 3), drafts=st.integers(0, 2))
+def test_layouts_split_the_same_work(tp: int, ep: int, share: float, context: int, times: int, drafts: int) -> None:
+    """FLOPs add up to those of one GPU; bytes too, but for what is copied to each GPU or to each group of tp."""
+    layout = Layout(tp, ep)
+    batch = times * layout.replicas
+    one, many = case(BIG, share, context, batch=batch), case(BIG, share, context, batch=batch, layout=layout)
+    for single, split in ((one.decode(drafts), many.decode(drafts)), (one.prefill(), many.prefill())):
+        ours, whole = {p.name: p for p in split.parts}, {p.name: p for p in single.parts}
+        for name, part in whole.items():
+            kind = name.removeprefix("MTP: ")
+            copies = {
+                "routed experts": 1, "routers and norms": layout.gpus, "KV cache": max(1, layout.tp / 8),
+            }.get(kind, layout.replicas)  # fmt: skip
+            total = layout.gpus * ours[name].read_bytes
+            if kind in ("attention projections", "head", "projection"):  # parts of these are copied further
+                assert copies * part.read_bytes * (1 - 1e-12) <= total <= layout.gpus * part.read_bytes * (1 + 1e-12)
+            else:
+                assert total == pytest.approx(copies * part.read_bytes, rel=1e-12)
+            if kind in ("routed experts", "shared experts", "dense feed-forward", "KV cache"):
+                assert layout.gpus * ours[name].flops == pytest.approx(part.flops, rel=1e-12)
+    assert layout.gpus * many.memory_bytes(drafts) >= one.memory_bytes(drafts) * (1 - 1e-12)
+
+
+def test_memory_by_hand() -> None:
+    assert case(BIG, 0.5).memory_bytes() == pytest.approx(
+        2 * BIG.main_parameters + BIG.kv_bytes(streaming_plan(BIG, 0.5), 131_072), rel=1e-12
+    )
+    with_mtp = case(BIG, context=1000).memory_bytes(1) - case(BIG, context=1000).memory_bytes()
+    assert with_mtp == pytest.approx(2 * BIG.mtp_block_parameters + 4096 * 1000, rel=1e-6)  # a difference of 7e11
+    llama = ModelShape.from_config(SMOLLM2)
+    assert case(llama, context=0).memory_bytes() == pytest.approx(2 * 134_515_008, rel=1e-12)  # tied: once
+
+
+def test_sent_bytes_by_hand() -> None:
+    """tp 4, batch 3: two sums a layer and one for the embedding; logits; no exchange of tokens."""
+    state = 3 * 4096 * 2
+    sums = (2 * 46 + 1) * 2 * state * 3 / 4
+    for ep in (1, 2, 4):
+        step = case(AIR, batch=3, layout=Layout(4, ep)).decode()
+        assert step.sent_bytes == pytest.approx(sums + 3 * 151552 * 2 * 3 / 4, rel=1e-12)
+    step = case(AIR, batch=4, layout=Layout(1, 4)).decode()  # one sequence a GPU; 8 experts, 3 of 4 elsewhere
+    assert step.sent_bytes == pytest.approx(2 * 45 * 8 * 4096 * 2 * 3 / 4, rel=1e-12)
+
+
+def test_seconds_by_hand() -> None:
+    hardware = Hardware("toy", memory_rate=10, flop_rate=100, memory_bytes=1, link_rate=2)
+    cost = Cost((Part("a", 20, 100), Part("b", 10, 1000), Part("c", sent_bytes=4)))
+    assert cost.seconds(hardware) == 2 + 10 + 2
+    assert (cost.read_bytes, cost.flops, cost.sent_bytes, cost.kv_read_bytes) == (30, 1100, 4, 0)
+
+
+# Bad input.
+
+
+def test_a_window_that_is_not_used() -> None:
+    config = {**SMOLLM2, "model_type": "qwen2", "sliding_window": 4096}
+    assert ModelShape.from_config(config) == ModelShape.from_config({**config, "sliding_window": None})
+
+
+def without(config: dict, key: str) -> dict:
+    return {k: v for k, v in config.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({}, "model_type must be one of"),
+        ({**SMOLLM2, "model_type": "deepseek_v3"}, "got 'deepseek_v3'"),
+        (without(SMOLLM2, "hidden_size"), "lacks hidden_size"),
+        (without(without(BUILT_IN["GLM-4.5"], "n_routed_experts"), "first_k_dense_replace"),
+         "lacks first_k_dense_replace, n_routed_experts"),
+        ({**SMOLLM2, "hidden_size": -1}, "hidden_size must be a whole number of at least 1, got -1"),
+        ({**SMOLLM2, "num_hidden_layers": "30"}, "num_layers must be a whole number"),
+        ({**SMOLLM2, "num_attention_heads": True}, "num_heads must be a whole number"),
+        ({**SMOLLM2, "hidden_size": "576", "head_dim": None}, "must be a whole number"),
+        ({**SMOLLM2, "num_key_value_heads": 2}, "9 heads are no multiple of 2 KV heads"),
+        ({**SMOLLM2, "tie_word_embeddings": "no"}, "tied must be true or false"),
+        ({**SMOLLM2, "model_type": "mistral", "sliding_window": 4096}, "windows of its own"),
+        ({**SMOLLM2, "model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True}, "windows of its own"),
+        ({**BUILT_IN["GLM-4.5"], "first_k_dense_replace": 93}, "do not fit together"),
+        ({**BUILT_IN["GLM-4.5"], "num_experts_per_tok": 161}, "do not fit together"),
+    ],
+)  # fmt: skip
+def test_bad_configurations(config: dict, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        ModelShape.from_config(config)
+
+
+def test_files(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(LLAMA_3_8B))
+    assert model_shape(file) == model_shape(tmp_path) == ModelShape.from_config(LLAMA_3_8B, tmp_path.name)
+    file.write_text("{")
+    for source, message in ((file, "a JSON file is needed"), ("GLM-4", "GLM-4.5, GLM-4.5-Air, or a config.json")):
+        with pytest.raises(ModelError, match=message):
+            model_shape(source)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: case(BIG, context=-1), "context must be a whole number of at least 0, got -1"),
+        (lambda: BIG.kv_bytes(streaming_plan(BIG, 0), -1), "context must be"),
+        (lambda: BIG.prefill_flops(streaming_plan(BIG, 0), -1), "context must be"),
+        (lambda: case(BIG, batch=0), "batch must be"),
+        (lambda: case(BIG, 1.5), "share of streaming layers must be between 0 and 1"),
+        (lambda: Case(BIG, streaming_plan(AIR, 0), 10), "has 92 layers, the plan has 46"),
+        (lambda: case(BIG).decode(-1), "drafts must be"),
+        (lambda: case(ModelShape.from_config(SMOLLM2)).decode(1), "no MTP layer"),
+        (lambda: case(BIG, weight_itemsize=0), "above 0 bytes"),
+        (lambda: case(ModelShape.from_config(SMOLLM2), layout=Layout(2)), "tp = 2 does not split 9 heads"),
+        (lambda: case(ModelShape.from_config(SMOLLM2), layout=Layout(1, 2)), "ep = 2 does not split the 0 experts"),
+        (lambda: case(BIG, layout=Layout(1, 3), batch=3), "ep = 3 does not split the 160 experts"),
+        (lambda: case(BIG, layout=Layout(2, 8)), "batch must be a multiple of ep / tp = 4, got 1"),
+        (lambda: Layout(3, 2), "must divide the other"), (lambda: Layout(0), "tp must be"),
+        (lambda: Hardware("x", 1, 1, 1, 0), "link_rate must be above 0"),
+        (lambda: hardware_by_name("H1"), "H100, H200, got 'H1'"),
+        (lambda: page([model_shape("GLM-4.5-Air")], Question(acceptance=1.1), ""), "probability"),
+        (lambda: Question(kv_bits=4), "kv_bits must be 8"),
+    ],
+)  # fmt: skip
+def test_bad_questions(make: Callable, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        make()
+
+
+# The command and its page.
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("typer", reason="typer is not installed")
+    pytest.importorskip("rich", reason="rich is not installed")
+    from typer.testing import CliRunner
+
+    from zigzag.cli import app
+
+    monkeypatch.setenv("COLUMNS", "200")  # or the cells are broken into lines
+    return lambda *words: CliRunner().invoke(app, ["sizes", *words])
+
+
+def test_committed_page_is_what_its_command_prints(run) -> None:
+    page = (ROOT / "docs" / "glm-sizes.md").read_text()
+    command = shlex.split(re.search("Made by `(.*)`", page)[1])
+    assert command[:2] == ["zigzag", "sizes"]
+    result = run(*command[2:])
+    assert result.exit_code == 0 and result.output == page
+    for name, context, streaming in product(("GLM-4.5", "GLM-4.5-Air"), ("32,768", "131,072"), (0, 0.25, 0.5, 0.75)):
+        layers = model_shape(name).num_layers
+        assert f"| 1 | {context} | {int(layers * streaming)} of {layers} |" in page
+    assert page != run(*command[2:], "--sink", "64").output
+
+
+def test_every_option_is_in_the_command_of_a_page(run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(BUILT_IN["GLM-4.5-Air"]))
+    words = (
+        f"{tmp_path} --context 10 --context 20 --streaming 0.5 --batch 4 --batch 8 --sink 4 --recent 8 --drafts 2 "
+        f"--acceptance 0.7 --tp 2 --ep 4 --hardware H200 --memory-rate 4000.0 --flop-rate 500.0 --link-rate 300.0 "
+        f"--weight-bits 8 --kv-bits 32 --markdown"
+    )
+    result = run(*words.split())
+    assert result.exit_code == 0 and f"Made by `zigzag sizes {words}`." in result.output
+    assert "4 TB/s, 500 TFLOP/s, links 300 GB/s" in result.output and "with 2 drafts" in result.output
+
+
+def test_tables_on_the_terminal(run, tmp_path: Path) -> None:
+    (tmp_path / "smollm2.json").write_text(json.dumps(SMOLLM2))
+    result = run(str(tmp_path / "smollm2.json"), "--context", "8192")
+    assert result.exit_code == 0 and "134,515,008" in result.output and "draft" not in result.output
+    assert "too much" in run("GLM-4.5", "--context", "10").output
+
+
+def test_the_other_spelling(capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("typer", reason="typer is not installed")
+    from zigzag.cli_sizes import show
+
+    show(["GLM-4.5-Air"])
+    assert "106,852,251,264" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["GLM-4"], ["GLM-4.5", "--context", "-5"], ["GLM-4.5", "--hardware", "X"], ["GLM-4.5", "--tp", "7"]]
+)
+def test_errors_are_zigzag_errors(run, words: list[str]) -> None:
+    result = run(*words)
+    assert result.exit_code == 1 and isinstance(result.exception, ZigzagError)

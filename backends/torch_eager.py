@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from zigzag.backends.torch_sampling import sample, to_probs  # noqa: F401  (ops of this backend, as the next two)
+from zigzag.backends.torch_routing import route_experts  # noqa: F401  (ops of this backend, as the next three)
+from zigzag.backends.torch_sampling import sample, to_probs  # noqa: F401
 from zigzag.backends.torch_trees import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual  # noqa: F401
 from zigzag.backends.torch_verification import (  # noqa: F401
     verify_block,

@@ -8,6 +8,7 @@ from zigzag.reference.assignment import CRITERIA, assign_heads, assign_layers
 from zigzag.reference.expectations import best_draft_length, best_tree, expected_speedup, expected_tokens
 from zigzag.reference.laws import RULES, continued, expected_accepted, law, target_law, total_variation
 from zigzag.reference.masked_attention import attention, gated_attention, merge
+from zigzag.reference.routing import route_experts
 from zigzag.reference.sampling import sample, to_probs
 from zigzag.reference.scores import gate_gradient, lost_mass, output_deviation
 from zigzag.reference.trees import chain, node_depths
@@ -52,6 +53,7 @@ OPS = (
     "verify_tree_greedy",
     "verify_tree_residual",
     "verify_tree_k_seq",
+    "route_experts",
 )
 
 # Functions on plain numbers and tables: one implementation, no backends.
@@ -94,6 +96,7 @@ __all__ = [
     "merge",
     "node_depths",
     "output_deviation",
+    "route_experts",
     "sample",
     "target_law",
     "to_probs",

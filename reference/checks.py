@@ -254,3 +254,28 @@ def check_drafts(
     coins = np.zeros((batch, most + 1)) if coins is None else coins.astype(np.float64)
     q = None if q is None else q.astype(np.float64)
     return ids.astype(np.int64), q, rows.astype(np.float64), coins, counts
+
+
+def check_routing(
+    router_logits: Any, bias: Any, top_k: int, num_groups: int, top_groups: int, normalize: bool, scaling: float
+) -> None:
+    """The arguments of `route_experts`: shapes, dtypes and counts, no values of arrays."""
+    op = "route_experts"
+    if len(router_logits.shape) == 0 or router_logits.shape[-1] == 0:
+        raise ArgumentError(f"{op}: router_logits must have shape [..., E] with E > 0, got {list(router_logits.shape)}")
+    check_floating(op, router_logits=router_logits, bias=bias)
+    experts = router_logits.shape[-1]
+    check_shape(op, "bias", bias, "E", {"E": experts})
+    for name, count in {"top_k": top_k, "num_groups": num_groups, "top_groups": top_groups}.items():
+        check_count(op, name, count)
+    if experts % num_groups:
+        raise ArgumentError(f"{op}: num_groups must divide the E = {experts} experts, got {num_groups}")
+    if top_groups > num_groups:
+        raise ArgumentError(f"{op}: top_groups must be at most num_groups = {num_groups}, got {top_groups}")
+    usable = top_groups * (experts // num_groups)
+    if top_k > usable:
+        raise ArgumentError(f"{op}: top_k must be at most {usable}, the experts in {top_groups} groups, got {top_k}")
+    if not isinstance(normalize, bool):
+        raise KindError(f"{op}: normalize must be True or False, got {normalize!r}")
+    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)) or not np.isfinite(scaling):
+        raise ArgumentError(f"{op}: scaling must be a finite number, got {scaling!r}")

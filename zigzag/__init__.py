@@ -22,6 +22,7 @@ from zigzag.reference.errors import (
 if TYPE_CHECKING:
     from zigzag.calibration import calibrate
     from zigzag.generation import generate
+    from zigzag.glm import load
     from zigzag.models import load_model
     from zigzag.refinement import refine_plan
     from zigzag.running import attach, cache_bytes, detach
@@ -34,6 +35,7 @@ _LAZY = {
     "calibrate": "zigzag.calibration",
     "detach": "zigzag.running",
     "generate": "zigzag.generation",
+    "load": "zigzag.glm",
     "load_model": "zigzag.models",
     "refine_plan": "zigzag.refinement",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "generate",
     "head_plan",
     "list_backends",
+    "load",
     "load_model",
     "make_plan",
     "ops",

@@ -97,6 +97,13 @@ def test_sampling_does_not_wait(module) -> None:
         unwatched(module.to_probs, target.log(), **options)
 
 
+@pytest.mark.parametrize("module", [torch_eager, ops], ids=["backend", "front door"])
+def test_routing_does_not_wait(module) -> None:
+    _, _, target, _, _ = inputs(False, False)
+    unwatched(module.route_experts, target[..., :6], target[0, 0, :6], top_k=2)
+    unwatched(module.route_experts, target[..., :6], target[0, 0, :6], top_k=2, num_groups=3, top_groups=2)
+
+
 @pytest.mark.parametrize(
     "waits",
     [

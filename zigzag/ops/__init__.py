@@ -16,6 +16,7 @@ from zigzag.ops.acceptance import (
     verify_typical,
 )
 from zigzag.ops.attention import attention, gated_attention, merge, visible
+from zigzag.ops.routing import route_experts
 from zigzag.ops.sampling import sample, to_probs
 from zigzag.ops.scores import assign_heads, assign_layers, gate_gradient, lost_mass, output_deviation
 from zigzag.ops.trees import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
@@ -29,6 +30,7 @@ __all__ = [
     "lost_mass",
     "merge",
     "output_deviation",
+    "route_experts",
     "sample",
     "to_probs",
     "verify_block",

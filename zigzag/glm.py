@@ -1,0 +1,63 @@
+"""GLM-4.5 with its multi-token prediction layer, from a checkpoint on disk.
+
+transformers loads no MTP layer with a model, and its own drafting reads that layer from disk again at every
+`generate`. Here it is loaded once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zigzag.checkpoint import Checkpoint, open_checkpoint
+from zigzag.reference.errors import ModelError
+
+if TYPE_CHECKING:
+    from zigzag.mtp_head import MtpHead
+
+BIAS = "mlp.gate.e_score_correction_bias"
+
+
+def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[Any, "MtpHead | None"]:
+    """(transformers' model, its MTP layer or None where the checkpoint has none), in evaluation mode.
+
+    The layer shares the model's embedding and head; copies of them in the checkpoint are not read.
+
+    The biases that choose the experts stay float32, whatever `dtype` is: in bfloat16 biases that lie close together
+    become equal, and tokens go to other experts (seen with GLM-5.2, sglang#37133). ``model.to(dtype)`` afterwards would
+    do that too.
+
+    path: a folder of an official checkpoint, or of one that transformers or `save_checkpoint` wrote
+    dtype: of all else, a torch dtype by name; options: for transformers' `from_pretrained`, as device_map
+
+    Raises ModelError if the checkpoint is not whole (`open_checkpoint`), has several MTP layers, or `dtype` is not
+    floating point.
+    """
+    import torch
+    from transformers import Glm4MoeForCausalLM
+
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ModelError(f"glm.load: dtype must be a floating-point dtype of torch by name, got {dtype!r}")
+    checkpoint = open_checkpoint(path)
+    if checkpoint.has_mtp and checkpoint.config.num_nextn_predict_layers > 1:
+        raise ModelError(
+            f"glm.load: one MTP layer can be used, {path} has {checkpoint.config.num_nextn_predict_layers}"
+        )
+    model = Glm4MoeForCausalLM.from_pretrained(path, dtype=kind, **options).eval()
+    _restore_biases(model, checkpoint)
+    if not checkpoint.has_mtp:
+        return model, None
+    from zigzag.mtp_head import DUPLICATES, MtpHead
+
+    prefix = f"model.layers.{checkpoint.config.num_hidden_layers}."
+    own = {name.removeprefix(prefix): name for name in checkpoint if name.startswith(prefix)}
+    return model, MtpHead(model).load({n: checkpoint.torch(name) for n, name in own.items() if n not in DUPLICATES})
+
+
+def _restore_biases(model: Any, checkpoint: Checkpoint) -> None:
+    """The checkpoint's routing biases in float32, where loading has made them anything else."""
+    import torch
+
+    for layer, block in enumerate(model.model.layers):
+        if not checkpoint.config.is_dense(layer) and block.mlp.gate.e_score_correction_bias.dtype != torch.float32:
+            bias = checkpoint.torch(f"model.layers.{layer}.{BIAS}").float()
+            block.mlp.gate.e_score_correction_bias = bias.to(block.mlp.gate.weight.device)

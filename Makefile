@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/zigzag demo $(DEMO)
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 evidence: $(READY)
 	$(BIN)/zigzag evidence $(EVIDENCE)

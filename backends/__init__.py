@@ -24,11 +24,13 @@ from zigzag.reference.errors import BackendError
 # In the order of the automatic choice.
 BUILTIN = {
     "numpy": "zigzag.reference",
-    "triton": "zigzag.backends.triton_attention",
+    "triton": "zigzag.backends.triton_ops",
     "torch": "zigzag.backends.torch_eager",
+    "cupy": "zigzag.backends.cupy_ops",
 }
-REQUIRES = {"numpy": "numpy", "triton": "triton", "torch": "torch"}
-ARRAY_KINDS = {"numpy": ("numpy",), "triton": ("torch",), "torch": ("torch",)}
+REQUIRES = {"numpy": "numpy", "triton": "triton", "torch": "torch", "cupy": "cupy"}
+INSTALLED_BY = {"cupy": "cupy-cuda12x or cupy-cuda13x, as your CUDA is"}  # where the package is not named as the module
+ARRAY_KINDS = {"numpy": ("numpy",), "triton": ("torch",), "torch": ("torch",), "cupy": ("cupy",)}
 ENTRY_POINT_GROUP = "zigzag.backends"
 
 _log = logging.getLogger("zigzag")
@@ -82,7 +84,8 @@ def get_backend(name: str) -> Any:
         raise BackendError(f"backend {name!r} is not known; known: {', '.join(backend_names())}")
     needs = REQUIRES.get(name)
     if needs is not None and find_spec(needs) is None:
-        raise BackendError(f"backend {name!r} needs {needs!r}, which is not installed: pip install {needs}")
+        package = INSTALLED_BY.get(needs, needs)
+        raise BackendError(f"backend {name!r} needs {needs!r}, which is not installed: pip install {package}")
     try:
         if name in _entry_points():
             return _entry_points()[name].load()
@@ -167,7 +170,7 @@ def _serves(name: str, op: str, array: Any) -> bool:
     if getattr(array, "is_cuda", False) is not True or _reason(name):
         return False
     backend = get_backend(name)
-    return hasattr(backend, op) and backend.takes(array)
+    return hasattr(backend, op) and backend.takes(op, array)
 
 
 def _check_kind(op: str, name: str, source: str, array: Any) -> None:

@@ -18,6 +18,11 @@ def to_probs(
         zero = highest - highest  # NaN where the row holds NaN or +inf, or -inf only
         return zero.expand_as(scores).scatter(-1, argmax(scores).clamp(min=0)[..., None], zero + 1)
     probs = torch.softmax(scores if temperature == 1 else scores / temperature, dim=-1)
+    return filtered(probs, top_k=top_k, top_p=top_p, min_p=min_p)
+
+
+def filtered(probs: Tensor, *, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """The filters of `to_probs`, each normalising what it leaves."""
     if 0 < top_k < probs.shape[-1]:
         kth = probs.topk(top_k, dim=-1).values[..., -1:]
         probs = _normalised(probs.masked_fill(probs < kth, 0))

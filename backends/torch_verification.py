@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from zigzag.backends.torch_sampling import argmax, compute_dtype, draw, places
+from zigzag.backends.torch_sampling import argmax, compute_dtype, draw, places, to_probs
 from zigzag.reference.verification import Verdict
 
 
@@ -47,8 +47,11 @@ def prepare(
     target: Tensor,
     uniforms: Tensor | None,
     num_draft_tokens: Tensor | None,
+    temperature: float | None = None,
 ) -> Drafts:
     draft, target = None if draft_probs is None else draft_probs.detach(), target.detach()
+    if temperature is not None:
+        target = to_probs(target, temperature=temperature)
     dtype = compute_dtype(target) if draft is None else torch.promote_types(compute_dtype(target), draft.dtype)
     inside = (draft_token_ids >= 0) & (draft_token_ids < target.shape[-1])
     if num_draft_tokens is not None:
@@ -69,9 +72,10 @@ def verify_residual(
     target_probs: Tensor,
     uniforms: Tensor,
     *,
+    temperature: float | None = None,
     num_draft_tokens: Tensor | None = None,
 ) -> Verdict:
-    return residual(prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens))
+    return residual(prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature))
 
 
 def verify_lenient(
@@ -81,9 +85,11 @@ def verify_lenient(
     uniforms: Tensor,
     *,
     lenience: float,
+    temperature: float | None = None,
     num_draft_tokens: Tensor | None = None,
 ) -> Verdict:
-    return residual(prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens), lenience)
+    drafts = prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature)
+    return residual(drafts, lenience)
 
 
 def residual(drafts: Drafts, lenience: float = 1) -> Verdict:
@@ -98,9 +104,10 @@ def verify_block(
     target_probs: Tensor,
     uniforms: Tensor,
     *,
+    temperature: float | None = None,
     num_draft_tokens: Tensor | None = None,
 ) -> Verdict:
-    drafts = prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens)
+    drafts = prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature)
     capped = _capped_products(drafts)
     ends = places(drafts.ids) + 1 == drafts.counts[:, None]
     threshold = torch.where(ends, capped[:, 1:], pad(_shares(drafts, capped), (0, 1)))
@@ -130,9 +137,14 @@ def _shares(drafts: Drafts, capped: Tensor) -> Tensor:
 
 
 def verify_exact(
-    draft_token_ids: Tensor, target_probs: Tensor, uniforms: Tensor, *, num_draft_tokens: Tensor | None = None
+    draft_token_ids: Tensor,
+    target_probs: Tensor,
+    uniforms: Tensor,
+    *,
+    temperature: float | None = None,
+    num_draft_tokens: Tensor | None = None,
 ) -> Verdict:
-    drafts = prepare(draft_token_ids, None, target_probs, uniforms, num_draft_tokens)
+    drafts = prepare(draft_token_ids, None, target_probs, uniforms, num_draft_tokens, temperature)
     return _matched(drafts, draw(drafts.target.to(drafts.dtype), drafts.coins))
 
 
@@ -143,9 +155,10 @@ def verify_typical(
     *,
     epsilon: float = 0.09,
     delta: float = 0.3,
+    temperature: float | None = None,
     num_draft_tokens: Tensor | None = None,
 ) -> Verdict:
-    drafts = prepare(draft_token_ids, None, target_probs, uniforms, num_draft_tokens)
+    drafts = prepare(draft_token_ids, None, target_probs, uniforms, num_draft_tokens, temperature)
     rows = drafts.target[:, :-1].to(drafts.dtype)
     negative_entropy = (rows + 1e-5).log_().mul_(rows).sum(-1)
     threshold = (delta * negative_entropy.exp()).clamp(max=epsilon)
@@ -159,18 +172,24 @@ def verify_relaxed(
     *,
     top_n: int = 10,
     delta: float = 0.6,
+    temperature: float | None = None,
     num_draft_tokens: Tensor | None = None,
 ) -> Verdict:
-    drafts = prepare(draft_token_ids, None, target_probs, None, num_draft_tokens)
+    drafts = prepare(draft_token_ids, None, target_probs, None, num_draft_tokens, temperature)
     best = drafts.target[:, :-1].nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(-1).to(drafts.dtype)
     near = _of_tokens(drafts)[0] >= best - delta
     return _best_follows(drafts, _among_best(drafts, top_n) & near)
 
 
 def verify_top_k(
-    draft_token_ids: Tensor, target_probs: Tensor, *, k: int, num_draft_tokens: Tensor | None = None
+    draft_token_ids: Tensor,
+    target_probs: Tensor,
+    *,
+    k: int,
+    temperature: float | None = None,
+    num_draft_tokens: Tensor | None = None,
 ) -> Verdict:
-    drafts = prepare(draft_token_ids, None, target_probs, None, num_draft_tokens)
+    drafts = prepare(draft_token_ids, None, target_probs, None, num_draft_tokens, temperature)
     return _best_follows(drafts, _among_best(drafts, k))
 
 

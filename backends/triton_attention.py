@@ -8,10 +8,8 @@ Memory bound in decoding: each key and value is read once. Compute bound in pref
 can see are not read at all: streaming prefill is linear in T.
 """
 
-import os
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import torch
 import triton
@@ -24,7 +22,6 @@ from zigzag.reference.errors import KindError
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(1 << 30)
-ARRAY_KINDS = ("torch",)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WAVES = 2  # programs a multiprocessor that are worth splitting the keys for
 
@@ -247,15 +244,3 @@ def _workspace(query: Tensor, tiles: int, splits: int, tile: int, value_size: in
 def _ancestors(parents: tuple[int, ...], device: torch.device) -> Tensor:
     """[N, N] uint8: 1 where the column is the row's node itself or an ancestor."""
     return related_nodes(parents, len(parents), len(parents), device).to(torch.uint8)
-
-
-def unavailable() -> str:
-    """Why the kernels cannot run here; empty if they can."""
-    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
-        return ""
-    return "it needs a CUDA device (or TRITON_INTERPRET=1, which runs kernels slowly on the CPU)"
-
-
-def takes(array: Any) -> bool:
-    """Whether the automatic choice may come here: CUDA tensors of the dtypes that the kernels know."""
-    return array.device.type == "cuda" and array.dtype in DTYPES

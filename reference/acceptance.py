@@ -105,7 +105,8 @@ def k_seq(
 
 def k_seq_factor(p: Row, q: Row, count: int) -> Any:
     """rho in [1, count], within 2^-40 of the least: 1 - (1 - b)^count <= rho * b, b = sum(min(p / rho, q))."""
-    low, high = 1 + 0 * p[0], count + 0 * p[0]
+    low = Fraction(1) if p.dtype == object else 1.0
+    high: Any = count * low
     if count == 1:
         return low
     for _ in range(40):

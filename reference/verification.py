@@ -4,6 +4,9 @@ Every rule takes uniform numbers in [0, 1) instead of drawing its own, so equal 
 backend. A row reads its first n = num_draft_tokens[b] drafts, uniforms[b, :n] as coins and uniforms[b, n] for the
 token that follows, and nothing beyond; drafts beyond n may be -1.
 
+The chain rules that take probabilities also take logits: with a `temperature` the target rows are logits, and the rule
+acts on to_probs(rows, temperature=temperature). A row that holds NaN or +inf, or -inf only, then rejects and gives -1.
+
 Coins, recovery draws and the draft's own noise must be independent of each other and fresh in every round.
 """
 
@@ -15,11 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from zigzag.reference import acceptance
 from zigzag.reference.acceptance import Tables
-from zigzag.reference.checks import check_count, check_drafts, check_fraction, check_range
-from zigzag.reference.sampling import Row, draw
+from zigzag.reference.checks import check_count, check_drafts, check_fraction, check_range, check_sampling
+from zigzag.reference.sampling import Row, draw, to_probs
 from zigzag.reference.trees import chain, check_tree, node_depths
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 LOSSLESS_RULES = ("greedy", "residual", "block", "exact")
 LOSSY_RULES = ("typical", "relaxed", "top_k", "lenient")
@@ -58,6 +62,7 @@ def verify_residual(
     target_probs: ArrayLike,
     uniforms: ArrayLike,
     *,
+    temperature: float | None = None,
     num_draft_tokens: ArrayLike | None = None,
 ) -> Verdict:
     """Speculative sampling: token by token, accepted while u * q(x) < p(x). Lossless for any q.
@@ -69,14 +74,16 @@ def verify_residual(
     draft_token_ids: [B, K]
     draft_probs: [B, K, V] what each draft was really drawn from, after all processing; None: without chance
     target_probs: [B, K + 1, V]; uniforms: [B, K + 1] in [0, 1)
+    temperature: None: the target rows are probabilities; a number: they are logits (0: the argmax's)
     num_draft_tokens: [B] drafts to read in each row, default K
 
     >>> verify_residual([[0]], [[[1.0, 0.0]]], [[[0.25, 0.75], [0.5, 0.5]]], [[0.25, 0.0]]).output_token_ids
     array([[ 1, -1]])
     """
     return _verify(
-        "verify_residual", acceptance.residual, draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens
-    )
+        "verify_residual", acceptance.residual, draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens,
+        temperature=temperature,
+    )  # fmt: skip
 
 
 def verify_block(
@@ -85,6 +92,7 @@ def verify_block(
     target_probs: ArrayLike,
     uniforms: ArrayLike,
     *,
+    temperature: float | None = None,
     num_draft_tokens: ArrayLike | None = None,
 ) -> Verdict:
     """Block verification: lossless, and never fewer accepted drafts on average than `verify_residual`.
@@ -95,8 +103,9 @@ def verify_block(
     Arguments as `verify_residual`.
     """
     return _verify(
-        "verify_block", acceptance.block, draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, last
-    )
+        "verify_block", acceptance.block, draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, last,
+        temperature=temperature,
+    )  # fmt: skip
 
 
 def verify_exact(
@@ -104,6 +113,7 @@ def verify_exact(
     target_probs: ArrayLike,
     uniforms: ArrayLike,
     *,
+    temperature: float | None = None,
     num_draft_tokens: ArrayLike | None = None,
 ) -> Verdict:
     """Sampler match: draw t_i from target row i, accept while the draft is t_i, emit t_i at the first mismatch.
@@ -111,11 +121,13 @@ def verify_exact(
     Lossless whatever the draft, and its tokens are those of plain sampling with the same uniforms.
 
     draft_token_ids: [B, K]; target_probs: [B, K + 1, V]; uniforms: [B, K + 1] in [0, 1)
+    temperature: None: the target rows are probabilities; a number: they are logits (0: the argmax's)
     num_draft_tokens: [B] drafts to read in each row, default K
     """
     ids, _, target, coins, counts = check_drafts(
         "verify_exact", draft_token_ids, None, target_probs, uniforms, num_draft_tokens
     )
+    target = _probabilities("verify_exact", target, temperature)
     return _assembled([match(ids[b, :n].tolist(), target[b], coins[b]) for b, n in enumerate(counts)], ids.shape[1])
 
 
@@ -126,6 +138,7 @@ def verify_typical(
     *,
     epsilon: float = 0.09,
     delta: float = 0.3,
+    temperature: float | None = None,
     num_draft_tokens: ArrayLike | None = None,
 ) -> Verdict:
     """LOSSY. Typical acceptance: p(x) > min(epsilon, delta * exp(-H(p))), H with log(p + 1e-5).
@@ -137,7 +150,9 @@ def verify_typical(
     """
     check_range("verify_typical", epsilon=epsilon, delta=delta)
     rule = _bind(acceptance.typical, epsilon=epsilon, delta=delta)
-    return _verify("verify_typical", rule, draft_token_ids, None, target_probs, uniforms, num_draft_tokens)
+    return _verify(
+        "verify_typical", rule, draft_token_ids, None, target_probs, uniforms, num_draft_tokens, temperature=temperature
+    )
 
 
 def verify_relaxed(
@@ -146,6 +161,7 @@ def verify_relaxed(
     *,
     top_n: int = 10,
     delta: float = 0.6,
+    temperature: float | None = None,
     num_draft_tokens: ArrayLike | None = None,
 ) -> Verdict:
     """LOSSY. Relaxed acceptance for thinking: one of the top_n tokens with p(x) >= max(p) - delta.
@@ -154,25 +170,36 @@ def verify_relaxed(
     Source: TensorRT-LLM.
 
     draft_token_ids: [B, K]; target_probs: [B, K + 1, V]
+    temperature: None: the target rows are probabilities; a number: they are logits (0: the argmax's)
     """
     check_range("verify_relaxed", delta=delta)
     check_count("verify_relaxed", "top_n", top_n)
     rule = _bind(acceptance.relaxed, top_n=top_n, delta=delta)
-    return _verify("verify_relaxed", rule, draft_token_ids, None, target_probs, None, num_draft_tokens)
+    return _verify(
+        "verify_relaxed", rule, draft_token_ids, None, target_probs, None, num_draft_tokens, temperature=temperature
+    )
 
 
 def verify_top_k(
-    draft_token_ids: ArrayLike, target_probs: ArrayLike, *, k: int, num_draft_tokens: ArrayLike | None = None
+    draft_token_ids: ArrayLike,
+    target_probs: ArrayLike,
+    *,
+    k: int,
+    temperature: float | None = None,
+    num_draft_tokens: ArrayLike | None = None,
 ) -> Verdict:
     """LOSSY. Accept one of the target's k most likely tokens; k = 1 is `verify_greedy`.
 
     On rejection, and after the last draft, the argmax. Source: blockwise parallel decoding, arXiv 1811.03115.
 
     draft_token_ids: [B, K]; target_probs: [B, K + 1, V] logits or probabilities
+    temperature: None: the target rows are probabilities; a number: they are logits (0: the argmax's)
     """
     check_count("verify_top_k", "k", k)
     rule = _bind(acceptance.top_k, k=k)
-    return _verify("verify_top_k", rule, draft_token_ids, None, target_probs, None, num_draft_tokens)
+    return _verify(
+        "verify_top_k", rule, draft_token_ids, None, target_probs, None, num_draft_tokens, temperature=temperature
+    )
 
 
 def verify_lenient(
@@ -182,6 +209,7 @@ def verify_lenient(
     uniforms: ArrayLike,
     *,
     lenience: float,
+    temperature: float | None = None,
     num_draft_tokens: ArrayLike | None = None,
 ) -> Verdict:
     """LOSSY for lenience < 1. Speculative sampling with u * lenience * q(x) < p(x).
@@ -193,7 +221,10 @@ def verify_lenient(
     """
     check_fraction("verify_lenient", "lenience", lenience)
     rule = _bind(acceptance.residual, lenience=lenience)
-    return _verify("verify_lenient", rule, draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens)
+    return _verify(
+        "verify_lenient", rule, draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens,
+        temperature=temperature,
+    )  # fmt: skip
 
 
 def verify_tree_greedy(
@@ -317,8 +348,10 @@ def _verify(
     num_draft_tokens: ArrayLike | None,
     walk: Callable[..., list[int]] = first,
     parents: Sequence[int] | None = None,
+    temperature: float | None = None,
 ) -> Verdict:
     ids, q, p, coins, counts = check_drafts(op, draft_token_ids, draft_probs, target, uniforms, num_draft_tokens)
+    p = _probabilities(op, p, temperature)
     tree = chain(ids.shape[1]) if parents is None else list(map(int, parents))
     check_tree(op, tree, ids.shape[1])
     decisions = []
@@ -328,6 +361,14 @@ def _verify(
         decisions.append(decide(tables, drafts, coins[b].tolist(), tree[:n], walk))
     depth = max(node_depths(tree), default=0)
     return _assembled(decisions, depth, with_nodes=parents is not None)
+
+
+def _probabilities(op: str, target: Floats, temperature: float | None) -> Floats:
+    """The target rows as probabilities: they are, or with a temperature they are logits."""
+    if temperature is None:
+        return target
+    check_sampling(op, temperature, 0, 1.0, 0.0)
+    return to_probs(target, temperature=temperature)
 
 
 def _assembled(decisions: list[tuple[list[int], list[int]]], depth: int, *, with_nodes: bool = False) -> Verdict:

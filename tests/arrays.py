@@ -10,18 +10,39 @@ DTYPES = {
     "numpy": ("float64", "float32"),
     "torch": ("float64", "float32", "float16", "bfloat16"),
     "triton": ("float32", "float16"),  # on a GPU bfloat16 too: the interpreter's bfloat16 product is wrong
+    "cupy": ("float64", "float32", "float16"),
+    "cupy-on-numpy": ("float64", "float32", "float16"),
 }
+
+
+def widest(backend: str) -> str:
+    """The dtype in which the backend is nearest to the reference."""
+    return DTYPES.get(backend, ("float64",))[0]
+
+
+def interpreted(backend: str) -> bool:
+    """Whether its kernels run program by program in Python, so that tests have to be small."""
+    return backend == "triton" and DEVICE == "cpu"
+
+
+def examples(backend: str, most: int) -> int:
+    """How many examples to draw."""
+    return max(3, most // 8) if interpreted(backend) else most
 
 
 def kind_of(backend: str) -> str:
     kinds = getattr(get_backend(backend), "ARRAY_KINDS", ("torch",) if backend == "torch" else ("numpy",))
-    return "torch" if isinstance(kinds, tuple) and "torch" in kinds else "numpy"
+    return next((kind for kind in ("torch", "cupy") if isinstance(kinds, tuple) and kind in kinds), "numpy")
 
 
 def convert(array, kind: str, dtype: str):
     """A NumPy array as the backend's kind; floats in `dtype`, integers untouched."""
     if kind == "numpy":
         return array.astype(dtype) if array.dtype.kind == "f" else array
+    if kind == "cupy":
+        import cupy
+
+        return cupy.asarray(convert(array, "numpy", dtype))
     import torch
 
     tensor = torch.from_numpy(np.array(array, order="C"))
@@ -29,7 +50,9 @@ def convert(array, kind: str, dtype: str):
 
 
 def to_numpy(result) -> np.ndarray:
-    return result.double().cpu().numpy() if hasattr(result, "double") else np.asarray(result, dtype=np.float64)
+    if hasattr(result, "double"):  # torch
+        return result.double().cpu().numpy()
+    return np.asarray(result.get() if hasattr(result, "get") else result, dtype=np.float64)
 
 
 def supports(backend: str, op: str) -> None:

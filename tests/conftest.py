@@ -2,7 +2,11 @@
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and NumPy are imported: a core for each worker
+
 import arrays
+import cupy_on_numpy
 import hypothesis
 import pytest
 
@@ -23,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("TRITON_INTERPRET", "1")  # must be set before Triton is imported
     else:
         arrays.DTYPES["triton"] = ("float32", "float16", "bfloat16")
+    cupy_on_numpy.register()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -109,6 +109,11 @@ OPTIONS = [
     *[(op, {"parents": [-2, 0]}, "parents[0] must be -1 or an earlier node, got -2") for op in BY_OP if "tree" in op],
     *[(op, {"parents": [-1]}, "one parent for each of the 2 nodes, got 1") for op in BY_OP if "tree" in op],
 ]
+CHAINS = [op for op in BY_OP if "tree" not in op and op != "verify_greedy"]
+OPTIONS += [
+    *[(op, {"temperature": -1.0}, "temperature must be a finite number, 0 or more, got -1.0") for op in CHAINS],
+    *[(op, {"temperature": NAN}, "temperature must be a finite number, 0 or more, got nan") for op in CHAINS],
+]
 FLAT = [(op, changes, words, ArgumentError) for some, changes, words in VALUES for op in some]
 FLAT_SHAPES = [(op, *rest) for some, *rest in SHAPES for op in some]
 
@@ -234,6 +239,29 @@ def test_torch_cuts_counts_and_ends_rows(op: str) -> None:
     assert same(call(op, "torch", {"num_draft_tokens": [-5]}, validate=False), none)
     for ids in ([[-1, 0]], [[3, 0]]):
         assert same(call(op, "torch", {"draft_token_ids": ids}, validate=False), none)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("op", CHAINS)
+def test_broken_logits_reject(op: str, kind: str, validate: bool) -> None:
+    """With a temperature the rows are logits: any finite number will do, and a broken row is no error but gives -1."""
+    name = "target_probs"
+    logits = [[5.0, -2.0, -INF]] * 3
+    for broken in ([NAN, 5.0, 0.0], [INF, 0.0, 0.0], [-INF] * 3):
+        for temperature in (0.0, 0.5):
+            changes = {name: [logits[0], broken, logits[2]], "temperature": temperature}
+            changes = {**changes, name: [changes[name]], "draft_token_ids": [[0, 0]]}
+            out = call(op, kind, changes, validate=validate)
+            assert out.output_token_ids.tolist() == [[0, -1, -1]], (broken, temperature)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_need_a_temperature(kind: str) -> None:
+    logits = {"target_probs": [[[5.0, -2.0, 0.0]] * 3]}
+    with pytest.raises(ArgumentError, match="must be finite and 0 or more"):
+        call("verify_residual", kind, logits)
+    call("verify_residual", kind, {**logits, "temperature": 1.0})
 
 
 def same(one, other) -> bool:

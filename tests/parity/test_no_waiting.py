@@ -104,6 +104,38 @@ def test_routing_does_not_wait(module) -> None:
     unwatched(module.route_experts, target[..., :6], target[0, 0, :6], top_k=2, num_groups=3, top_groups=2)
 
 
+class Idle:
+    """Stands for a kernel and launches nothing."""
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: None
+
+
+def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What surrounds the Triton kernels reads and copies nothing on the host, so CUDA graphs can hold it."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from zigzag.backends import triton_ops, triton_sampling, triton_scores, triton_verification
+
+    for module, names in (
+        (triton_sampling, "scan _draw _write_probs"),
+        (triton_verification, "judge recover sum_terms"),
+        (triton_scores, "_compare"),
+    ):
+        for name in names.split():
+            monkeypatch.setattr(module, name, Idle())
+    ids, draft, target, uniforms, rest = inputs(True, False)
+    for temperature in (None, 0.0, 0.7):
+        rest["temperature"] = temperature
+        unwatched(triton_ops.verify_residual, ids, draft, target, uniforms, **rest)
+        unwatched(triton_ops.verify_block, ids, draft, target, uniforms, **rest)
+        unwatched(triton_ops.verify_exact, ids, target, uniforms, **rest)
+        unwatched(triton_ops.verify_typical, ids, target, uniforms, **rest)
+        unwatched(triton_ops.verify_relaxed, ids, target, **rest)
+    unwatched(triton_ops.to_probs, target, temperature=0.7)
+    states = torch.zeros(1, 2, 5, 4)
+    unwatched(triton_ops.gate_gradient, states, states, states, states, sink=1, recent=1)
+
+
 @pytest.mark.parametrize(
     "waits",
     [

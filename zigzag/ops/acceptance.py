@@ -28,12 +28,13 @@ def verify_residual(
     target_probs: Array,
     uniforms: Array,
     *,
+    temperature: float | None = None,
     num_draft_tokens: Array | None = None,
     backend: str = "auto",
     validate: bool = True,
 ) -> Verdict:
     arrays = _sampled(draft_token_ids, draft_probs, target_probs, uniforms)
-    return verify("verify_residual", arrays, num_draft_tokens, backend, validate)
+    return verify("verify_residual", arrays, num_draft_tokens, backend, validate, temperature=temperature)
 
 
 @documented
@@ -43,12 +44,13 @@ def verify_block(
     target_probs: Array,
     uniforms: Array,
     *,
+    temperature: float | None = None,
     num_draft_tokens: Array | None = None,
     backend: str = "auto",
     validate: bool = True,
 ) -> Verdict:
     arrays = _sampled(draft_token_ids, draft_probs, target_probs, uniforms)
-    return verify("verify_block", arrays, num_draft_tokens, backend, validate)
+    return verify("verify_block", arrays, num_draft_tokens, backend, validate, temperature=temperature)
 
 
 @documented
@@ -57,12 +59,13 @@ def verify_exact(
     target_probs: Array,
     uniforms: Array,
     *,
+    temperature: float | None = None,
     num_draft_tokens: Array | None = None,
     backend: str = "auto",
     validate: bool = True,
 ) -> Verdict:
     arrays = {"draft_token_ids": draft_token_ids, "target_probs": target_probs, "uniforms": uniforms}
-    return verify("verify_exact", arrays, num_draft_tokens, backend, validate)
+    return verify("verify_exact", arrays, num_draft_tokens, backend, validate, temperature=temperature)
 
 
 @documented
@@ -73,13 +76,15 @@ def verify_typical(
     *,
     epsilon: float = 0.09,
     delta: float = 0.3,
+    temperature: float | None = None,
     num_draft_tokens: Array | None = None,
     backend: str = "auto",
     validate: bool = True,
 ) -> Verdict:
     checks.check_range("verify_typical", epsilon=epsilon, delta=delta)
     arrays = {"draft_token_ids": draft_token_ids, "target_probs": target_probs, "uniforms": uniforms}
-    return verify("verify_typical", arrays, num_draft_tokens, backend, validate, epsilon=epsilon, delta=delta)
+    options = {"temperature": temperature, "epsilon": epsilon, "delta": delta}
+    return verify("verify_typical", arrays, num_draft_tokens, backend, validate, **options)
 
 
 @documented
@@ -89,6 +94,7 @@ def verify_relaxed(
     *,
     top_n: int = 10,
     delta: float = 0.6,
+    temperature: float | None = None,
     num_draft_tokens: Array | None = None,
     backend: str = "auto",
     validate: bool = True,
@@ -96,7 +102,8 @@ def verify_relaxed(
     checks.check_range("verify_relaxed", delta=delta)
     checks.check_count("verify_relaxed", "top_n", top_n)
     arrays = {"draft_token_ids": draft_token_ids, "target_probs": target_probs}
-    return verify("verify_relaxed", arrays, num_draft_tokens, backend, validate, top_n=top_n, delta=delta)
+    options = {"temperature": temperature, "top_n": top_n, "delta": delta}
+    return verify("verify_relaxed", arrays, num_draft_tokens, backend, validate, **options)
 
 
 @documented
@@ -105,13 +112,15 @@ def verify_top_k(
     target_probs: Array,
     *,
     k: int,
+    temperature: float | None = None,
     num_draft_tokens: Array | None = None,
     backend: str = "auto",
     validate: bool = True,
 ) -> Verdict:
     checks.check_count("verify_top_k", "k", k)
     arrays = {"draft_token_ids": draft_token_ids, "target_logits": target_probs}  # either will do
-    return verify("verify_top_k", arrays, num_draft_tokens, backend, validate, k=k)
+    options = {"temperature": temperature, "k": k}
+    return verify("verify_top_k", arrays, num_draft_tokens, backend, validate, **options)
 
 
 @documented
@@ -122,13 +131,15 @@ def verify_lenient(
     uniforms: Array,
     *,
     lenience: float,
+    temperature: float | None = None,
     num_draft_tokens: Array | None = None,
     backend: str = "auto",
     validate: bool = True,
 ) -> Verdict:
     checks.check_fraction("verify_lenient", "lenience", lenience)
     arrays = _sampled(draft_token_ids, draft_probs, target_probs, uniforms)
-    return verify("verify_lenient", arrays, num_draft_tokens, backend, validate, lenience=lenience)
+    options = {"temperature": temperature, "lenience": lenience}
+    return verify("verify_lenient", arrays, num_draft_tokens, backend, validate, **options)
 
 
 def _sampled(draft_token_ids: Array, draft_probs: Array | None, target_probs: Array, uniforms: Array) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""Raw CUDA kernels: when one may be chosen, how its text is put together, compiled and launched.
+
+They need no CUDA headers: half precision is converted by one instruction, bfloat16 by its bits.
+"""
+
+import os
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from zigzag.backends.cupy_arrays import Array
+
+# Names of the raw kernels that passed the parity suite on a GPU, with the record in docs/backends-cupy.md. A kernel
+# that is not named here has only been compiled, and run thread by thread on a CPU: it must be asked for.
+RAN_ON_GPU: tuple[str, ...] = ()
+ASKED = "ZIGZAG_CUPY_RAW"  # this environment variable, set to 1, asks for all of them
+
+OPTIONS = ("--std=c++17",)
+
+_AS_BITS = "typedef unsigned short element;\n"
+ELEMENTS = {
+    "float32": """
+typedef float element;
+__device__ __forceinline__ float to_float(element x) { return x; }
+__device__ __forceinline__ element to_element(float x) { return x; }
+""",
+    "float16": _AS_BITS + """
+__device__ __forceinline__ float to_float(element bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+}
+__device__ __forceinline__ element to_element(float x) {
+    element bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+""",
+    "bfloat16": _AS_BITS + """
+__device__ __forceinline__ float to_float(element bits) { return __uint_as_float((unsigned)bits << 16); }
+__device__ __forceinline__ element to_element(float x) {
+    const unsigned bits = __float_as_uint(x);
+    if (x != x) return (element)((bits >> 16) | 64u);  // NaN stays NaN
+    return (element)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);  // to nearest, ties to even
+}
+""",
+}
+
+# Sums and maxima over the 32 threads of a warp, known to all of them.
+WARPS = """
+#define ALL 0xffffffffu
+#define NOTHING __int_as_float(0xff800000)  // -inf
+
+__device__ __forceinline__ float warp_max(float x) {
+    for (int offset = 16; offset; offset /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, offset));
+    return x;
+}
+__device__ __forceinline__ float warp_sum(float x) {
+    for (int offset = 16; offset; offset /= 2) x += __shfl_xor_sync(ALL, x, offset);
+    return x;
+}
+__device__ __forceinline__ int warp_min_int(int x) {
+    for (int offset = 16; offset; offset /= 2) x = min(x, __shfl_xor_sync(ALL, x, offset));
+    return x;
+}
+"""
+
+
+def may_run(name: str, *arrays: Array) -> bool:
+    """Whether the raw kernel may be chosen for these arrays: of CuPy, and the kernel asked for or with a record."""
+    if name not in RAN_ON_GPU and os.environ.get(ASKED) != "1":
+        return False
+    return all(type(array).__module__.partition(".")[0] == "cupy" for array in arrays)
+
+
+def has_element(*arrays: Array) -> bool:
+    """Whether all arrays have one dtype, of those that the kernels know."""
+    return len({str(array.dtype) for array in arrays}) == 1 and str(arrays[0].dtype) in ELEMENTS
+
+
+def code_of(source: str, element: str, constants: dict[str, int], elements: dict[str, str] = ELEMENTS) -> str:
+    """The whole text of a kernel family for one dtype and one set of sizes."""
+    defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
+    return elements[element] + WARPS + defines + source
+
+
+def launch(
+    source: str, name: str, element: str, constants: dict[str, int], grid: tuple[int, ...], threads: int,
+    arguments: tuple[Any, ...],
+) -> None:  # fmt: skip
+    """Queue a kernel; `arguments` are arrays and NumPy scalars of exactly the types that the kernel declares."""
+    _compiled(code_of(source, element, constants)).get_function(name)(grid, (threads,), arguments)
+
+
+@cache
+def _compiled(code: str) -> Any:
+    return import_module("cupy").RawModule(code=code, options=OPTIONS)

@@ -1,0 +1,66 @@
+"""The ops for CuPy arrays: array calls, and raw CUDA kernels that step in where one was asked for or has a record.
+
+The array calls are the same that NumPy has, so NumPy arrays are taken too; that is how they are tested without a GPU.
+"""
+
+from importlib import import_module
+
+from zigzag.backends.cupy_attention import attention, gated_attention, merge
+from zigzag.backends.cupy_routing import route_experts
+from zigzag.backends.cupy_sampling import sample, to_probs
+from zigzag.backends.cupy_scores import assign_heads, assign_layers, gate_gradient, lost_mass, output_deviation
+from zigzag.backends.cupy_trees import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
+from zigzag.backends.cupy_verification import (
+    verify_block,
+    verify_exact,
+    verify_greedy,
+    verify_lenient,
+    verify_relaxed,
+    verify_residual,
+    verify_top_k,
+    verify_typical,
+)
+from zigzag.backends.cupy_visibility import visible
+
+ARRAY_KINDS = ("cupy",)
+
+__all__ = [
+    "assign_heads",
+    "assign_layers",
+    "attention",
+    "gate_gradient",
+    "gated_attention",
+    "lost_mass",
+    "merge",
+    "output_deviation",
+    "route_experts",
+    "sample",
+    "to_probs",
+    "verify_block",
+    "verify_exact",
+    "verify_greedy",
+    "verify_lenient",
+    "verify_relaxed",
+    "verify_residual",
+    "verify_top_k",
+    "verify_tree_greedy",
+    "verify_tree_k_seq",
+    "verify_tree_residual",
+    "verify_typical",
+    "visible",
+]
+
+
+def unavailable() -> str:
+    """Why the backend cannot run here; empty if it can."""
+    runtime = import_module("cupy").cuda.runtime
+    try:
+        count = runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        return f"CuPy finds no CUDA device ({error})"
+    return "" if count else "CuPy finds no CUDA device"
+
+
+def device_name() -> str:
+    runtime = import_module("cupy").cuda.runtime
+    return f"cuda: {runtime.getDeviceProperties(runtime.getDevice())['name'].decode()}"

@@ -1,0 +1,53 @@
+"""The `triton` backend: its ops under their names, and where it runs.
+
+Kernels of its own have attention, the head scores, the acceptance rules for chains, `to_probs` and `sample`. The other
+ops are those of the torch backend: their time is that of reading the inputs once (`visible`, `merge`), of two calls of
+attention (`gated_attention`), of a few numbers on the host (`assign_*`, `route_experts`), or of a walk down a tree.
+"""
+
+import os
+from typing import Any
+
+import torch
+
+from zigzag.backends.torch_eager import (  # noqa: F401  (ops of this backend, as the next ones)
+    assign_heads,
+    assign_layers,
+    gated_attention,
+    merge,
+    visible,
+)
+from zigzag.backends.torch_routing import route_experts  # noqa: F401
+from zigzag.backends.torch_trees import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual  # noqa: F401
+from zigzag.backends.triton_attention import DTYPES, attention  # noqa: F401
+from zigzag.backends.triton_sampling import sample, to_probs  # noqa: F401
+from zigzag.backends.triton_scores import gate_gradient, lost_mass, output_deviation  # noqa: F401
+from zigzag.backends.triton_verification import (  # noqa: F401
+    verify_block,
+    verify_exact,
+    verify_greedy,
+    verify_lenient,
+    verify_relaxed,
+    verify_residual,
+    verify_top_k,
+    verify_typical,
+)
+
+ARRAY_KINDS = ("torch",)
+RAN_ON_A_GPU = ("attention",)  # the automatic choice takes these; all others have only been interpreted and compiled
+
+
+def device_name() -> str:
+    return f"cuda: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "cpu, interpreted"
+
+
+def unavailable() -> str:
+    """Why the kernels cannot run here; empty if they can."""
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        return ""
+    return "it needs a CUDA device (or TRITON_INTERPRET=1, which runs kernels slowly on the CPU)"
+
+
+def takes(op: str, array: Any) -> bool:
+    """Whether the automatic choice may come here: ops that ran on a GPU, CUDA tensors of the dtypes they know."""
+    return op in RAN_ON_A_GPU and array.device.type == "cuda" and array.dtype in DTYPES

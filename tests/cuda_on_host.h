@@ -1,0 +1,153 @@
+// Just enough CUDA to run the kernels of this project on a CPU: the threads of a block are fibers that take turns at
+// every barrier and shuffle, blocks run one after the other, in any order. Slow, and exact about indices and races at
+// barriers; it says nothing about the memory model or about time.
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __restrict__
+#define __shared__ static
+#define __launch_bounds__(threads)
+#define asm(...)
+using std::max;
+using std::min;
+
+struct Index { int x = 0, y = 0, z = 0; };
+static Index threadIdx, blockIdx, gridDim;
+
+struct Barrier { int expected = 0, arrived = 0, round = 0; };
+struct Fiber {
+    ucontext_t start;  // only to begin with: switching by it asks the system each time
+    jmp_buf place;
+    std::vector<char> stack;
+    Barrier* barrier;  // where it waits for others
+    int round;
+    bool has_begun, is_done;
+    bool can_go() const { return !is_done && (!barrier || barrier->round != round); }
+};
+
+static std::vector<Fiber> fibers;
+static std::vector<Barrier> warp_barriers;
+static Barrier block_barrier;
+static jmp_buf scheduler;
+static int current, deadlocks;
+static unsigned slots[64][32];
+
+static void pass_turn() {
+    if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
+}
+
+static __attribute__((noinline)) void give_turn(Fiber& fiber) {
+    if (_setjmp(scheduler)) return;
+    if (std::exchange(fiber.has_begun, true)) _longjmp(fiber.place, 1);
+    setcontext(&fiber.start);
+}
+
+static void wait_at(Barrier& barrier) {
+    fibers[current].barrier = &barrier;
+    fibers[current].round = barrier.round;
+    if (++barrier.arrived == barrier.expected) {
+        barrier.arrived = 0;
+        ++barrier.round;
+    }
+    pass_turn();
+}
+
+static void __syncthreads() { wait_at(block_barrier); }
+static void __threadfence() {}
+template <class T> T __ldcg(const T* at) { return *at; }
+static int atomicAdd(int* at, int x) { return std::exchange(*at, *at + x); }
+static float __int_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
+static float __uint_as_float(unsigned x) { return __int_as_float(x); }
+static unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
+
+template <class T> T read_lane(T x, int lane) {  // every lane of the warp must come here
+    const int warp = threadIdx.x / 32;
+    memcpy(&slots[warp][threadIdx.x % 32], &x, 4);
+    wait_at(warp_barriers[warp]);
+    T other;
+    memcpy(&other, &slots[warp][lane], 4);
+    wait_at(warp_barriers[warp]);
+    return other;
+}
+template <class T> T __shfl_xor_sync(unsigned, T x, int mask) { return read_lane(x, (threadIdx.x % 32) ^ mask); }
+template <class T> T __shfl_sync(unsigned, T x, int lane) { return read_lane(x, lane); }
+template <class T> T __shfl_up_sync(unsigned, T x, int by) {
+    const int lane = threadIdx.x % 32;
+    return read_lane(x, lane < by ? lane : lane - by);
+}
+
+template <class... A, size_t... I>
+void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<A*>(arguments[I])...);
+}
+
+static void (*body)();
+static void fiber_main() {
+    body();
+    fibers[current].is_done = true;
+    pass_turn();
+}
+
+// Threads take turns in another order each time: a value that is read before a barrier is sometimes not there yet.
+static void run_block(int threads, std::mt19937& random) {
+    fibers.resize(threads);
+    warp_barriers.assign((threads + 31) / 32, Barrier{std::min(32, threads)});
+    block_barrier = Barrier{threads};
+    for (Fiber& fiber : fibers) {
+        fiber.stack.resize(1 << 16);
+        fiber.has_begun = fiber.is_done = false;
+        fiber.barrier = nullptr;
+        getcontext(&fiber.start);
+        fiber.start.uc_stack.ss_sp = fiber.stack.data();
+        fiber.start.uc_stack.ss_size = fiber.stack.size();
+        makecontext(&fiber.start, fiber_main, 0);
+    }
+    for (bool has_moved = true; has_moved;) {
+        has_moved = false;
+        const unsigned start = random(), stride = random() | 1;  // odd, and `threads` is 2^n: each has its turn
+        for (int n = 0; n < threads; ++n) {
+            current = (start + n * stride) % threads;
+            if (!fibers[current].can_go()) continue;
+            threadIdx.x = current;
+            has_moved = true;
+            give_turn(fibers[current]);
+        }
+    }
+    for (const Fiber& fiber : fibers) deadlocks += !fiber.is_done;
+}
+
+template <class... A>
+int run(void (*kernel)(A...), const int* grid, int threads, int seed, void** arguments) {
+    static void (*the_kernel)(A...);
+    static void** the_arguments;
+    the_kernel = kernel;
+    the_arguments = arguments;
+    body = [] { call(the_kernel, the_arguments, std::index_sequence_for<A...>{}); };
+    gridDim = {grid[0], grid[1], grid[2]};
+    std::vector<int> order(grid[0] * grid[1] * grid[2]);
+    for (size_t n = 0; n < order.size(); ++n) order[n] = n;
+    std::mt19937 random(seed);
+    std::shuffle(order.begin(), order.end(), random);
+    deadlocks = 0;
+    for (int n : order) {
+        blockIdx = {n % grid[0], n / grid[0] % grid[1], n / grid[0] / grid[1]};
+        run_block(threads, random);
+    }
+    return deadlocks;
+}
+
+#define EXPORT(kernel)                                                                      \
+    extern "C" int run_##kernel(const int* grid, int threads, int seed, void** arguments) { \
+        return run(kernel, grid, threads, seed, arguments);                                 \
+    }

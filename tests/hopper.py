@@ -1,0 +1,123 @@
+"""Compiles the Triton kernels for a Hopper GPU where there is none: `python tests/hopper.py` prints what it compiled.
+
+The ops are called as always, on CPU tensors; a launch compiles its kernel for sm_90 down to machine code and runs
+nothing. So what is compiled is what a GPU would be given: the same arguments, constants and alignments. It must be a
+process without TRITON_INTERPRET=1.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+BACKENDS = Path(__file__).resolve().parents[1] / "backends"
+SIZES = {  # dtype: batch, drafts, vocabulary, head size, temperatures; different blocks, warps and alignments
+    torch.float32: (2, 1, 5, 40, (None,)),
+    torch.float16: (3, 4, 32003, 64, (0.0, 1.0)),
+    torch.bfloat16: (16, 16, 152064, 128, (None, 0.7)),
+}
+
+
+class Hopper:
+    """What Triton asks of a driver when it compiles."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compiling(found: list[tuple[str, str, int]]) -> Callable:
+    """A `JITFunction.run` that compiles; appends (kernel, dtype of its first floats, bytes of machine code)."""
+    run = JITFunction.run
+
+    def only_compile(self: JITFunction, *args, grid, warmup, **options):
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        floats = [a.dtype for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()]
+        found.append((self.__name__, str(floats[0]).removeprefix("torch."), len(kernel.asm["cubin"])))
+        return kernel
+
+    return only_compile
+
+
+def jitted(folder: Path = BACKENDS) -> dict[str, JITFunction]:
+    """Every jitted function of the backend."""
+    modules = [import_module(f"zigzag.backends.{path.stem}") for path in sorted(folder.glob("triton_*.py"))]
+    return {n: f for module in modules for n, f in inspect.getmembers(module, lambda f: isinstance(f, JITFunction))}
+
+
+def kernels(functions: dict[str, JITFunction]) -> set[str]:
+    """The names of those that no other calls."""
+    sources = "".join(function.src for function in functions.values())
+    return {name for name in functions if not re.search(rf"(?<!def )\b{name}\(", sources)}
+
+
+def verify_all(ops, dtype: torch.dtype, batch: int, drafts: int, vocabulary: int, temperatures: tuple) -> None:
+    rows = torch.empty(batch, drafts + 1, vocabulary, dtype=dtype)
+    ids, uniforms = torch.zeros(batch, drafts, dtype=torch.int64), torch.empty(batch, drafts + 1)
+    counts = torch.zeros(batch, dtype=torch.int64)
+    ops.verify_greedy(ids, rows)
+    for temperature in temperatures:
+        rest = {"temperature": temperature, "num_draft_tokens": None if temperature is None else counts}
+        ops.verify_residual(ids, None, rows, uniforms, **rest)
+        ops.verify_block(ids, rows[:, :drafts], rows, uniforms, **rest)
+        ops.verify_exact(ids, rows, uniforms, **rest)
+        ops.verify_typical(ids, rows, uniforms, **rest)
+        ops.verify_relaxed(ids, rows, **rest)
+        ops.verify_top_k(ids, rows, k=4, **rest)
+        ops.to_probs(rows, temperature=temperature or 0.0)
+    ops.sample(rows, uniforms)
+
+
+def attend_all(ops, dtype: torch.dtype, size: int) -> None:
+    states = torch.empty(1, 4, 256, size, dtype=dtype)
+    window = {"sink": 4, "recent": 64, "align": 4}
+    few = states[:, :2]
+    ops.attention(states, few, few, **window)
+    ops.attention(states[:, :, -3:], few, few, parents=[-1, 0])
+    ops.lost_mass(states, few, **window)
+    ops.output_deviation(states, few, few, **window)
+    ops.gate_gradient(states[:, :, -3:], few, few, states[:, :, -3:], parents=[-1, 0], **window)
+
+
+@triton.jit
+def broken(values):
+    tl.store(values + tl.arange(0, 16), tl.arange(0, 32))  # shapes that do not fit
+
+
+def fails(launch: Callable[[], object]) -> bool:
+    try:
+        launch()
+    except triton.CompilationError:
+        return True
+    return False
+
+
+def main() -> None:
+    from zigzag.backends import triton_ops
+
+    found: list[tuple[str, str, int]] = []
+    driver.set_active(Hopper())
+    JITFunction.run = compiling(found)
+    for dtype, (batch, drafts, vocabulary, size, temperatures) in SIZES.items():
+        verify_all(triton_ops, dtype, batch, drafts, vocabulary, temperatures)
+        attend_all(triton_ops, dtype, size)
+    refused = fails(lambda: broken[(1,)](torch.empty(32)))
+    print(json.dumps({"found": found, "kernels": sorted(kernels(jitted())), "refused": refused}))
+
+
+if __name__ == "__main__":
+    main()

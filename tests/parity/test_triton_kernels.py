@@ -1,0 +1,167 @@
+"""What only the Triton kernels can get wrong: rows in several chunks, sums in another order, leaks of masked keys."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("triton", reason="triton is not installed")
+
+from arrays import DEVICE  # noqa: E402
+
+from zigzag import KindError, backends, ops, reference  # noqa: E402
+from zigzag.backends import triton_ops, triton_sampling  # noqa: E402
+
+pytestmark = pytest.mark.skipif(bool(triton_ops.unavailable()), reason=triton_ops.unavailable() or "it is available")
+
+VOCABULARY, CHUNK = 37, 16  # three chunks, the last with 5 tokens
+SAMPLED = {
+    "verify_residual": {},
+    "verify_lenient": {"lenience": 0.5},
+    "verify_block": {},
+    "verify_exact": {},
+    "verify_typical": {"epsilon": 0.2, "delta": 0.5},
+}
+BEST = {"verify_relaxed": {"top_n": 3, "delta": 0.3}, "verify_top_k": {"k": 3}}
+
+
+@pytest.fixture
+def chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_sampling, "CHUNK", CHUNK)
+    monkeypatch.setattr(triton_sampling, "FEW", 0)
+
+
+def table(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Sparse rows with sum 1, multiples of 2^-12, so that sums of chunks are exact."""
+    weights = rng.dirichlet(np.ones(VOCABULARY), shape) * (rng.random((*shape, VOCABULARY)) < 0.3) + 1e-9
+    return rng.multinomial(2**12, weights / weights.sum(-1, keepdims=True)) / 2**12
+
+
+def rounds(seed: int, temperature: float | None) -> list[np.ndarray]:
+    """ids, draft rows, target rows and uniforms of two rows with two drafts; drafts are likely ones."""
+    rng = np.random.default_rng(seed)
+    draft, target = table(rng, 2, 2), table(rng, 2, 3)
+    ids = np.where(rng.random((2, 2)) < 0.7, target[:, :2].argmax(-1), draft.argmax(-1))
+    if temperature is not None:
+        target = np.where(target > 0, np.round(8 * target) / 2, -np.inf)
+    return [ids, draft, target, rng.integers(0, 2**12, (2, 3)) / 2**12]
+
+
+def tensors(*arrays: np.ndarray) -> list:
+    made = [torch.from_numpy(np.array(a)) for a in arrays]
+    return [(t.float() if t.is_floating_point() else t).to(DEVICE) for t in made]
+
+
+def agree(op: str, arrays: list[np.ndarray], options: dict, others: list[np.ndarray] | None = None) -> bool:
+    """Whether the kernels give the tokens that the reference gives, for the same arrays or for others."""
+    out = getattr(triton_ops, op)(*tensors(*arrays), **options)
+    true = getattr(reference, op)(*(others or arrays), **options)
+    return all(np.array_equal(a.cpu().numpy(), b) for a, b in zip(out[:2], true[:2], strict=True))
+
+
+@pytest.mark.parametrize("temperature", [None, 0.0, 0.7])
+@pytest.mark.parametrize("op", {**SAMPLED, **BEST})
+def test_rows_in_chunks(op: str, temperature: float | None, chunks) -> None:
+    """Dyadic tables, and logits far enough from every threshold for these seeds."""
+    options = {**SAMPLED, **BEST}[op] | {"temperature": temperature}
+    for seed in range(2):
+        ids, draft, target, uniforms = rounds(seed, temperature)
+        drawn = [draft, target, uniforms] if op in ("verify_residual", "verify_lenient", "verify_block") else [target]
+        arrays = [ids, *drawn, *([uniforms] if op in ("verify_exact", "verify_typical") else [])]
+        assert agree(op, arrays, options), (op, seed, temperature)
+
+
+def test_greedy_and_ties_in_chunks(chunks) -> None:
+    rows = np.zeros((1, 2, VOCABULARY))
+    rows[0, 0, [20, 33]] = 1.0  # of two chunks, the first
+    rows[0, 1, :] = -np.inf
+    assert agree("verify_greedy", [np.array([[20]]), rows], {})
+    assert not agree("verify_greedy", [np.array([[20]]), rows], {}, [np.array([[33]]), rows])
+
+
+def in_band(weights: np.ndarray, uniform: float, token: int, band: float) -> bool:
+    """Whether the token is drawn by a uniform number within `band` of this one."""
+    cumulative = np.cumsum(weights.astype(np.float64)) / weights.sum(dtype=np.float64)
+    before = cumulative[token - 1] if token else 0.0
+    return bool(weights[token] > 0 and before - band <= uniform <= cumulative[token] + band)
+
+
+def test_large_vocabulary_in_a_band() -> None:
+    """float32 sums of 50,001 weights, added up as a tree in chunks of 1024: off by some 20 roundings at most."""
+    rng = np.random.default_rng(0)
+    weights = (rng.exponential(size=(3, 50_001)) * (rng.random((3, 50_001)) < 0.5)).astype(np.float32)
+    uniforms = np.array([0.0, 0.37, 0.999999], dtype=np.float32)
+    tokens = triton_ops.sample(*tensors(weights, uniforms)).tolist()
+    band = 20 * 2.0**-24
+    assert all(in_band(*case, band) for case in zip(weights, uniforms, tokens, strict=True))
+    assert not in_band(weights[1], uniforms[1], tokens[1] + 40, band)
+
+
+def test_probabilities_in_chunks(chunks) -> None:
+    logits = np.random.default_rng(1).standard_normal((2, VOCABULARY)) * 4
+    for temperature in (0.0, 1.0, 0.3):
+        out = triton_ops.to_probs(*tensors(logits), temperature=temperature)
+        np.testing.assert_allclose(
+            out.cpu().numpy(), reference.to_probs(logits.astype(np.float32), temperature=temperature), rtol=1e-5
+        )
+
+
+def test_no_rows_no_drafts_one_token() -> None:
+    ids, rows = torch.zeros(2, 0, dtype=torch.int64, device=DEVICE), torch.ones(2, 1, 1, device=DEVICE)
+    uniforms = torch.full((2, 1), 0.5, device=DEVICE)
+    for op in SAMPLED:
+        arrays = [ids, rows, uniforms] if op in ("verify_exact", "verify_typical") else [ids, None, rows, uniforms]
+        options = {"lenience": 0.5} if op == "verify_lenient" else {}
+        assert getattr(triton_ops, op)(*arrays, **options).output_token_ids.tolist() == [[0], [0]]
+        none = [None if a is None else a[:0] for a in arrays]
+        assert getattr(triton_ops, op)(*none, **options).output_token_ids.shape == (0, 1)
+
+
+def test_counts_are_cut_and_ids_end_rows() -> None:
+    ids, draft, target, uniforms = tensors(*rounds(0, None))
+    none = triton_ops.verify_residual(ids, draft, target, uniforms, num_draft_tokens=torch.zeros_like(ids[:, 0]))
+    for changed, counts in ((ids, torch.full_like(ids[:, 0], -5)), (torch.full_like(ids, 99), None)):
+        out = triton_ops.verify_residual(changed, draft, target, uniforms, num_draft_tokens=counts)
+        assert out.output_token_ids.tolist() == none.output_token_ids.tolist()
+
+
+def test_tiny_lost_mass_does_not_cancel() -> None:
+    """1 - (kept share) would be 0 in float32."""
+    query, key = np.zeros((1, 1, 1, 2)), np.zeros((1, 1, 3, 2))
+    query[..., 0], key[0, 0, 1:, 0] = 1.0, 40.0
+    lost = triton_ops.lost_mass(*tensors(query, key), sink=0, recent=2, scale=1.0)
+    assert lost.item() == pytest.approx(np.exp(-40) / 2, rel=1e-4)
+
+
+def test_masked_keys_do_not_leak() -> None:
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, 2, 6, 4)) for _ in range(3))
+    positions = np.array([-1, -1, 0, 1, 2, 3])
+    arrays = tensors(query, key, value, query)
+    for spoiled in arrays[1:3]:
+        spoiled[:, :, :2] = torch.nan
+    where = {"query_positions": torch.tensor(positions, device=DEVICE)}
+    where["key_positions"] = where["query_positions"]
+    window = {"sink": 1, "recent": 2}
+    assert torch.isfinite(triton_ops.lost_mass(*arrays[:2], **window, **where)).all()
+    assert torch.isfinite(triton_ops.output_deviation(*arrays[:3], **window, **where)).all()
+    assert torch.isfinite(triton_ops.gate_gradient(*arrays, **window, **where)).all()
+
+
+def test_float64_is_refused() -> None:
+    rows = torch.ones(1, 2, 3, dtype=torch.float64, device=DEVICE) / 3
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
+    with pytest.raises(KindError, match="verify_greedy: triton takes target in float32, float16 or bfloat16"):
+        ops.verify_greedy(ids, rows, backend="triton")
+    with pytest.raises(KindError, match="sample: triton takes probs"):
+        ops.sample(rows[0], torch.zeros(2, dtype=torch.float64, device=DEVICE), backend="triton")
+
+
+def test_automatic_choice_takes_what_ran_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ops of the backend are used when asked for by name."""
+
+    class OnCuda:
+        is_cuda, dtype, device = True, torch.float16, torch.device("cuda")
+
+    served = [op for op in reference.OPS if backends._serves("triton", op, OnCuda())]
+    assert served == list(triton_ops.RAN_ON_A_GPU)
+    assert set(served) < set(next(b.ops for b in backends.list_backends() if b.name == "triton"))

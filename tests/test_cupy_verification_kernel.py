@@ -1,0 +1,214 @@
+"""The raw verification kernels, run thread by thread on a CPU, against the reference; their launch code runs too."""
+
+from dataclasses import replace
+from functools import partial
+
+import cuda_on_host
+import numpy as np
+import pytest
+from drafts import Round, rounds, settle
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from zigzag import reference
+from zigzag.backends import cupy_kernels, cupy_verification, cupy_verification_kernel
+from zigzag.reference import acceptance
+from zigzag.reference.verification import Verdict, first
+
+pytestmark = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="there is no C++ compiler (g++)")
+
+
+def use_host(monkeypatch, element: str | None = None, seed: int = 0) -> None:
+    """Short shares and pieces too, so that a small vocabulary has several."""
+
+    def launch(source, name, dtype, *rest):
+        cuda_on_host.launch(source, name, element or dtype, *rest, seed=seed)
+
+    monkeypatch.setattr(cupy_kernels, "launch", launch)
+    monkeypatch.setattr(cupy_verification_kernel, "PIECE", 64)
+    monkeypatch.setattr(cupy_verification_kernel, "SPLIT", 100)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_host():
+    with pytest.MonkeyPatch.context() as patch:
+        use_host(patch)
+        yield
+
+
+def spread(made: Round, by: int) -> Round:
+    """The same over a vocabulary `by` times as large: token t becomes t * by, the new ones have no probability."""
+
+    def wide(table):
+        filled = np.full((*table.shape[:-1], table.shape[-1] * by), -np.inf if np.isneginf(table).any() else 0.0)
+        filled[..., ::by] = table
+        return filled
+
+    draft = None if made.draft is None else wide(made.draft)
+    return replace(made, ids=np.where(made.ids < 0, made.ids, made.ids * by), draft=draft, target=wide(made.target))
+
+
+def check(out: Verdict, exact: Verdict) -> None:
+    assert np.array_equal(out.output_token_ids, exact.output_token_ids), (out, exact)
+    assert np.array_equal(out.num_accepted, exact.num_accepted), (out, exact)
+    assert out.output_token_ids.dtype == out.num_accepted.dtype == "int64"
+
+
+def exact_residual(made: Round) -> Verdict:
+    return reference.verify_residual(made.ids, made.draft, made.target, made.uniforms, num_draft_tokens=made.counts)
+
+
+def check_residual(made: Round, dtype: str = "float32") -> None:
+    draft = None if made.draft is None else made.draft.astype(dtype)
+    out = cupy_verification_kernel.residual(
+        made.ids, draft, made.target.astype(dtype), made.uniforms.astype(dtype), made.counts, None
+    )  # fmt: skip
+    check(out, exact_residual(made))
+
+
+def check_greedy(made: Round, dtype: str = "float32") -> None:
+    out = cupy_verification_kernel.greedy(made.ids, made.target.astype(dtype), made.counts)
+    check(out, reference.verify_greedy(made.ids, made.target, num_draft_tokens=made.counts))
+
+
+@settings(max_examples=60)
+@given(made=rounds(nans=True), by=st.sampled_from([1, 37]))
+def test_residual_of_exact_numbers(made: Round, by: int) -> None:
+    check_residual(spread(made, by))
+
+
+@settings(max_examples=15)
+@given(made=rounds(parts=2**7, nans=True), by=st.sampled_from([1, 37]))
+def test_residual_in_half_precision(made: Round, by: int) -> None:
+    check_residual(spread(made, by), "float16")
+
+
+@settings(max_examples=60)
+@given(made=rounds(logits=True), by=st.sampled_from([1, 37]))
+def test_greedy(made: Round, by: int) -> None:
+    check_greedy(spread(made, by))
+
+
+@settings(max_examples=40)
+@given(made=rounds(honest=True), by=st.sampled_from([1, 37]), temperature=st.sampled_from([0.5, 1.0, 1.7]))
+def test_logits_with_temperature(made: Round, by: int, temperature: float) -> None:
+    assume(settle(made, acceptance.residual, first, 1e-3))
+    made = spread(made, by)
+    check_logits(made, temperature)
+
+
+def check_logits(made: Round, temperature: float) -> None:
+    draft = None if made.draft is None else made.draft.astype("float32")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logits = (np.log(made.target) * temperature + 3).astype("float32")
+    out = cupy_verification_kernel.residual(
+        made.ids, draft, logits, made.uniforms.astype("float32"), made.counts, temperature
+    )  # fmt: skip
+    check(out, exact_residual(made))
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_broken_logits_reject_and_emit_nothing(broken: float) -> None:
+    """As `to_probs` makes such a row NaN. -inf breaks a row only if nothing else is in it."""
+    logits = np.zeros((2, 3, 300), dtype="float32")
+    logits[0, 1, 200 if broken != -np.inf else slice(None)] = broken
+    out = cupy_verification_kernel.residual(
+        np.zeros((2, 2), dtype=np.int64), None, logits, np.zeros((2, 3), dtype="float32"), None, 1.0
+    )  # fmt: skip
+    assert out.output_token_ids.tolist() == [[0, -1, -1], [0, 0, 0]] and out.num_accepted.tolist() == [1, 2]
+
+
+def many(batch: int = 40, vocabulary: int = 300) -> Round:
+    """Any numbers, near enough to each other that every branch is taken; exact in float32 and bfloat16."""
+    rng = np.random.default_rng(0)
+
+    def rows(count: int) -> np.ndarray:
+        return to_bfloat16(rng.dirichlet(np.full(vocabulary, 0.05), (batch, count)))
+
+    draft, target = rows(3), rows(4)
+    target[:, :3] = to_bfloat16((draft + 0.2 * target[:, :3]) / 1.2)
+    ids = np.array([[rng.choice(vocabulary, p=row / row.sum()) for row in rows_] for rows_ in draft])
+    uniforms = rng.integers(0, 2**7, (batch, 4)) / 2**7
+    return Round(ids, draft, target, uniforms, rng.integers(0, 4, batch), [-1, 0, 1], True)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    bits = values.astype("float32").view("uint32")
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).view("float32").astype("float64")
+
+
+def test_many_rows() -> None:
+    made = many()
+    check_residual(made)
+    check_logits(made, 0.7)
+    check_greedy(made)
+    verdict = exact_residual(made)
+    rejected = verdict.num_accepted < made.counts
+    assert set(verdict.num_accepted) == {0, 1, 2, 3} and 10 < rejected.sum() < 30
+
+
+def test_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy has no such dtype: the kernels get its bits, and must say what they say of the same float32 numbers."""
+    use_host(monkeypatch, "bfloat16")
+    made = many(20)
+    target, draft = ((table.astype("float32").view("uint32") >> 16).astype("uint16")
+                     for table in (made.target, made.draft))  # fmt: skip
+    out = cupy_verification_kernel.residual(made.ids, draft, target, made.uniforms, made.counts, None)
+    check(out, exact_residual(made))
+    out = cupy_verification_kernel.greedy(made.ids, target, made.counts)
+    check(out, reference.verify_greedy(made.ids, made.target, num_draft_tokens=made.counts))
+
+
+def test_values_that_the_front_door_refuses() -> None:
+    """Counts are cut to [0, K], and the first id outside [0, V) ends its row's drafts."""
+    ids = np.array([[0, 5, 0], [0, -1, 0], [0, 0, 0], [0, 0, 0]])
+    counts = np.array([3, 3, 7, -2])
+    target, uniforms = np.full((4, 4, 4), 0.25, dtype="float32"), np.zeros((4, 4), dtype="float32")
+    target[..., 0], target[..., 1] = 0.5, 0.0
+    residual = cupy_verification_kernel.residual(ids, None, target, uniforms, counts, None)
+    greedy = cupy_verification_kernel.greedy(ids, target, counts)
+    for out in (residual, greedy):
+        check(out, Verdict(np.array([[0, 0, -1, -1]] * 2 + [[0, 0, 0, 0], [0, -1, -1, -1]]), np.array([1, 1, 3, 0])))
+
+
+def test_rules_go_to_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the wish, and not with temperature 0, which the array code takes."""
+    monkeypatch.setattr(cupy_verification_kernel, "chosen", lambda name, *arrays: True)
+    calls = []
+    for name in ("greedy", "residual"):
+        monkeypatch.setattr(cupy_verification_kernel, name, lambda *arguments, name=name: calls.append(name))
+    ids, rows, coins = np.zeros((1, 1), dtype=np.int64), np.full((1, 2, 2), 0.5), np.zeros((1, 2))
+    cupy_verification.verify_greedy(ids, rows)
+    cupy_verification.verify_residual(ids, None, rows, coins)
+    cupy_verification.verify_residual(ids, None, rows, coins, temperature=0.5)
+    cupy_verification.verify_residual(ids, None, rows, coins, temperature=0.0)
+    assert calls == ["greedy", "residual", "residual"]
+
+
+@pytest.mark.parametrize(
+    ("run", "right", "wrong"),
+    [
+        (check_residual, "coins[thread] * q < ", "coins[thread] * q <= "),
+        (check_residual, "running + sum > bound", "running + sum >= bound"),
+        (check_residual, "before = running;", "before = 0.0f;"),
+        (check_residual, "rejected ? (int)ids[accepted] : 0, rejected", "0, false"),
+        (check_residual, "draw(row, coins[count]", "draw(row, coins[accepted]"),
+        (check_residual, "target += b * (drafts + 1) * vocabulary;", ""),
+        (partial(check_logits, temperature=1.0), "sum += mass[part + s] * exp2f(highest[part + s] - top)",
+         "sum += mass[part + s]"),
+        (check_greedy, "best[part] > value", "best[part] >= value"),
+        (check_greedy, "values[w] > value ||", "values[w] >= value ||"),
+    ],
+)  # fmt: skip
+def test_wrong_kernel_is_noticed(run, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = many(8)
+    made.ids[0], made.counts[0] = [5, 6, 7], 3  # two rows at the thresholds: an equal coin, an equal bound, ties
+    made.draft[0, 0], made.target[0, 0] = np.eye(300)[5], np.eye(300)[5] / 2 + np.eye(300)[295] / 2
+    made.uniforms[0] = 0.5
+    made.counts[1], made.uniforms[1] = 0, 0.5
+    made.target[1, 0] = np.eye(300)[[4, 40]].sum(0) / 2
+    run(made)
+    assert right in cupy_verification_kernel.SOURCE
+    monkeypatch.setattr(cupy_verification_kernel, "SOURCE", cupy_verification_kernel.SOURCE.replace(right, wrong))
+    with pytest.raises(AssertionError):
+        run(made)

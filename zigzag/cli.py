@@ -16,7 +16,7 @@ from zigzag.backends import list_backends
 from zigzag.cli_bench import bench
 from zigzag.cli_sizes import show, sizes
 from zigzag.plans import HeadScores, LayerPlan, make_plan
-from zigzag.reference import CRITERIA, LOSSLESS_RULES, LOSSY_RULES
+from zigzag.reference import CRITERIA, LOSSLESS_RULES, LOSSY_RULES, OPS
 from zigzag.reference.errors import ZigzagError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
@@ -277,9 +277,8 @@ def info() -> None:
     console.print(f"zigzag {__version__}")
     table = Table("backend", "available", "device", "ops")
     for backend in list_backends():
-        table.add_row(
-            backend.name, "yes" if backend.available else backend.reason, backend.device, " ".join(backend.ops)
-        )
+        ops = f"all {len(OPS)}" if backend.ops == OPS else " ".join(backend.ops)
+        table.add_row(backend.name, "yes" if backend.available else backend.reason, backend.device, ops)
     console.print(table)
 
 

@@ -127,7 +127,8 @@ def _misses(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
         cells = [(_cell(state, full, n), _cell(state, row, n), n) for n in sorted(LENGTHS)] if row else []
         short = [(sum(f["right"]) - sum(p["right"]), n) for f, p, n in cells if f and p]
         missed = ", ".join(f"{count} at {n:,} tokens" for count, n in short if count > 0)
-        text = f"misses {missed}; every method and criterion below was tried; `zigzag refine` goes further" if missed else "misses none"
+        tried = "every method and criterion below was tried; `zigzag refine` goes further"
+        text = f"misses {missed}; {tried}" if missed else "misses none"
         yield f"- Of the passkeys that full attention finds, the best plan with {streaming} streaming layers {text}."
 
 

@@ -70,6 +70,23 @@ def test_generate_says_what_was_accepted(drafter: str, monkeypatch: pytest.Monke
     assert "8 tokens in" in result.output and "the cache holds" in result.output
 
 
+def test_refine_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refined plan streams as many layers, is written, and can be measured beside its rivals."""
+    monkeypatch.setattr(cli, "load", lambda model, device: smollm2())
+    start, out = tmp_path / "plan.json", tmp_path / "better.json"
+    plan = LayerPlan(tuple("full" if i < 10 else "streaming" for i in range(30)), 16, 112, num_kv_heads=3)
+    plan.save(start)
+    options = ["--length", "260", "--prompts", "1"]
+    few = ["--exchanges", "1", "--trials", "2", *options]
+    result = RUN.invoke(cli.app, ["refine", str(start), "--out", str(out), *few])
+    assert result.exit_code == 0, result.output
+    assert plan.map() in result.output and LayerPlan.load(out).num_full == 10
+    result = RUN.invoke(cli.app, ["prove", str(out), *options])
+    assert result.exit_code == 0, result.output
+    assert "zigzag, 20 layers stream" in result.output and "random layers" in result.output
+    assert "DuoAttention" not in result.output  # this plan holds no scores to make the head-wise one of
+
+
 def test_bench_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "load", lambda model, device: smollm2())
     out = tmp_path / "bench.json"

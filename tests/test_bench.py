@@ -82,15 +82,16 @@ def test_poison_and_errors() -> None:
 def test_the_best_peer_is_the_fastest_right_one() -> None:
     rows = [
         Row("s", "ours", {"n": 1}, 2.0, graph=6.0, eager=9.0),
-        Row("s", "SDPA flash", {"n": 1}, 2.0, graph=4.0, eager=5.0),
+        Row("s", "SDPA flash", {"n": 1}, 2.0, graph=4.0, eager=5.0, error=1e-6),
+        Row("s", "SDPA, all keys", {"n": 1}, 2.0, graph=2.0, eager=5.0),  # something else: not checked, no peer
         Row("s", "FlashInfer", {"n": 1}, 2.0, graph=3.0, eager=5.0, note="wrong: error 1 > 0.1"),
         Row("s", "FlexAttention", {"n": 1}, 2.0, note="not installed"),
         Row("s", "ours", {"n": 2}, 2.0, eager=9.0),
     ]
     lines = report.cells(rows)
     over_floor, over_peer = report.COLUMNS.index("over floor"), report.COLUMNS.index("over best peer")
-    assert [line[over_floor] for line in lines] == ["3.00", "2.00", "1.50", "", "4.50"]
-    assert [line[over_peer] for line in lines] == ["1.50", "", "", "", ""]  # no peer, no ratio
+    assert [line[over_floor] for line in lines] == ["3.00", "2.00", "1.00", "1.50", "", "4.50"]
+    assert [line[over_peer] for line in lines] == ["1.50", "", "", "", "", ""]  # no peer, no ratio
     facts = report.conditions(CPU, "zigzag bench s")
     page = report.page(facts, rows)
     assert page.count("\n| n ") == len(rows) and "zigzag bench s" in page

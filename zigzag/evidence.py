@@ -116,18 +116,19 @@ def run(
     scores = _calibrate(model, tokenizer, state, path, batch_size, log)
     prompts = {length: evaluation_prompts(tokenizer, length) for length in LENGTHS}
     _measure_caches(model, scores["gate_gradient"], prompts, state, path)
-    todo = [(row, length) for group in _in_order(rows(scores)) for length in LENGTHS for row in group]
-    for number, (row, length) in enumerate(todo, 1):
+    cells = [(row, length) for group in _in_order(rows(scores)) for length in LENGTHS for row in group]
+    for number, (row, length) in enumerate(cells, 1):
         name = f"{row.key}@{length}"
         if name in state["cells"]:
             continue
         if time.monotonic() > stop:
-            log(f"time is up after {minutes:g} minutes: {number - 1} of {len(todo)} cells are done; run again to go on")
+            done = f"{number - 1} of {len(cells)} cells are done"
+            log(f"time is up after {minutes:g} minutes: {done}; run again to go on")
             break
         state["cells"][name] = cell = _measure(model, row, prompts[length], batch_size)
         save(state, path)
         log(
-            f"[{number}/{len(todo)}] {row.kind} {row.method} {row.criterion} {row.num_streaming} streaming, "
+            f"[{number}/{len(cells)}] {row.kind} {row.method} {row.criterion} {row.num_streaming} streaming, "
             f"{length} tokens: {sum(cell['right'])}/{len(cell['right'])}, loss {np.mean(cell['losses']):.3f}, "
             f"{cell['seconds']:.1f} s"
         )

@@ -28,15 +28,23 @@ def attention(
     query_positions: Array | None = None,
     key_positions: Array | None = None,
     parents: Sequence[int] | None = None,
+    block_table: Array | None = None,
 ) -> tuple[Array, Array]:
     window = check_window("attention", sink, recent, align)
+    if block_table is not None:
+        positions = positions_of(query, block_table.shape[1] * key.shape[2], query_positions, key_positions, parents)
+        query_positions, key_positions = positions
+        key, value, key_positions = _gather_pages(key, value, block_table, key_positions)
     if parents is None and kernel.chosen(query, key, value):
         return kernel.attention(query, key, value, window, align, scale, query_positions, key_positions)
     contiguous = query_positions is None and parents is None and query.shape[2] == key.shape[2]
     if window is not None and contiguous and key.shape[2] > sum(window) + _BLOCK:
         return _streaming_prefill(query, key, value, *window, align, scale)
-    positions = positions_of(query, key, query_positions, key_positions, parents)
+    positions = positions_of(query, key.shape[2], query_positions, key_positions, parents)
     mask = {"sink": sink, "recent": recent, "align": align}
+    if query_positions is not None or window is not None:  # what nobody sees may be anything, NaN too
+        seen_by_any = visible(*positions, parents=parents, **mask).any(axis=-2)
+        value = namespace(value).where(seen_by_any[:, None, :, None], value, value.dtype.type(0))
 
     def block(rows: slice) -> tuple[Array, Array]:
         probs, lse = softmax(scores_of(query[:, :, rows], key, scale), seen_by(positions, rows, parents, **mask))
@@ -44,6 +52,19 @@ def attention(
 
     output, lse = by_query_blocks(block, query, key)
     return output.astype(query.dtype, copy=False), lse
+
+
+def _gather_pages(
+    key: Array, value: Array, block_table: Array, key_positions: Array
+) -> tuple[Array, Array, Array]:
+    """(key, value, key_positions) of a paged cache as [B, G, Tk, D], [B, G, Tk, Dv], [B, Tk]: copies."""
+    xp, table = namespace(key), block_table.clip(0, None)
+    paged, size = block_table.shape, key.shape[2]
+    key, value = (
+        xp.moveaxis(pages[table], 2, 1).reshape(paged[0], key.shape[1], paged[1] * size, pages.shape[3])
+        for pages in (key, value)
+    )
+    return key, value, xp.where(xp.repeat(block_table < 0, size, axis=1), -1, key_positions)
 
 
 def merge(outputs: Array, lses: Array) -> tuple[Array, Array]:

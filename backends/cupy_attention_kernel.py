@@ -220,7 +220,7 @@ def attention(
     sink, recent = window or (0, 0)
     explicit = query_positions is not None
     unused = xp.zeros((1, 1), dtype=np.int64)  # without positions the kernel counts for itself
-    where = positions_of(query, key, query_positions, key_positions, None) if explicit else (unused, unused)
+    where = positions_of(query, key.shape[2], query_positions, key_positions, None) if explicit else (unused, unused)
     query_at, key_at = (xp.ascontiguousarray(positions.astype(np.int64, copy=False)) for positions in where)
     output = xp.empty((batch, heads, num_queries, value_size), dtype=query.dtype)
     lse = xp.empty((batch, heads, num_queries), dtype=np.float32)

@@ -20,7 +20,7 @@ def lost_mass(
     key_positions: Array | None = None,
     parents: Sequence[int] | None = None,
 ) -> Array:
-    positions = positions_of(query, key, query_positions, key_positions, parents)
+    positions = positions_of(query, key.shape[2], query_positions, key_positions, parents)
     xp = namespace(query)
 
     def block(rows: slice) -> tuple[Array, Array]:

@@ -46,18 +46,17 @@ def _related_nodes(parents: Sequence[int], num_queries: int, num_keys: int) -> n
 
 
 def positions_of(
-    query: Array, key: Array, query_positions: Array | None, key_positions: Array | None,
+    query: Array, num_keys: int, query_positions: Array | None, key_positions: Array | None,
     parents: Sequence[int] | None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """(query_positions, key_positions) as [B or 1, T]."""
     xp = namespace(query)
-    if query_positions is None or key_positions is None:
-        if parents is None:
-            key_positions = xp.arange(key.shape[2])
-            query_positions = key_positions[key.shape[2] - query.shape[2] :]
-        else:
-            defaults = default_positions(query.shape[2], key.shape[2], parents)
-            query_positions, key_positions = (xp.asarray(p) for p in defaults)
+    if key_positions is None and parents is None:
+        key_positions = xp.arange(num_keys)
+    elif key_positions is None:
+        query_positions, key_positions = (xp.asarray(p) for p in default_positions(query.shape[2], num_keys, parents))
+    if query_positions is None:
+        query_positions = key_positions[num_keys - query.shape[2] :]
     return xp.atleast_2d(query_positions), xp.atleast_2d(key_positions)
 
 

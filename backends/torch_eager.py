@@ -6,12 +6,14 @@ contiguous positions (a prompt from its start) costs T * (sink + recent + block)
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from zigzag.backends.torch_routing import route_experts  # noqa: F401  (ops of this backend, as the next three)
+from zigzag.backends.torch_experts import apply_experts  # noqa: F401  (ops of this backend, as the next four)
+from zigzag.backends.torch_routing import route_experts  # noqa: F401
 from zigzag.backends.torch_sampling import sample, to_probs  # noqa: F401
 from zigzag.backends.torch_trees import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual  # noqa: F401
 from zigzag.backends.torch_verification import (  # noqa: F401
@@ -26,6 +28,7 @@ from zigzag.backends.torch_verification import (  # noqa: F401
 )
 from zigzag.reference import assignment
 from zigzag.reference.checks import check_window
+from zigzag.reference.mixed_heads import Calls, by_two_calls
 from zigzag.reference.visibility import default_positions
 
 MAX_SCORES = 2**26  # elements of one block of scores: 256 MiB in float32
@@ -84,13 +87,21 @@ def attention(
     query_positions: Tensor | None = None,
     key_positions: Tensor | None = None,
     parents: Sequence[int] | None = None,
+    block_table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     window = check_window("attention", sink, recent, align)
+    if block_table is not None:
+        positions = positions_of(query, block_table.shape[1] * key.shape[2], query_positions, key_positions, parents)
+        query_positions, key_positions = positions
+        key, value, key_positions = gather_pages(key, value, block_table, key_positions)
     contiguous = query_positions is None and parents is None and query.shape[2] == key.shape[2]
     if window is not None and contiguous and key.shape[2] > sum(window) + _BLOCK:
         return _streaming_prefill(query, key, value, *window, align, scale)
-    positions = positions_of(query, key, query_positions, key_positions, parents)
+    positions = positions_of(query, key.shape[2], query_positions, key_positions, parents)
     mask = {"sink": sink, "recent": recent, "align": align}
+    if query_positions is not None or window is not None:  # what nobody sees may be anything, NaN too
+        seen_by_any = visible(*positions, parents=parents, **mask).any(dim=-2)
+        value = value.masked_fill(~seen_by_any[:, None, :, None], 0)
 
     def block(rows: slice) -> tuple[Tensor, Tensor]:
         probs, lse = _softmax(_scores(query[:, :, rows], key, scale), _seen(positions, rows, parents, **mask))
@@ -141,7 +152,7 @@ def lost_mass(
     key_positions: Tensor | None = None,
     parents: Sequence[int] | None = None,
 ) -> Tensor:
-    positions = positions_of(query, key, query_positions, key_positions, parents)
+    positions = positions_of(query, key.shape[2], query_positions, key_positions, parents)
 
     def block(rows: slice) -> tuple[Tensor, Tensor]:
         probs, lse = _softmax(_scores(query[:, :, rows], key, scale), _seen(positions, rows, parents))
@@ -212,18 +223,30 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def positions_of(
-    query: Tensor, key: Tensor, query_positions: Tensor | None, key_positions: Tensor | None,
+    query: Tensor, num_keys: int, query_positions: Tensor | None, key_positions: Tensor | None,
     parents: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(query_positions, key_positions) as [B or 1, T]."""
-    if query_positions is None or key_positions is None:
-        if parents is None:
-            key_positions = torch.arange(key.shape[2], device=key.device)
-            query_positions = key_positions[key.shape[2] - query.shape[2] :]
-        else:
-            defaults = default_positions(query.shape[2], key.shape[2], parents)
-            query_positions, key_positions = (torch.from_numpy(p.copy()).to(key.device) for p in defaults)
+    if key_positions is None and parents is None:
+        key_positions = torch.arange(num_keys, device=query.device)
+    elif key_positions is None:
+        defaults = default_positions(query.shape[2], num_keys, parents)
+        query_positions, key_positions = (torch.from_numpy(p.copy()).to(query.device) for p in defaults)
+    if query_positions is None:
+        query_positions = key_positions[num_keys - query.shape[2] :]
     return torch.atleast_2d(query_positions), torch.atleast_2d(key_positions)
+
+
+def gather_pages(
+    key: Tensor, value: Tensor, block_table: Tensor, key_positions: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(key, value, key_positions) of a paged cache as [B, G, Tk, D], [B, G, Tk, Dv], [B, Tk]."""
+    num_keys = block_table.shape[1] * key.shape[2]
+    key, value = (pages[block_table.clamp(min=0)].transpose(1, 2).flatten(2, 3) for pages in (key, value))
+    if key_positions is None:
+        key_positions = torch.arange(num_keys, device=key.device)
+    missing = (block_table < 0).repeat_interleave(num_keys // block_table.shape[1], dim=1)
+    return key, value, key_positions.masked_fill(missing, -1)
 
 
 def _seen(positions: tuple[Tensor, Tensor], rows: slice, parents: Sequence[int] | None, **window: int | None) -> Tensor:
@@ -312,3 +335,15 @@ def _streaming_prefill(
     output = _weigh(probs, windows(value)).unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)
     lse = lse.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)
     return output[:, :, :length].to(query.dtype), lse[:, :, :length]
+
+
+def join_heads(parts: Sequence[Tensor]) -> Tensor:
+    """The heads of all parts, [B, heads, ...]."""
+    return torch.cat(list(parts), dim=1)
+
+
+def _blank(values: Tensor, positions: Tensor) -> Tensor:
+    return values.masked_fill(torch.atleast_2d(positions)[:, None, :, None] < 0, 0)
+
+
+mixed_attention = partial(by_two_calls, Calls(attention, positions_of, join_heads, _blank))

@@ -1,29 +1,28 @@
-"""Attention in one Triton kernel: decoding, trees and prefill; full, or sink + recent.
+"""Attention in one Triton kernel: decoding, trees and prefill; full, or sink + recent; contiguous or paged caches.
 
 A program takes a tile of rows, one row for each query and head of one KV group (so keys are read once for the whole
 group), and a share of the keys. With few tiles the keys are split over programs; the last program to finish a tile,
-found by a ticket, merges the parts. Nobody waits for anybody.
-
-Memory bound in decoding: each key and value is read once. Compute bound in prefill, where keys that no query of a tile
-can see are not read at all: streaming prefill is linear in T.
+found by a ticket, merges the parts. Nobody waits for anybody. docs/kernels/attention.md has the reasons.
 """
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from zigzag.backends import triton_workspace
 from zigzag.backends.torch_eager import positions_of, related_nodes
+from zigzag.backends.triton_blocks import blocks_of, splits_of
+from zigzag.backends.triton_masks import causal, extremes, in_window, related, span, window_start
 from zigzag.reference.checks import check_window
 from zigzag.reference.errors import KindError
 
 LOG2E = tl.constexpr(1.4426950408889634)
-FAR = tl.constexpr(1 << 30)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-WAVES = 2  # programs a multiprocessor that are worth splitting the keys for
 
 
 def attention(
@@ -38,209 +37,268 @@ def attention(
     query_positions: Tensor | None = None,
     key_positions: Tensor | None = None,
     parents: Sequence[int] | None = None,
+    block_table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     if query.dtype not in DTYPES:
         raise KindError(f"attention: triton takes float32, float16 or bfloat16, got {query.dtype}; use backend='torch'")
     window = check_window("attention", sink, recent, align)
     batch, heads, num_queries, size = query.shape
-    groups, num_keys, value_size = key.shape[1], key.shape[2], value.shape[3]
+    groups, value_size = key.shape[1], value.shape[3]
+    num_keys = key.shape[2] if block_table is None else block_table.shape[1] * key.shape[2]
     output = query.new_empty(batch, heads, num_queries, value_size)
     lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
     if not output.numel() or not num_keys:
         return output.zero_(), lse.fill_(-torch.inf)
-    explicit = query_positions is not None or parents is not None
-    unused = query.new_empty(1, 1, dtype=torch.int32)  # without positions the kernel counts for itself
-    where, keys_where = (unused, unused)
-    if explicit:
-        where, keys_where = positions_of(query, key, query_positions, key_positions, parents)
-    nodes = 0 if parents is None else len(parents)
-    tree = _ancestors(tuple(parents), query.device) if parents is not None else where
+    where, keys_where, tree = positions_for_kernel(query, num_keys, query_positions, key_positions, parents)
     rows = heads // groups * num_queries
-    tile = _tile(rows)
-    block = 64 if size <= 128 and query.dtype != torch.float32 else 32
-    tiles = triton.cdiv(rows, tile)
-    splits = _splits(query.device, tiles * batch * groups, triton.cdiv(num_keys, block))
-    parts, sums, tickets = _workspace(query, batch * groups * tiles, splits, tile, value_size)
+    blocks = blocks_of(query.dtype, rows, batch * groups, num_keys, max(size, value_size))
+    tiles = triton.cdiv(rows, blocks.tile)
+    seen_keys = num_keys if window is None or keys_where is not None else min(num_keys, sum(window) + blocks.block)
+    splits = splits_of(blocks, query.device, tiles * batch * groups, triton.cdiv(seen_keys, blocks.block))
+    parts, sums, tickets = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
     _kernel[(tiles, splits, batch * groups)](
-        query, key, value, output, lse, where, keys_where, tree, parts, sums, tickets,
+        query, key, value, output, lse,
+        *or_unused(query, where, keys_where, tree, block_table), parts, sums, tickets,
         *query.stride(), *key.stride(), *value.stride(),
-        where.stride(0) if where.shape[0] > 1 else 0, keys_where.stride(0) if keys_where.shape[0] > 1 else 0,
-        num_queries, num_keys, groups, size, value_size, nodes,
+        *(0 if a is None or a.shape[0] == 1 else a.stride(0) for a in (where, keys_where, block_table)),
+        num_queries, num_keys, groups, 0 if parents is None else len(parents),
         (size**-0.5 if scale is None else scale) * LOG2E.value,
-        0 if window is None else window[0], 0 if window is None else window[1],
-        ALIGN=align, STREAMING=window is not None, EXPLICIT=explicit, TREE=parents is not None,
-        SHARE=heads // groups, SPLIT=splits > 1, TILE=tile, BLOCK=block,
-        SIZE=max(16, triton.next_power_of_2(size)), VALUE_SIZE=max(16, triton.next_power_of_2(value_size)),
-        PRECISION="ieee", num_warps=4 if tile <= 64 else 8, num_stages=3,
+        *((0, 0) if window is None else window),
+        ALIGN=align, STREAMING=window is not None, QUERY_AT=where is not None, KEY_AT=keys_where is not None,
+        TREE=tree is not None, PAGE=0 if block_table is None else key.shape[2], SHARE=heads // groups,
+        SPLITS=triton.next_power_of_2(splits), D=size, DV=value_size, **launch_options(blocks, size, value_size),
     )  # fmt: skip
     return output, lse
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys", "nodes", "sink", "recent", "groups"])
 def _kernel(
-    query, key, value, output, lse, where, keys_where, tree, parts, sums, tickets,
+    query, key, value, output, lse, where, keys_where, tree, table, parts, sums, tickets,
     q_batch, q_head, q_token, q_size, k_batch, k_head, k_token, k_size, v_batch, v_head, v_token, v_size,
-    where_batch, keys_where_batch, num_queries, num_keys, groups, size, value_size, nodes, scale, sink, recent,
-    ALIGN: tl.constexpr, STREAMING: tl.constexpr, EXPLICIT: tl.constexpr, TREE: tl.constexpr, SHARE: tl.constexpr,
-    SPLIT: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    where_batch, keys_where_batch, table_batch, num_queries, num_keys, groups, nodes, scale, sink, recent,
+    ALIGN: tl.constexpr, STREAMING: tl.constexpr, QUERY_AT: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr,
+    PAGE: tl.constexpr, SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    tile, split, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile, split, pair = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, group = (pair // groups).to(tl.int64), pair % groups
+    q, at, token, head = rows_of(
+        query, where, batch, group, tile, num_queries, num_keys, q_batch, q_head, q_token, q_size, where_batch,
+        QUERY_AT, SHARE, TILE, D, SIZE,
+    )  # fmt: skip
+    if PAGE == 0:
+        key += batch * k_batch
+        value += batch * v_batch
+    lowest, first, last = extremes(at, token, num_queries, num_keys, QUERY_AT)
+    highest, total, result = attend(
+        q, at, token, lowest, first, last, key + group * k_head, value + group * v_head,
+        keys_where + batch * keys_where_batch, tree, table + batch * table_batch, split, tl.num_programs(1),
+        k_batch, k_token, k_size, v_batch, v_token, v_size, num_queries, num_keys, nodes, scale, sink, recent,
+        ALIGN, STREAMING, KEY_AT, TREE, PAGE, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+    )  # fmt: skip
+    line = pair * tl.num_programs(0) + tile
+    finish(
+        output, lse, parts, sums, tickets, highest, total, result, line, split, tl.num_programs(1), batch, head, token,
+        groups * SHARE, num_queries, SPLITS, TILE, DV, VALUE_SIZE,
+    )  # fmt: skip
+
+
+@triton.jit
+def rows_of(
+    query, where, batch, group, tile, num_queries, num_keys, q_batch, q_head, q_token, q_size, where_batch,
+    QUERY_AT: tl.constexpr, SHARE: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries: (states [tile, size], positions, tokens, heads); position -1 where there is no row."""
     row = tile * TILE + tl.arange(0, TILE)
     token, head = row // SHARE, group * SHARE + row % SHARE
-    is_row = token < num_queries
-    column, value_column = tl.arange(0, SIZE), tl.arange(0, VALUE_SIZE)
+    is_row, column = token < num_queries, tl.arange(0, SIZE)
     q = tl.load(
         query + batch * q_batch + head[:, None] * q_head + token[:, None].to(tl.int64) * q_token + column * q_size,
-        mask=is_row[:, None] & (column < size), other=0.0,
+        mask=is_row[:, None] & (column < D), other=0.0,
     )  # fmt: skip
-    if EXPLICIT:
+    if QUERY_AT:
         at = tl.load(where + batch * where_batch + token, mask=is_row, other=-1).to(tl.int32)
     else:
         at = tl.where(is_row, token + (num_keys - num_queries), -1)
+    return q, at, token, head
+
+
+@triton.jit
+def attend(
+    q, at, token, lowest, first, last, key, value, keys_where, tree, table, split, splits,
+    k_page, k_token, k_size, v_page, v_token, v_size, num_queries, num_keys, nodes, scale, sink, recent,
+    ALIGN: tl.constexpr, STREAMING: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr, PAGE: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """The tile's softmax over this split's share of the keys: (largest score, sum, weighted values)."""
+    column, value_column = tl.arange(0, SIZE), tl.arange(0, VALUE_SIZE)
     highest = tl.full((TILE,), float("-inf"), tl.float32)
     total = tl.zeros((TILE,), tl.float32)
     result = tl.zeros((TILE, VALUE_SIZE), tl.float32)
-
-    # Which keys any row of the tile can see; with positions given nothing is known about their order.
-    first_seen, end = 0, num_keys
-    sinks_end = 0
-    if not EXPLICIT:
-        first_at = tile * TILE // SHARE + (num_keys - num_queries)
-        end = tl.minimum(num_keys, (tile * TILE + TILE - 1) // SHARE + (num_keys - num_queries) + 1)
-        if STREAMING:
-            first_seen = tl.maximum(0, ((first_at + ALIGN) // ALIGN - recent // ALIGN) * ALIGN) // BLOCK * BLOCK
-            sinks_end = tl.minimum(tl.minimum(sink, end), first_seen)
-    sink_blocks = tl.cdiv(sinks_end, BLOCK)
-    blocks = sink_blocks + tl.cdiv(tl.maximum(end - first_seen, 0), BLOCK)
-    splits = tl.num_programs(1)
+    sinks_end, start_seen, end = span(first, last, num_keys, sink, recent, ALIGN, STREAMING, KEY_AT)
+    first_block, sink_blocks = start_seen // BLOCK, tl.cdiv(sinks_end, BLOCK)
+    blocks = sink_blocks + tl.maximum(tl.cdiv(end, BLOCK) - first_block, 0)
+    whole_from = 0
+    if STREAMING and not KEY_AT:
+        whole_from = window_start(last, recent, ALIGN)
     mine = tl.cdiv(blocks, splits)
-    for step in range(split * mine, tl.minimum(blocks, (split + 1) * mine)):
-        start = tl.where(step < sink_blocks, step * BLOCK, first_seen + (step - sink_blocks) * BLOCK)
+    from_step, to_step = split * mine, tl.minimum(blocks, (split + 1) * mine)
+    ahead = tl.full((BLOCK,), -1, tl.int32)
+    if KEY_AT:
+        ahead = _positions(keys_where, from_step * BLOCK + tl.arange(0, BLOCK), num_keys)
+    for step in range(from_step, to_step):
+        is_sink = step < sink_blocks
+        start = tl.where(is_sink, step, first_block + step - sink_blocks) * BLOCK
         place = start + tl.arange(0, BLOCK)
-        is_key = place < tl.where(step < sink_blocks, sinks_end, end)
+        begin, stop = tl.where(is_sink, 0, start_seen), tl.where(is_sink, sinks_end, end)
+        is_key = (place >= begin) & (place < stop)
+        if PAGE:
+            page = tl.load(table + place // PAGE, mask=is_key, other=-1).to(tl.int64)
+            is_key = is_key & (page >= 0)
+            k_line, v_line = page * k_page + place % PAGE * k_token, page * v_page + place % PAGE * v_token
+        else:
+            k_line, v_line = place.to(tl.int64) * k_token, place.to(tl.int64) * v_token
         k = tl.load(
-            key + batch * k_batch + group * k_head + place[None, :].to(tl.int64) * k_token + column[:, None] * k_size,
-            mask=is_key[None, :] & (column < size)[:, None], other=0.0,
-        )  # fmt: skip
-        if EXPLICIT:
-            key_at = tl.load(keys_where + batch * keys_where_batch + place, mask=is_key, other=-1).to(tl.int32)
+            key + k_line[None, :] + column[:, None] * k_size, mask=is_key[None, :] & (column < D)[:, None], other=0.0
+        )
+        scores = tl.dot(q, k, input_precision="ieee")
+        v = tl.load(
+            value + v_line[:, None] + value_column * v_size, mask=is_key[:, None] & (value_column < DV), other=0.0
+        )
+        if KEY_AT:
+            key_at, ahead = ahead, _positions(keys_where, place + BLOCK, num_keys)  # a step ahead: nobody waits for it
+            key_at = tl.where(is_key, key_at, -1)
+            v = tl.where((key_at >= 0)[:, None], v, 0.0)  # an empty slot may hold NaN
         else:
             key_at = tl.where(is_key, place, -1)
-        seen = (key_at >= 0)[None, :] & (key_at[None, :] <= at[:, None])
-        if STREAMING:
-            in_sink = key_at // ALIGN < sink // ALIGN
-            in_recent = (key_at // ALIGN)[None, :] >= ((at + ALIGN) // ALIGN - recent // ALIGN)[:, None]
-            seen = seen & (in_sink[None, :] | in_recent)
-        if TREE:
-            node, key_node = token - (num_queries - nodes), place - (num_keys - nodes)
-            both = (node >= 0)[:, None] & (key_node >= 0)[None, :] & is_key[None, :] & is_row[:, None]
-            related = tl.load(tree + node[:, None] * nodes + key_node[None, :], mask=both, other=0) != 0
-            seen = seen & (related | (key_node < 0)[None, :])
-        scores = tl.dot(q, k, input_precision=PRECISION) * scale
-        scores = tl.where(seen, scores, float("-inf"))
-        new_highest = tl.maximum(highest, tl.max(scores, 1))
+        # Most blocks of a long cache are seen whole: no masks there.
+        whole = (start + BLOCK <= stop) & (start + BLOCK - 1 <= lowest) & (start >= tl.where(is_sink, 0, whole_from))
+        if KEY_AT or TREE or PAGE > 0 or whole == 0:
+            seen = causal(at, key_at)
+            if STREAMING:
+                seen = seen & in_window(at, key_at, sink, recent, ALIGN)
+            if TREE:
+                seen = seen & related(tree, token, place, num_queries, num_keys, nodes)
+            scores = tl.where(seen, scores, float("-inf"))
+        new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
         base = tl.where(new_highest == float("-inf"), 0.0, new_highest)
-        p = tl.exp2(scores - base[:, None])
+        p = tl.exp2(scores * scale - base[:, None])
         shrink = tl.exp2(highest - base)
-        v = tl.load(
-            value + batch * v_batch + group * v_head + place[:, None].to(tl.int64) * v_token + value_column * v_size,
-            mask=is_key[:, None] & (value_column < value_size), other=0.0,
-        )  # fmt: skip
-        v = tl.where((key_at >= 0)[:, None], v, 0.0)  # an empty slot may hold NaN
         total = total * shrink + tl.sum(p, 1)
-        result = result * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+        result = result * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         highest = new_highest
+    return highest, total, result
 
-    line = pair * tl.num_programs(0) + tile
-    if SPLIT:
+
+@triton.jit
+def _positions(keys_where, place, num_keys):
+    return tl.load(keys_where + place, mask=place < num_keys, other=-1).to(tl.int32)
+
+
+@triton.jit
+def finish(
+    output, lse, parts, sums, tickets, highest, total, result, line, split, splits, batch, head, token, heads,
+    num_queries, SPLITS: tl.constexpr, TILE: tl.constexpr, DV: tl.constexpr, VALUE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """Write the rows; of several splits the last to come merges what all of them left in the workspace."""
+    if SPLITS > 1:
         slot = (line * splits + split).to(tl.int64) * TILE + tl.arange(0, TILE)
-        tl.store(parts + slot[:, None] * VALUE_SIZE + value_column, result)
-        tl.store(sums + slot * 2, highest)
-        tl.store(sums + slot * 2 + 1, total)
+        is_row = (token < num_queries)[:, None]
+        tl.store(parts + slot[:, None] * VALUE_SIZE + tl.arange(0, VALUE_SIZE), result, mask=is_row)
+        tl.store(sums + slot, highest)
+        tl.store(sums + (tl.num_programs(0) * splits * tl.num_programs(2)).to(tl.int64) * TILE + slot, total)
         tl.debug_barrier()
         if tl.atomic_add(tickets + line, 1, sem="acq_rel") == splits - 1:
             tl.store(tickets + line, 0)
-            _merge(
-                output, lse, parts, sums, line, batch, head, token, is_row, groups * SHARE, num_queries, value_size,
-                splits, TILE, VALUE_SIZE,
-            )  # fmt: skip
+            _merge(output, lse, parts, sums, line, splits, batch, head, token, heads, num_queries, SPLITS, TILE, DV,
+                   VALUE_SIZE)  # fmt: skip
     else:
-        _write(output, lse, result, highest, total, batch, head, token, is_row, groups * SHARE, num_queries, value_size,
-               VALUE_SIZE)  # fmt: skip
+        _write(output, lse, result, highest, total, batch, head, token, heads, num_queries, DV, VALUE_SIZE)
 
 
 @triton.jit
 def _merge(
-    output, lse, parts, sums, line, batch, head, token, is_row, heads, num_queries, value_size, splits,
-    TILE: tl.constexpr, VALUE_SIZE: tl.constexpr,
+    output, lse, parts, sums, line, splits, batch, head, token, heads, num_queries,
+    SPLITS: tl.constexpr, TILE: tl.constexpr, DV: tl.constexpr, VALUE_SIZE: tl.constexpr,
 ):  # fmt: skip
+    """Unrolled, and without sums across threads: the loads of all parts are under way together."""
+    row, column = tl.arange(0, TILE), tl.arange(0, VALUE_SIZE)
+    first = (line * splits).to(tl.int64) * TILE
+    totals = sums + (tl.num_programs(0) * tl.num_programs(2) * splits).to(tl.int64) * TILE
+    is_row = (token < num_queries)[:, None]
     highest = tl.full((TILE,), float("-inf"), tl.float32)
+    for one in tl.static_range(SPLITS):
+        slot = one * TILE + row
+        high = tl.load(sums + first + slot, mask=slot < splits * TILE, other=float("-inf"), cache_modifier=".cg")
+        highest = tl.maximum(highest, high)
+    base = tl.where(highest == float("-inf"), 0.0, highest)
     total = tl.zeros((TILE,), tl.float32)
     result = tl.zeros((TILE, VALUE_SIZE), tl.float32)
-    for split in range(splits):
-        slot = (line * splits + split).to(tl.int64) * TILE + tl.arange(0, TILE)
-        part_highest = tl.load(sums + slot * 2, cache_modifier=".cg")
-        part_total = tl.load(sums + slot * 2 + 1, cache_modifier=".cg")
-        part = tl.load(parts + slot[:, None] * VALUE_SIZE + tl.arange(0, VALUE_SIZE), cache_modifier=".cg")
-        new_highest = tl.maximum(highest, part_highest)
-        base = tl.where(new_highest == float("-inf"), 0.0, new_highest)
-        shrink, grow = tl.exp2(highest - base), tl.exp2(part_highest - base)
-        total = total * shrink + part_total * grow
-        result = result * shrink[:, None] + part * grow[:, None]
-        highest = new_highest
-    _write(output, lse, result, highest, total, batch, head, token, is_row, heads, num_queries, value_size, VALUE_SIZE)
+    for one in tl.static_range(SPLITS):
+        slot = one * TILE + row
+        there = slot < splits * TILE
+        high = tl.load(sums + first + slot, mask=there, other=float("-inf"), cache_modifier=".cg")
+        part_total = tl.load(totals + first + slot, mask=there, other=0.0, cache_modifier=".cg")
+        states = tl.load(parts + (first + slot)[:, None] * VALUE_SIZE + column, mask=is_row & there[:, None],
+                         other=0.0, cache_modifier=".cg")  # fmt: skip
+        weight = tl.exp2(high - base)
+        total += part_total * weight
+        result += states * weight[:, None]
+    _write(output, lse, result, highest, total, batch, head, token, heads, num_queries, DV, VALUE_SIZE)
 
 
 @triton.jit
 def _write(
-    output, lse, result, highest, total, batch, head, token, is_row, heads, num_queries, value_size,
+    output, lse, result, highest, total, batch, head, token, heads, num_queries, DV: tl.constexpr,
     VALUE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    column = tl.arange(0, VALUE_SIZE)
-    empty = total == 0
+    column, is_row, empty = tl.arange(0, VALUE_SIZE), token < num_queries, total == 0
     result = result / tl.where(empty, 1.0, total)[:, None]
     line = (batch * heads + head) * num_queries + token
-    tl.store(
-        output + line[:, None] * value_size + column, result.to(output.dtype.element_ty),
-        mask=is_row[:, None] & (column < value_size),
-    )  # fmt: skip
+    tl.store(output + line[:, None] * DV + column, result.to(output.dtype.element_ty),
+             mask=is_row[:, None] & (column < DV))  # fmt: skip
     log = tl.where(empty, float("-inf"), (highest + tl.log2(tl.where(empty, 1.0, total))) / LOG2E)
     tl.store(lse + line, log, mask=is_row)
 
 
-def _tile(rows: int) -> int:
-    return min(64, max(16, triton.next_power_of_2(rows)))
+def positions_for_kernel(
+    query: Tensor, num_keys: int, query_positions: Tensor | None, key_positions: Tensor | None,
+    parents: Sequence[int] | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """(query positions, key positions, tree) [B or 1, T], [B or 1, T], [N, N]; None: the kernel counts for itself."""
+    if parents is None:
+        where = None if query_positions is None else torch.atleast_2d(query_positions)
+        return where, None if key_positions is None else torch.atleast_2d(key_positions), None
+    where, keys_where = positions_of(query, num_keys, query_positions, key_positions, parents)
+    return where, keys_where, ancestors(tuple(parents), query.device)
 
 
-def _splits(device: torch.device, programs: int, key_blocks: int) -> int:
-    """How many programs share the keys of a tile: enough to fill the card, each with two blocks of keys or more."""
-    wanted = WAVES * _multiprocessors(device) // max(1, programs)
-    return max(1, min(64, wanted, key_blocks // 2))
+def or_unused(like: Tensor, *arrays: Tensor | None) -> list[Tensor]:
+    """Something to point at for what the kernel will not read."""
+    return [like if array is None else array for array in arrays]
 
 
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+def launch_options(blocks: Any, size: int, value_size: int) -> dict[str, int]:
+    """The blocks as the kernel's arguments; products need sides of 16 or more."""
+    return {
+        "TILE": blocks.tile, "BLOCK": blocks.block, "SIZE": max(16, triton.next_power_of_2(size)),
+        "VALUE_SIZE": max(16, triton.next_power_of_2(value_size)), "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+    }  # fmt: skip
 
 
-_tickets: dict[torch.device, Tensor] = {}
-
-
-def _workspace(query: Tensor, tiles: int, splits: int, tile: int, value_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(parts, sums, tickets); tickets are zero between calls: the last program of a tile puts its own back."""
+def workspace(query: Tensor, lines: int, splits: int, tile: int, value_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(parts, sums, tickets) of `lines` tiles, each split so many times."""
     if splits == 1:
         return query, query, query
     width = max(16, triton.next_power_of_2(value_size))
-    parts = query.new_empty(tiles * splits * tile * width, dtype=torch.float32)
-    sums = query.new_empty(tiles * splits * tile * 2, dtype=torch.float32)
-    if query.device not in _tickets or len(_tickets[query.device]) < tiles:
-        _tickets[query.device] = torch.zeros(max(4096, tiles), dtype=torch.int32, device=query.device)
-    return parts, sums, _tickets[query.device]
+    parts = query.new_empty(lines * splits * tile * width, dtype=torch.float32)
+    sums = query.new_empty(2 * lines * splits * tile, dtype=torch.float32)
+    return parts, sums, triton_workspace.tickets(query.device, lines)
 
 
 @cache
-def _ancestors(parents: tuple[int, ...], device: torch.device) -> Tensor:
+def ancestors(parents: tuple[int, ...], device: torch.device) -> Tensor:
     """[N, N] uint8: 1 where the column is the row's node itself or an ancestor."""
     return related_nodes(parents, len(parents), len(parents), device).to(torch.uint8)

@@ -1,7 +1,43 @@
-"""Who sees whom, for kernels: a tile of queries against a block of keys."""
+"""Who sees whom, for kernels: which keys a tile of queries has to look at, and which of them each query sees."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def extremes(at, token, num_queries, num_keys, QUERY_AT: tl.constexpr):
+    """(earliest position of a tile's rows, earliest that is no padding, latest), without looking at them if it can."""
+    if QUERY_AT:
+        lowest = tl.min(tl.where(token < num_queries, at, 1 << 30), 0)
+        first, last = tl.min(tl.where(at >= 0, at, 1 << 30), 0), tl.max(at, 0)
+    else:
+        before = num_keys - num_queries
+        lowest = tl.min(token, 0) + before
+        first, last = lowest, tl.minimum(tl.max(token, 0), num_queries - 1) + before
+    return lowest, first, last
+
+
+@triton.jit
+def span(
+    first, last, num_keys, sink, recent, ALIGN: tl.constexpr, STREAMING: tl.constexpr, KEY_AT: tl.constexpr
+):  # fmt: skip
+    """The keys that any row of a tile can see: places 0 to `sinks_end`, and `start` to `end`.
+
+    With positions given for the keys nothing is known about their order.
+    """
+    sinks_end, start, end = 0, 0, num_keys
+    if not KEY_AT:
+        end = tl.minimum(num_keys, last + 1)
+        if STREAMING:
+            start = tl.minimum(window_start(first, recent, ALIGN), end)
+            sinks_end = tl.minimum(sink, start)
+    return sinks_end, start, end
+
+
+@triton.jit
+def window_start(at, recent, ALIGN: tl.constexpr):
+    """The first recent key of a query at this position."""
+    return tl.maximum(0, ((at + ALIGN) // ALIGN - recent // ALIGN) * ALIGN)
 
 
 @triton.jit
@@ -13,9 +49,7 @@ def causal(at, key_at):
 @triton.jit
 def in_window(at, key_at, sink, recent, ALIGN: tl.constexpr):
     """[tile, block]: the key is a sink, or recent for the query."""
-    in_sink = key_at // ALIGN < sink // ALIGN
-    in_recent = (key_at // ALIGN)[None, :] >= ((at + ALIGN) // ALIGN - recent // ALIGN)[:, None]
-    return in_sink[None, :] | in_recent
+    return (key_at < sink)[None, :] | (key_at[None, :] >= window_start(at, recent, ALIGN)[:, None])
 
 
 @triton.jit

@@ -106,15 +106,21 @@ def check_attention(
     query_positions: Any = None,
     key_positions: Any = None,
     parents: Sequence[int] | None = None,
+    block_table: Any = None,
 ) -> dict[str, int]:
     """The common arguments of all attention ops; returns the sizes of the letters B H G D Dv Tq Tk."""
     sizes: dict[str, int] = {}
     check_shape(op, "query", query, "B H Tq D", sizes)
-    check_shape(op, "key", key, "B G Tk D", sizes)
+    layout = "B G Tk" if block_table is None else "pages G page_size"
+    check_shape(op, "key", key, f"{layout} D", sizes)
     check_floating(op, query=query, key=key)
     if value is not None:
-        check_shape(op, "value", value, "B G Tk Dv", sizes)
+        check_shape(op, "value", value, f"{layout} Dv", sizes)
         check_floating(op, value=value)
+    if block_table is not None:
+        check_integers(op, block_table=block_table)
+        check_shape(op, "block_table", block_table, "B N", sizes)
+        sizes["Tk"] = sizes["N"] * sizes["page_size"]
     check_heads(op, sizes)
     check_positions(op, "query_positions", query_positions, sizes["Tq"], sizes["B"])
     check_positions(op, "key_positions", key_positions, sizes["Tk"], sizes["B"])
@@ -123,8 +129,10 @@ def check_attention(
             f"{op}: without positions the queries are the last Tq keys, so Tq <= Tk is needed, "
             f"got Tq = {sizes['Tq']}, Tk = {sizes['Tk']}"
         )
-    if (query_positions is None) != (key_positions is None):
-        raise ArgumentError(f"{op}: give query_positions and key_positions together, or neither")
+    if query_positions is None and key_positions is not None:
+        raise ArgumentError(f"{op}: with key_positions, query_positions are needed too")
+    if parents is not None and (query_positions is None) != (key_positions is None):
+        raise ArgumentError(f"{op}: with parents, give query_positions and key_positions together, or neither")
     check_parents(op, parents, sizes["Tq"], sizes["Tk"])
     return sizes
 

@@ -25,6 +25,7 @@ def attention(
     query_positions: ArrayLike | None = None,
     key_positions: ArrayLike | None = None,
     parents: Sequence[int] | None = None,
+    block_table: ArrayLike | None = None,
 ) -> tuple[Floats, Floats]:
     """Softmax attention over the visible keys, with the log of its normaliser.
 
@@ -39,10 +40,15 @@ def attention(
     sink, recent, align, parents: as in `visible`; both sizes None: full causal attention.
     scale: factor on the scores; default ``D ** -0.5``.
     query_positions: [Tq] or [B, Tq]; key_positions: [Tk] or [B, Tk]; default: keys 0..Tk-1, queries
-        the last Tq of them.
+        the last Tq of them. Rows of different lengths in one buffer need query_positions alone: what lies
+        behind a row's last token is later than all its queries, so none sees it.
+    block_table: [B, N] for a paged cache: key is [pages, G, page_size, D], value [pages, G, page_size, Dv],
+        and row b's keys are those of the pages block_table[b], in this order; Tk = N * page_size. -1: no page,
+        its keys are never visible.
     return: output [B, H, Tq, Dv], lse [B, H, Tq], float64.
 
-    Raises ArgumentError or KindError for shapes that do not fit, H not a multiple of G, or a bad window.
+    Raises ArgumentError or KindError for shapes that do not fit, H not a multiple of G, a bad window, or page
+    numbers out of range (a GPU backend does not look at them).
 
     >>> query = np.zeros((1, 1, 3, 2)); key = np.zeros((1, 1, 3, 2))
     >>> value = np.array([[[[1.0], [2.0], [6.0]]]])
@@ -51,10 +57,15 @@ def attention(
     (array([1. , 1.5, 3. ]), array([1., 2., 3.]))
     """
     query, key, value = (np.asarray(a) for a in (query, key, value))
-    scores, _ = _masked_scores(
+    if block_table is not None:
+        key, value, query_positions, key_positions = _gathered(
+            query, key, value, query_positions, key_positions, parents, np.asarray(block_table)
+        )
+    scores, seen = _masked_scores(
         "attention", query, key, value, sink, recent, align, scale, query_positions, key_positions, parents
     )
     probs, lse = softmax(scores)
+    value = np.where(seen.any(axis=-2)[:, None, :, None], value, 0)  # what nobody sees may be anything, NaN too
     return probs @ _per_query_head(value, query.shape[1]), lse
 
 
@@ -163,13 +174,51 @@ def _masked_scores(
     sizes = check_attention(
         op, query, key, value, query_positions=query_positions, key_positions=key_positions, parents=parents
     )
-    if query_positions is None or key_positions is None:
-        query_positions, key_positions = default_positions(sizes["Tq"], sizes["Tk"], parents)
+    query_positions, key_positions = _positions(sizes, query_positions, key_positions, parents)
     seen = visible(query_positions, key_positions, sink=sink, recent=recent, align=align, parents=parents)
     seen = seen if seen.ndim == 3 else seen[None]
     factor = sizes["D"] ** -0.5 if scale is None else scale
     scores = factor * (query.astype(np.float64) @ _per_query_head(key, sizes["H"]).swapaxes(-1, -2))
     return np.where(seen[:, None], scores, -np.inf), seen
+
+
+def _positions(
+    sizes: dict[str, int],
+    query_positions: NDArray[Any] | None,
+    key_positions: NDArray[Any] | None,
+    parents: Sequence[int] | None,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    queries, keys = default_positions(min(sizes["Tq"], sizes["Tk"]), sizes["Tk"], parents)
+    return (
+        queries if query_positions is None else query_positions,
+        keys if key_positions is None else key_positions,
+    )
+
+
+def _gathered(
+    query: NDArray[Any],
+    key: NDArray[Any],
+    value: NDArray[Any],
+    query_positions: ArrayLike | None,
+    key_positions: ArrayLike | None,
+    parents: Sequence[int] | None,
+    block_table: NDArray[Any],
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """The keys, values and positions of a paged cache, row by row: what `attention` is without pages."""
+    given = {"query_positions": _array(query_positions), "key_positions": _array(key_positions)}
+    sizes = check_attention("attention", query, key, value, parents=parents, block_table=block_table, **given)
+    if ((block_table < -1) | (block_table >= sizes["pages"])).any():
+        raise ArgumentError(
+            f"attention: page numbers must be in [0, {sizes['pages']}), or -1 for no page, got "
+            f"{block_table.min()} to {block_table.max()}"
+        )
+    queries, keys = _positions(sizes, given["query_positions"], given["key_positions"], parents)
+    pages = np.maximum(block_table, 0)
+    key, value = (
+        np.moveaxis(states[pages], 2, 1).reshape(sizes["B"], sizes["G"], sizes["Tk"], -1) for states in (key, value)
+    )
+    missing = np.repeat(block_table < 0, sizes["page_size"], axis=1)
+    return key, value, queries, np.where(missing, -1, keys)
 
 
 def _per_query_head(states: NDArray[Any], num_query_heads: int) -> Floats:

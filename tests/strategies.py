@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from hypothesis import strategies as st
 
+from zigzag.reference import visible
+from zigzag.reference.visibility import default_positions
+
 
 @dataclass
 class Case:
@@ -52,7 +55,7 @@ def cases(draw) -> Case:
         rng.choice([0.0, 0.5, 1.0], groups),
         draw(windows(draw(st.sampled_from([1, 1, 4])))),
     )
-    kind = draw(st.sampled_from(["default", "padded", "shared", "tree"]))
+    kind = draw(st.sampled_from(["default", "padded", "shared", "tree", "lengths"]))
     if kind == "padded":
         padding = rng.integers(0, keys + 1, batch)
         positions = np.maximum(np.arange(keys) - padding[:, None], -1)
@@ -60,11 +63,53 @@ def cases(draw) -> Case:
     elif kind == "shared":
         positions = rng.permutation(keys + 4)[:keys] - 1
         case.options = {"query_positions": positions[keys - queries :], "key_positions": positions}
+    elif kind == "lengths":
+        ends = rng.integers(0, keys + 1, batch)  # row b has ends[b] tokens; what lies behind them nobody sees
+        case.options = {"query_positions": np.maximum(ends[:, None] - queries + np.arange(queries), -1)}
     elif kind == "tree":
         case.options = {"parents": draw(parents(draw(st.integers(1, min(keys, 6)))))}
     if draw(st.booleans()):
         case.options["scale"] = draw(st.sampled_from([0.25, 1.5]))
     return case
+
+
+def spoiled(case: Case, window: dict) -> None:
+    """NaN in all keys and values that no query sees: uninitialised memory, as caches have it."""
+    keys = case.options.get("key_positions", default_positions(1, case.key.shape[2], case.options.get("parents"))[1])
+    queries = case.options.get("query_positions", keys[..., -case.query.shape[2] :])
+    seen = visible(queries, keys, parents=case.options.get("parents"), **window).any(axis=-2)
+    hidden = np.broadcast_to(~seen, (case.key.shape[0], case.key.shape[2]))
+    for states in (case.key, case.value):
+        states[np.broadcast_to(hidden[:, None], states.shape[:3])] = np.nan
+
+
+@st.composite
+def paged(draw) -> tuple[Case, np.ndarray]:
+    """A case whose keys and values lie in pages, some of them missing, and its block table; other pages hold NaN."""
+    case, size = draw(cases()), draw(st.sampled_from([1, 3, 16]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    batch, groups, keys, _ = case.key.shape
+    pages = max(1, keys // size)
+    table = rng.permutation(batch * pages + 3)[: batch * pages].reshape(batch, pages)
+
+    def scattered(states: np.ndarray) -> np.ndarray:
+        whole = np.resize(states, (batch, groups, pages * size, states.shape[3]))
+        into = np.full((batch * pages + 3, groups, size, states.shape[3]), np.nan)
+        into[table] = whole.reshape(batch, groups, pages, size, -1).swapaxes(1, 2)
+        return into
+
+    queries = min(case.query.shape[2], pages * size)
+    case.query, case.grad_output = case.query[:, :, :queries], case.grad_output[:, :, :queries]
+    if "key_positions" in case.options:
+        case.options = {"query_positions": rng.integers(-1, pages * size, (batch, queries))}
+    if len(case.options.get("parents") or ()) > pages * size:
+        del case.options["parents"]
+    if "query_positions" in case.options:
+        case.options["query_positions"] = case.options["query_positions"][..., :queries]
+
+    case.key, case.value = scattered(case.key), scattered(case.value)
+    missing = rng.random(table.shape) < draw(st.sampled_from([0, 0.3]))
+    return case, np.where(missing, -1, table)
 
 
 @st.composite

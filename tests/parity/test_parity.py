@@ -5,7 +5,7 @@ import pytest
 from arrays import DTYPES, convert, examples, kind_of, supports, to_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Case, cases, scores
+from strategies import Case, cases, paged, scores, spoiled
 from tolerance import assert_no_worse
 
 from zigzag import ops, reference
@@ -52,11 +52,22 @@ def test_attention_ops(op: str, backend: str) -> None:
     @given(case=cases(), number=st.integers(0, 3), full=st.booleans())
     def drawn(case: Case, number: int, full: bool) -> None:
         window = {} if op == "attention" and full else case.window
+        if op == "attention":
+            spoiled(case, window)
         if op == "output_deviation":
             case.value[..., 0] += 8  # keeps ||full|| away from 0, where a relative change has no meaning
         check(op, backend, dtypes[number % len(dtypes)], case, {**window, **case.options})
 
     drawn()
+
+
+@given(drawn=paged(), number=st.integers(0, 3), full=st.booleans())
+def test_paged_attention(backend: str, drawn: tuple[Case, np.ndarray], number: int, full: bool) -> None:
+    supports(backend, "attention")
+    case, table = drawn
+    dtypes = DTYPES.get(backend, ("float32",))
+    window = {} if full else case.window
+    check("attention", backend, dtypes[number % len(dtypes)], case, {**window, **case.options, "block_table": table})
 
 
 @given(case=cases(), full=st.booleans())

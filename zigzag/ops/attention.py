@@ -40,10 +40,12 @@ def attention(
     query_positions: Array | None = None,
     key_positions: Array | None = None,
     parents: Sequence[int] | None = None,
+    block_table: Array | None = None,
     backend: str = "auto",
 ) -> tuple[Array, Array]:
     function = lookup("attention", backend, query)
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
+    where["block_table"] = block_table
     checks.check_window("attention", sink, recent, align)
     checks.check_attention("attention", query, key, value, **where)
     return function(query, key, value, sink=sink, recent=recent, align=align, scale=scale, **where)

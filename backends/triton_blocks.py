@@ -1,0 +1,51 @@
+"""How the attention kernel is cut into programs: a table by shape class, found by `python -m zigzag.bench.tuning`.
+
+Nothing is timed when the kernel runs. The table was made on an H100 (docs/benchmarks/tuning.md); other Hopper cards
+have the same multiprocessors, and other cards take it as it is.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from zigzag.backends.triton_workspace import multiprocessors
+
+
+class Blocks(NamedTuple):
+    """tile: rows of queries a program; block: keys a step; waves: programs a multiprocessor that keys are split for."""
+
+    tile: int
+    block: int
+    warps: int
+    stages: int
+    waves: int
+
+
+ANY = 1 << 30
+# (rows of a KV group, KV heads of the whole batch, keys, head size): the first line that is nowhere smaller is taken.
+_HALF = (  # numbers of two bytes
+    ((16, 16, 2_048, 128), Blocks(16, 64, 4, 3, 1)),
+    ((16, 16, ANY, 128), Blocks(16, 128, 8, 3, 1)),
+    ((16, 128, ANY, 128), Blocks(16, 64, 4, 3, 1)),
+    ((16, ANY, ANY, 128), Blocks(16, 64, 4, 2, 2)),
+    ((64, 16, 16_384, 128), Blocks(32, 128, 4, 3, 1)),
+    ((64, ANY, ANY, 128), Blocks(64, 64, 8, 3, 1)),
+    ((ANY, ANY, ANY, 128), Blocks(128, 64, 8, 3, 1)),
+    ((16, ANY, ANY, ANY), Blocks(16, 32, 4, 2, 2)),
+    ((ANY, ANY, ANY, ANY), Blocks(64, 32, 4, 2, 2)),
+)
+_SINGLE = Blocks(64, 32, 4, 2, 2)  # float32 products take no tensor cores
+
+
+def blocks_of(dtype: torch.dtype, rows: int, pairs: int, keys: int, size: int) -> Blocks:
+    """For `rows` rows of queries in each of `pairs` KV heads of the whole batch, over so many keys."""
+    if dtype == torch.float32:
+        return _SINGLE._replace(tile=min(_SINGLE.tile, max(16, 1 << (rows - 1).bit_length())))
+    given = (rows, pairs, keys, size)
+    return next(blocks for most, blocks in _HALF if all(g <= m for g, m in zip(given, most, strict=True)))
+
+
+def splits_of(blocks: Blocks, device: torch.device, programs: int, key_blocks: int) -> int:
+    """How many programs share the keys of a tile: enough to fill the card, each with two blocks of keys or more."""
+    wanted = blocks.waves * multiprocessors(device) // max(1, programs)
+    return max(1, min(64, wanted, key_blocks // 2))

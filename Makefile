@@ -1,18 +1,23 @@
 PYTHON ?= python3
 DEMO ?=
 EVIDENCE ?=
+GPU ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := test
-.PHONY: demo test evidence bench lint clean
+.PHONY: demo test test-gpu evidence bench lint clean
 
 demo: $(READY)
 	$(BIN)/zigzag demo $(DEMO)
 
 test: lint
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+# In parts; what passed is kept, so after a break the same command goes on. GPU="--list" names the parts.
+test-gpu: $(READY)
+	$(BIN)/python tests/gpu/run.py $(GPU)
 
 evidence: $(READY)
 	$(BIN)/zigzag evidence $(EVIDENCE)

@@ -201,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention(
 def chosen(query: Array, key: Array, value: Array) -> bool:
     """Whether the kernel is to be used: it may run, and takes arrays of these shapes, dtypes and strides."""
     return (
-        cupy_kernels.may_run("attention", query, key, value)
+        cupy_kernels.may_run(query, key, value)
         and cupy_kernels.has_element(query, key, value)
         and 1 <= query.shape[2] <= MAX_QUERIES
         and max(query.shape[3], value.shape[3]) <= MAX_SIZE

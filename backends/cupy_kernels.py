@@ -10,10 +10,7 @@ from typing import Any
 
 from zigzag.backends.cupy_arrays import Array
 
-# Names of the raw kernels that passed the parity suite on a GPU, with the record in docs/backends-cupy.md. A kernel
-# that is not named here has only been compiled, and run thread by thread on a CPU: it must be asked for.
-RAN_ON_GPU: tuple[str, ...] = ()
-ASKED = "ZIGZAG_CUPY_RAW"  # this environment variable, set to 1, asks for all of them
+RAW = "ZIGZAG_CUPY_RAW"  # this environment variable, set to 0, leaves everything to array calls
 
 OPTIONS = ("--std=c++17",)
 
@@ -66,11 +63,9 @@ __device__ __forceinline__ int warp_min_int(int x) {
 """
 
 
-def may_run(name: str, *arrays: Array) -> bool:
-    """Whether the raw kernel may be chosen for these arrays: of CuPy, and the kernel asked for or with a record."""
-    if name not in RAN_ON_GPU and os.environ.get(ASKED) != "1":
-        return False
-    return all(type(array).__module__.partition(".")[0] == "cupy" for array in arrays)
+def may_run(*arrays: Array) -> bool:
+    """Whether raw kernels may be chosen for these arrays: of CuPy, unless array calls were asked for."""
+    return os.environ.get(RAW) != "0" and all(type(array).__module__.partition(".")[0] == "cupy" for array in arrays)
 
 
 def has_element(*arrays: Array) -> bool:

@@ -6,6 +6,8 @@ The array calls are the same that NumPy has, so NumPy arrays are taken too; that
 from importlib import import_module
 
 from zigzag.backends.cupy_attention import attention, gated_attention, merge
+from zigzag.backends.cupy_experts import apply_experts
+from zigzag.backends.cupy_mixed import mixed_attention
 from zigzag.backends.cupy_routing import route_experts
 from zigzag.backends.cupy_sampling import sample, to_probs
 from zigzag.backends.cupy_scores import assign_heads, assign_layers, gate_gradient, lost_mass, output_deviation
@@ -25,6 +27,7 @@ from zigzag.backends.cupy_visibility import visible
 ARRAY_KINDS = ("cupy",)
 
 __all__ = [
+    "apply_experts",
     "assign_heads",
     "assign_layers",
     "attention",
@@ -32,6 +35,7 @@ __all__ = [
     "gated_attention",
     "lost_mass",
     "merge",
+    "mixed_attention",
     "output_deviation",
     "route_experts",
     "sample",

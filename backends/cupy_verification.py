@@ -72,7 +72,7 @@ def prepare(
 
 
 def verify_greedy(draft_token_ids: Array, target_logits: Array, *, num_draft_tokens: Array | None = None) -> Verdict:
-    if kernel.chosen("greedy", draft_token_ids, target_logits):
+    if kernel.chosen(draft_token_ids, target_logits):
         return kernel.greedy(draft_token_ids, target_logits, num_draft_tokens)
     drafts = prepare(draft_token_ids, None, target_logits, None, num_draft_tokens)
     return _matched(drafts, argmax(drafts.target))
@@ -87,7 +87,7 @@ def verify_residual(
     temperature: float | None = None,
     num_draft_tokens: Array | None = None,
 ) -> Verdict:
-    if temperature != 0 and kernel.chosen("residual", draft_token_ids, target_probs, draft_probs):
+    if temperature != 0 and kernel.chosen(draft_token_ids, target_probs, draft_probs):
         return kernel.residual(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature)
     return residual(prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature))
 

@@ -265,11 +265,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) decide_residual(
 """
 
 
-def chosen(name: str, draft_token_ids: Array, target: Array, draft_probs: Array | None = None) -> bool:
-    """Whether the kernel "greedy" or "residual" is to be used: it may run, and takes arrays like these."""
+def chosen(draft_token_ids: Array, target: Array, draft_probs: Array | None = None) -> bool:
+    """Whether the kernels are to be used: they may run, and take arrays like these."""
     rows = [target] if draft_probs is None else [target, draft_probs]
     return (
-        cupy_kernels.may_run(name, draft_token_ids, *rows)
+        cupy_kernels.may_run(draft_token_ids, *rows)
         and cupy_kernels.has_element(*rows)
         and draft_token_ids.shape[0] > 0
         and draft_token_ids.shape[1] < THREADS

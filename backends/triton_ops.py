@@ -1,8 +1,9 @@
 """The `triton` backend: its ops under their names, and where it runs.
 
-Kernels of its own have attention, the head scores, the acceptance rules for chains, `to_probs` and `sample`. The other
-ops are those of the torch backend: their time is that of reading the inputs once (`visible`, `merge`), of two calls of
-attention (`gated_attention`), of a few numbers on the host (`assign_*`, `route_experts`), or of a walk down a tree.
+Kernels of its own have attention of one kind of heads or two, the head scores, the acceptance rules for chains,
+`to_probs`, `sample`, `route_experts`, and `apply_experts` for few tokens. The other ops are those of the torch backend:
+their time is that of reading the inputs once (`visible`, `merge`), of two calls of attention (`gated_attention`), of a
+few numbers on the host (`assign_*`), or of a walk down a tree.
 """
 
 import os
@@ -17,9 +18,11 @@ from zigzag.backends.torch_eager import (  # noqa: F401  (ops of this backend, a
     merge,
     visible,
 )
-from zigzag.backends.torch_routing import route_experts  # noqa: F401
 from zigzag.backends.torch_trees import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual  # noqa: F401
 from zigzag.backends.triton_attention import DTYPES, attention  # noqa: F401
+from zigzag.backends.triton_experts import apply_experts  # noqa: F401
+from zigzag.backends.triton_mixed import mixed_attention  # noqa: F401
+from zigzag.backends.triton_routing import route_experts  # noqa: F401
 from zigzag.backends.triton_sampling import sample, to_probs  # noqa: F401
 from zigzag.backends.triton_scores import gate_gradient, lost_mass, output_deviation  # noqa: F401
 from zigzag.backends.triton_verification import (  # noqa: F401
@@ -34,7 +37,6 @@ from zigzag.backends.triton_verification import (  # noqa: F401
 )
 
 ARRAY_KINDS = ("torch",)
-RAN_ON_A_GPU = ("attention",)  # the automatic choice takes these; all others have only been interpreted and compiled
 
 
 def device_name() -> str:
@@ -49,5 +51,5 @@ def unavailable() -> str:
 
 
 def takes(op: str, array: Any) -> bool:
-    """Whether the automatic choice may come here: ops that ran on a GPU, CUDA tensors of the dtypes they know."""
-    return op in RAN_ON_A_GPU and array.device.type == "cuda" and array.dtype in DTYPES
+    """Whether the automatic choice may come here: CUDA tensors of the dtypes that the kernels know."""
+    return array.device.type == "cuda" and (array.dtype in DTYPES or not array.dtype.is_floating_point)

@@ -20,7 +20,8 @@ from zigzag.reference.errors import KindError
 LOG2E = 1.4426950408889634
 NONE = tl.constexpr(2**31 - 1)  # above every id
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-CHUNK = 4096  # tokens that one program reads
+CHUNK = 8192  # tokens that one program reads
+MOST_WARPS = 4
 FEW = 256  # programs; with fewer the chunks are made smaller, so that more multiprocessors have work
 
 
@@ -82,20 +83,22 @@ def chunk_of(rows: int, vocabulary: int) -> int:
 
 
 def warps_of(chunk: int) -> int:
-    """16 tokens a thread."""
-    return max(1, min(8, chunk // 512))
+    """Of a program: 16 tokens a thread, in large chunks more, since sums over few threads are quick."""
+    return max(1, min(MOST_WARPS, chunk // 512))
 
 
 class Parts:
     """What `scan` says of the chunks of rows [B, R, V]: high, total, best and, with ids, ahead: each [B, R, chunks].
 
     Rows beyond counts [B] are not read, and nothing is written for them. ids [B, K]: count the tokens that come before
-    a row's draft by falling value, ties by rising id.
+    a row's draft by falling value, ties by rising id. sums: total is wanted of "probs" rows too; best is not there for
+    "logits" without ids.
     """
 
     def __init__(
-        self, rows: Tensor, mode: str, scale: float, *, counts: Tensor | None = None, ids: Tensor | None = None
-    ) -> None:
+        self, rows: Tensor, mode: str, scale: float, *, counts: Tensor | None = None, ids: Tensor | None = None,
+        sums: bool = True,
+    ) -> None:  # fmt: skip
         batch, length, vocabulary = rows.shape
         self.chunk = chunk_of(batch, vocabulary)
         self.chunks = triton.cdiv(vocabulary, self.chunk)
@@ -106,7 +109,7 @@ class Parts:
         scan[(batch * length, self.chunks)](
             rows, self.best if ids is None else ids, self.best if counts is None else counts,
             self.high, self.total, self.best, self.ahead, *rows.stride(), length, vocabulary, scale,
-            MODE=mode, RANK=ids is not None, RAGGED=counts is not None, CHUNK=self.chunk,
+            MODE=mode, RANK=ids is not None, SUM=sums, RAGGED=counts is not None, CHUNK=self.chunk,
             num_warps=warps_of(self.chunk),
         )  # fmt: skip
 
@@ -114,7 +117,7 @@ class Parts:
 @triton.jit(do_not_specialize=["length"])
 def scan(
     rows, ids, counts, highs, totals, bests, aheads, batch_stride, row_stride, token_stride, length, vocabulary, scale,
-    MODE: tl.constexpr, RANK: tl.constexpr, RAGGED: tl.constexpr, CHUNK: tl.constexpr,
+    MODE: tl.constexpr, RANK: tl.constexpr, SUM: tl.constexpr, RAGGED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     batch, row = tl.program_id(0) // length, tl.program_id(0) % length
     if RAGGED:  # noqa: SIM102  (known when compiled, the other is not)
@@ -123,21 +126,22 @@ def scan(
     start = rows + batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
     place = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     x = load_row(start, place, token_stride, vocabulary, float("-inf"))
-    usable = tl.where(x == x, x, float("-inf"))
-    high = tl.max(usable, 0)
-    best = tl.min(tl.where((usable == high) & (place < vocabulary), place, NONE), 0)
-    if MODE == "probs":
-        total = tl.sum(tl.where(usable > 0, usable, 0.0), 0)
-    else:
-        base = tl.where((high == float("-inf")) | (high == float("inf")), 0.0, high)
-        lower = tl.where(usable == float("inf"), 0.0, usable)
-        total = tl.sum(tl.exp2((lower - base) * scale), 0) if MODE == "logits" else 1.0
-        broken = tl.sum(((x != x) | (x == float("inf"))).to(tl.int32), 0) > 0
-        total = tl.where(broken, float("nan"), total)
+    # Sums over threads are what a chunk waits for, so there are as few as can be. NaN and +inf break logits alike.
+    usable = tl.where(x == x, x, float("-inf") if MODE == "probs" else float("inf"))
     part = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    if RANK or MODE != "logits":
+        high, at = tl.max(usable, 0, return_indices=True)  # of equals the first
+        tl.store(bests + part, tl.program_id(1) * CHUNK + at)
+    else:
+        high = tl.max(usable, 0)
     tl.store(highs + part, high)
-    tl.store(totals + part, total)
-    tl.store(bests + part, best)
+    if MODE == "probs" and SUM:
+        tl.store(totals + part, tl.sum(tl.where(usable > 0, usable, 0.0), 0))
+    elif MODE != "probs":
+        broken = high == float("inf")
+        base = tl.where((high == float("-inf")) | broken, 0.0, high)
+        total = tl.sum(tl.exp2((usable - base) * scale), 0) if MODE == "logits" else 1.0
+        tl.store(totals + part, tl.where(broken, float("nan"), total))
     if RANK:
         token = tl.load(ids + batch * (length - 1) + row, mask=row < length - 1, other=-1)
         inside = (token >= 0) & (token < vocabulary)

@@ -20,7 +20,7 @@ import triton
 from torch import Tensor
 
 from zigzag.backends.triton_acceptance import judge, recover, sum_terms
-from zigzag.backends.triton_sampling import Parts, check_dtypes, chunk_of, draw_rows, mode_of
+from zigzag.backends.triton_sampling import Parts, check_dtypes, chunk_of, draw_rows, mode_of, warps_of
 from zigzag.reference.verification import Verdict
 
 RANKING = ("relaxed", "top_k")
@@ -145,7 +145,7 @@ def _verdict(
     chunks = triton.cdiv(vocabulary, chunk)
     parts = None
     if rule != "exact" and (mode != "probs" or rule not in DRAWING):
-        parts = Parts(target, mode, scale, counts=counts, ids=ids if rule in RANKING else None)
+        parts = Parts(target, mode, scale, counts=counts, ids=ids if rule in RANKING else None, sums=False)
     floats = torch.empty((3, batch * (drafts + 1), chunks), dtype=torch.float32, device=ids.device)
     terms, left, plain = floats
     high, total, best, ahead = (terms,) * 4 if parts is None else (parts.high, parts.total, parts.best, parts.ahead)
@@ -157,7 +157,7 @@ def _verdict(
     shape = {
         "RULE": rule, "MODE": mode, "DRAWN": draft is not None, "RAGGED": counts is not None,
         "PLACES": max(2, triton.next_power_of_2(drafts + 1)), "CHUNKS": triton.next_power_of_2(chunks), "CHUNK": chunk,
-        "num_warps": 8,
+        "num_warps": warps_of(chunk),
     }  # fmt: skip
     if rule in ("block", "typical") and drafts:
         sum_terms[(batch * drafts, chunks)](*given, terms, **shape)

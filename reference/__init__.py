@@ -6,8 +6,10 @@ Also the `numpy` backend. Read `visibility.py` first: it says who sees whom. For
 
 from zigzag.reference.assignment import CRITERIA, assign_heads, assign_layers
 from zigzag.reference.expectations import best_draft_length, best_tree, expected_speedup, expected_tokens
+from zigzag.reference.experts import apply_experts
 from zigzag.reference.laws import RULES, continued, expected_accepted, law, target_law, total_variation
 from zigzag.reference.masked_attention import attention, gated_attention, merge
+from zigzag.reference.mixed_heads import mixed_attention
 from zigzag.reference.routing import route_experts
 from zigzag.reference.sampling import sample, to_probs
 from zigzag.reference.scores import gate_gradient, lost_mass, output_deviation
@@ -35,6 +37,7 @@ OPS = (
     "attention",
     "merge",
     "gated_attention",
+    "mixed_attention",
     "lost_mass",
     "output_deviation",
     "gate_gradient",
@@ -54,6 +57,7 @@ OPS = (
     "verify_tree_residual",
     "verify_tree_k_seq",
     "route_experts",
+    "apply_experts",
 )
 
 # Functions on plain numbers and tables: one implementation, no backends.
@@ -79,6 +83,7 @@ __all__ = [
     "OPS",
     "RULES",
     "Verdict",
+    "apply_experts",
     "assign_heads",
     "assign_layers",
     "attention",
@@ -94,6 +99,7 @@ __all__ = [
     "law",
     "lost_mass",
     "merge",
+    "mixed_attention",
     "node_depths",
     "output_deviation",
     "route_experts",

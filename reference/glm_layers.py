@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zigzag.reference.errors import ModelError
+from zigzag.reference.experts import gated_network, mixed
 from zigzag.reference.glm_config import GlmConfig
 from zigzag.reference.masked_attention import attention
 from zigzag.reference.routing import expert_weights, route_experts, sigmoid
@@ -104,8 +105,7 @@ def rotate(config: GlmConfig, states: Floats, positions: Ids) -> Floats:
 
 def feed_forward(weights: Weights, name: str, states: Floats) -> Floats:
     """``down(silu(gate(x)) * up(x))``, without biases: a dense network, an expert, the shared expert."""
-    gate = linear(weights, f"{name}.gate_proj", states)
-    return linear(weights, f"{name}.down_proj", gate * sigmoid(gate) * linear(weights, f"{name}.up_proj", states))
+    return gated_network(states, *(get(weights, f"{name}.{part}_proj.weight") for part in ("gate", "up", "down")))
 
 
 def route(
@@ -130,13 +130,11 @@ def route(
 
 
 def routed_experts(weights: Weights, name: str, states: Floats, routing: Routing) -> Floats:
-    """The weighted sum of each token's experts."""
-    output = np.zeros_like(states)
-    for expert in np.unique(routing.expert_ids):
-        batch, token, slot = np.nonzero(routing.expert_ids == expert)
-        result = feed_forward(weights, f"{name}.{expert}", states[batch, token])
-        output[batch, token] += routing.expert_weights[batch, token, slot][:, None] * result
-    return output
+    """The weighted sum of each token's experts; only the experts that were chosen are read."""
+    rows, top_k = states.reshape(-1, states.shape[-1]), routing.expert_ids.shape[-1]
+    ids, factors = routing.expert_ids.reshape(-1, top_k), routing.expert_weights.reshape(-1, top_k)
+    output = mixed(rows, ids, factors, lambda expert, some: feed_forward(weights, f"{name}.{expert}", some))
+    return output.reshape(states.shape)
 
 
 def linear(weights: Weights, name: str, states: Floats, *, bias: bool = False) -> Floats:

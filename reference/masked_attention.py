@@ -65,7 +65,8 @@ def attention(
         "attention", query, key, value, sink, recent, align, scale, query_positions, key_positions, parents
     )
     probs, lse = softmax(scores)
-    value = np.where(seen.any(axis=-2)[:, None, :, None], value, 0)  # what nobody sees may be anything, NaN too
+    seen_by_any = np.any(seen, axis=1, keepdims=True)  # what nobody sees may be anything, NaN too
+    value = np.where(seen_by_any[..., None], value, 0)
     return probs @ _per_query_head(value, query.shape[1]), lse
 
 

@@ -88,9 +88,20 @@ def attend_all(ops, dtype: torch.dtype, size: int) -> None:
     few = states[:, :2]
     ops.attention(states, few, few, **window)
     ops.attention(states[:, :, -3:], few, few, parents=[-1, 0])
+    ops.mixed_attention(
+        states, few[:, :1], few[:, :1], few[:, 1:], few[:, 1:], full_groups=(True, False), **window
+    )
     ops.lost_mass(states, few, **window)
     ops.output_deviation(states, few, few, **window)
     ops.gate_gradient(states[:, :, -3:], few, few, states[:, :, -3:], parents=[-1, 0], **window)
+
+
+def mix_all(ops, dtype: torch.dtype, width: int) -> None:
+    ops.route_experts(torch.empty(3, 160, dtype=dtype), torch.empty(160), top_k=8, num_groups=4, top_groups=2)
+    gate_up, down = torch.empty(2, 2 * width, width, dtype=dtype), torch.empty(2, width, width, dtype=dtype)
+    for tokens in (1, 5):
+        ids = torch.zeros(tokens, 3, dtype=torch.int64)
+        ops.apply_experts(torch.empty(tokens, width, dtype=dtype), ids, torch.empty(tokens, 3), gate_up, down)
 
 
 @triton.jit
@@ -115,6 +126,7 @@ def main() -> None:
     for dtype, (batch, drafts, vocabulary, size, temperatures) in SIZES.items():
         verify_all(triton_ops, dtype, batch, drafts, vocabulary, temperatures)
         attend_all(triton_ops, dtype, size)
+        mix_all(triton_ops, dtype, 16 * size)
     refused = fails(lambda: broken[(1,)](torch.empty(32)))
     print(json.dumps({"found": found, "kernels": sorted(kernels(jitted())), "refused": refused}))
 

@@ -1,7 +1,13 @@
 """The benchmark checks what it times: wrong, unwritten and failing methods show, and no row is lost."""
 
 import json
+import runpy
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +18,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from zigzag import cli_bench  # noqa: E402
 from zigzag.bench import attention, report, timing  # noqa: E402
-from zigzag.bench.cases import Case, Row, poison, relative, run_case, share_unequal  # noqa: E402
+from zigzag.bench.cases import Adapted, Case, Row, poison, relative, run_case, share_unequal  # noqa: E402
 from zigzag.bench.verification import verify  # noqa: E402
 from zigzag.cli import app  # noqa: E402
 from zigzag.reference import Verdict  # noqa: E402
@@ -21,10 +27,25 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other take longer than what they compute here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "RUNS", 2)
+    monkeypatch.setattr(timing, "RUNS", 1)
+    monkeypatch.setattr(timing, "WARM", 0)
     monkeypatch.setattr(timing, "COPY_BYTES", 1 << 20)
     monkeypatch.setattr(timing, "MATRIX", 256)
+    monkeypatch.setattr(attention, "GEOMETRIES", {"Llama-3-8B": (4, 2, 16)})
+    monkeypatch.setattr(attention, "VARIANTS", {"head size 8": (4, 2, 8)})
+    for name, value in {"FULL_SHAPES": ((1, 64), (1, 128)), "SMALL": 64, "SMALL_PROMPT": 512, "RECENT": 128}.items():
+        monkeypatch.setattr(attention, name, value)
+    monkeypatch.setattr("zigzag.bench.verification.VOCABULARY", 2_000)
     timing.copy_rate.cache_clear()
     timing.matrix_rate.cache_clear()
 
@@ -55,6 +76,13 @@ def test_every_method_gives_a_row() -> None:
     assert rows["right"].graph is None  # there are no graphs on a CPU
 
 
+def test_a_case_that_is_too_large_gives_rows() -> None:
+    case = replace(toy(right=lambda x: 2 * x, absent="not installed"), inputs=fails)
+    notes = [row.note for row in run_case(case, CPU)]
+    missing = "no inputs: RuntimeError: no such shape"
+    assert notes == [missing, "not installed", missing]
+
+
 def test_unwritten_output_is_wrong() -> None:
     """A method that reuses memory and writes half of it: what the poison left shows."""
     kept: list[Any] = []
@@ -69,38 +97,134 @@ def test_unwritten_output_is_wrong() -> None:
     assert row.note.startswith("wrong: error inf") and row.error is None  # JSON has no infinity
 
 
+def test_every_input_set_is_checked() -> None:
+    """A method that remembers its first answer is right once."""
+    kept: list[Any] = []
+
+    def stale(x: Any) -> Any:
+        kept.append(2 * x)
+        return kept[0].clone()
+
+    (row, _) = run_case(toy(stale=stale), CPU)
+    assert row.note.startswith("wrong")
+
+
+def test_adapted_inputs_and_results() -> None:
+    """Only `call` sees the other form; `within` surrounds it all; `remark` is no fault."""
+    entered: list[str] = []
+
+    class Within:
+        def __enter__(self) -> None:
+            entered.append("in")
+
+        def __exit__(self, *failure: Any) -> None:
+            entered.append("out")
+
+    listed = Adapted(
+        lambda numbers: [2 * n for n in numbers], lambda x: (x.tolist(),), torch.tensor, within=Within, remark="slow"
+    )
+    strict = Adapted(lambda x: 2 * x, error=lambda result, truth: 1.0)
+    rows = {row.method: row for row in run_case(toy(listed=listed, strict=strict), CPU)}
+    assert (rows["listed"].note, rows["listed"].remark) == ("", "slow") and rows["listed"].error < 1e-6
+    assert rows["strict"].note == "wrong: error 1 > 1e-06"
+    assert entered == ["in", "out"]
+
+
 def test_poison_and_errors() -> None:
-    tensors = (torch.ones(3), torch.ones(3, dtype=torch.int64))
+    tensors = (torch.ones(3), torch.ones(3, dtype=torch.int64), None)
     poison(tensors)
-    assert tensors[0].isnan().all() and (tensors[1] == 1).all()
+    assert tensors[0].isnan().all() and (tensors[1] == -(2**63)).all()
     assert relative(torch.tensor([1.0, float("nan")]), torch.ones(2)) == float("inf")
     assert relative(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 3.0])) == pytest.approx(1 / 18**0.5)
-    one, other = (Verdict(torch.tensor([[1, -1], [2, token]]), None) for token in (3, 4))
-    assert share_unequal(one, other) == 0.5 and share_unequal(one, one) == 0
 
 
-def test_the_best_peer_is_the_fastest_right_one() -> None:
+@pytest.mark.parametrize(
+    ("tokens", "accepted", "share", "near"),
+    [
+        ([2, 30, -1], 1, 0, 0),
+        ([2, 33, -1], 1, 0.5, 0),  # the drawn token is near
+        ([2, 36, -1], 1, 0.5, 0.5),
+        ([3, 30, -1], 1, 0.5, 0.5),  # an accepted one is near: no excuse
+        ([2, 30, 7], 1, 0.5, 0.5),
+        ([2, 30, -1], 2, 0.5, 0.5),
+    ],
+)
+def test_share_of_unequal_verdicts(tokens: list[int], accepted: int, share: float, near: float) -> None:
+    same = [1, 2, 3]
+    result = Verdict(torch.tensor([same, tokens]), torch.tensor([2, accepted]))
+    truth = Verdict(torch.tensor([same, [2, 30, -1]]), torch.tensor([2, 1]))
+    assert share_unequal(result, truth) == share and share_unequal(result, truth, reach=5) == near
+
+
+def test_slow_calls_are_measured_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rounds that warm up never count."""
+    monkeypatch.setattr(timing, "RUNS", 20)
+    monkeypatch.setattr(timing, "WARM", 3)
+    for seconds, rounds in ((60.0, 23), (0.0, 6)):
+        monkeypatch.setattr(timing, "SECONDS", seconds)
+        times = [100.0, 100.0, 100.0, *range(1, 40)]
+        left = iter(times)
+        assert timing._median(partial(next, left)) == (rounds - 3 + 1) / 2
+        assert next(left) == times[rounds]
+
+
+def test_the_rate_of_a_copy_is_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter((5.0, 4.0))
+    monkeypatch.setattr(timing, "time_call", lambda *given, **named: timing.Timing(None, next(times), 0))
+    assert timing.copy_rate(CPU) == 2e6 * (1 << 16) / 4.0
+    assert list(times) == []
+
+
+def test_without_a_graph_the_eager_time_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(graph: Any) -> Any:
+        raise RuntimeError("allocates while captured")
+
+    for name, fake in {"CUDAGraph": object, "graph": refuse, "synchronize": lambda: None}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(timing, "_events", lambda call: 6.0)
+    found = timing.time_call(torch.neg, [(torch.ones(1),)] * 2, SimpleNamespace(type="cuda"), first=1.0)
+    assert found == timing.Timing(None, 3.0, 1.0, "RuntimeError: allocates while captured")
+
+
+def test_rows_beside_others() -> None:
     rows = [
-        Row("s", "ours", {"n": 1}, 2.0, graph=6.0, eager=9.0),
+        Row("s", "ours", {"n": 1}, 2.0, graph=6.0, eager=9.0, first=0.5, error=0.0),
         Row("s", "SDPA flash", {"n": 1}, 2.0, graph=4.0, eager=5.0, error=1e-6),
-        Row("s", "SDPA, all keys", {"n": 1}, 2.0, graph=2.0, eager=5.0),  # something else: not checked, no peer
-        Row("s", "FlashInfer", {"n": 1}, 2.0, graph=3.0, eager=5.0, note="wrong: error 1 > 0.1"),
+        Row("s", "SDPA, all keys", {"n": 1}, 2.0, graph=2.0, eager=10.0),  # something else: not checked, no peer
+        Row("s", "FlashInfer", {"n": 1}, 2.0, graph=3.0, eager=5.0, note="wrong: error |1| > 0.1"),
+        Row("s", "FlashInfer FA2", {"n": 1}, 2.0, eager=18.0, error=0.0, remark="no CUDA graph: it waits"),
         Row("s", "FlexAttention", {"n": 1}, 2.0, note="not installed"),
-        Row("s", "ours", {"n": 2}, 2.0, eager=9.0),
+        Row("s", "ours", {"n": 2}, 2.0, eager=9.0, error=0.0),
     ]
     lines = report.cells(rows)
-    over_floor, over_peer = report.COLUMNS.index("over floor"), report.COLUMNS.index("over best peer")
-    assert [line[over_floor] for line in lines] == ["3.00", "2.00", "1.00", "1.50", "", "4.50"]
-    assert [line[over_peer] for line in lines] == ["1.50", "", "", "", "", ""]  # no peer, no ratio
+    column = {name: [line[place] for line in lines] for place, name in enumerate(report.COLUMNS)}
+    assert column["over floor"] == ["3.00", "2.00", "1.00", "1.50", "9.00", "", "4.50"]
+    assert column["over others, graph"] == ["1.50 SDPA flash, (3.00 SDPA, all keys)", *6 * [""]]
+    assert column["over others, eager"] == ["1.80 SDPA flash, 0.50 FlashInfer FA2, (0.90 SDPA, all keys)", *6 * [""]]
+    assert column["first, s"][:2] == ["0.50", ""] and column["note"][4] == "no CUDA graph: it waits"
     facts = report.conditions(CPU, "zigzag bench s")
-    page = report.page(facts, rows)
-    assert page.count("\n| n ") == len(rows) and "zigzag bench s" in page
+    page = report.page(facts, rows, {"s": "s.png"})
+    assert page.count("\n| n ") == len(rows)
+    assert all(word in page for word in ("zigzag bench s", "](s.png)", "error \\|1\\| > 0.1"))
+    assert {"command", "device", "versions", "commit"} <= set(facts)
 
 
-def test_suites_are_right_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures(tmp_path: Path) -> None:
+    plots = pytest.importorskip("zigzag.bench.plots", reason="matplotlib is not installed")
+    rows = [
+        Row("decode", method, {"geometry": "g", "batch": batch, "keys": keys}, keys / 1e3, eager=keys / 100)
+        for method in ("a", "b") for batch in (1, 8) for keys in (64, 1_024)[: 1 + (batch == 1)]
+    ]  # fmt: skip
+    rows.append(Row("decode", "wrong", {"geometry": "g", "batch": 1, "keys": 64}, 1.0, eager=1.0, note="wrong"))
+    made = plots.panels(rows)
+    assert list(made) == ["decode: g, batch 1"]  # batch 8 has one context only
+    assert {row.method for row in made["decode: g, batch 1"]} == {"a", "b"}
+    assert plots.latency(rows, tmp_path / "p.png") and (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert not plots.latency(rows[4:], tmp_path / "none.png") and not (tmp_path / "none.png").exists()
+
+
+def test_suites_are_right_on_a_cpu() -> None:
     """Every backend that can run here gives the right numbers on each suite's smallest case."""
-    monkeypatch.setattr(attention, "GEOMETRIES", {"Llama-3-8B": (4, 2, 16)})
-    monkeypatch.setattr("zigzag.bench.verification.VOCABULARY", 2_000)
     for suite in (attention.decode, attention.prefill, attention.scores, verify):
         for case in suite(CPU):
             rows = list(run_case(case, CPU))
@@ -109,20 +233,48 @@ def test_suites_are_right_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not [row for row in measured if row.note], case.labels
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "GEOMETRIES", {"Llama-3-8B": (4, 2, 16)})
-    monkeypatch.setattr(attention, "FULL_SHAPES", ((1, 64),))
+def test_command(tmp_path: Path) -> None:
     out = tmp_path / "decode.json"
-    result = CliRunner().invoke(app, ["bench", "decode", "--out", str(out)])
+    result = CliRunner().invoke(app, ["bench", "decode", "--out", str(out), "--only", "queries 1,"])
     assert result.exit_code == 0, result.output
     assert "no GPU" in result.output
     content = json.loads(out.read_text())
-    assert content["conditions"]["command"] == "zigzag bench decode --device cpu"
+    assert content["conditions"]["command"] == "zigzag bench decode --device cpu --only 'queries 1,'"
+    assert {row["labels"]["queries"] for row in content["rows"]} == {1}
     page = out.with_suffix(".md").read_text()
-    assert page.count("\n| Llama") == len(content["rows"]) > 5
+    assert page.count("\n| Llama") + page.count("\n| head") == len(content["rows"]) > 5
+    assert "](decode_decode.png)" in page and (tmp_path / "decode_decode.png").exists()
 
 
-def test_a_typo_names_the_suites() -> None:
-    result = CliRunner().invoke(app, ["bench", "decod"])
-    assert result.exit_code == 2 and "decode" in result.output
-    assert set(cli_bench.KERNELS) == {"decode", "prefill", "scores", "verify"}
+def test_no_such_case_is_an_error(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["bench", "decode", "--out", str(tmp_path / "none.json"), "--only", "batch 77"])
+    assert result.exit_code == 2 and "no case of decode has 'batch 77'" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_is_every_suite_of_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_bench, "KERNELS", {"one": "bench_suites", "two": "bench_suites"})
+    own = [Row("two", "measured by itself", {"context": 7}, 1.0, eager=2.0, error=0.0)]
+    module = SimpleNamespace(one=lambda device: [toy(right=lambda x: 2 * x)], two=lambda device: [own])
+    monkeypatch.setitem(sys.modules, "bench_suites", module)
+    result = CliRunner().invoke(app, ["bench", "all", "--out", str(tmp_path / "all.json")])
+    assert result.exit_code == 0, result.output
+    assert [row["method"] for row in json.loads((tmp_path / "all.json").read_text())["rows"]] == [
+        "right", "sum", "measured by itself",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("suite", cli_bench.KERNELS)
+def test_suites_are_where_the_table_says(suite: str) -> None:
+    if suite == "step":
+        pytest.importorskip("transformers", reason="transformers is not installed")
+    found = next(iter(getattr(cli_bench.import_module(cli_bench.KERNELS[suite]), suite)(CPU)))
+    assert (found[0] if isinstance(found, list) else found).suite == suite
+
+
+def test_a_typo_names_the_suites(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through `python -m zigzag`."""
+    monkeypatch.setattr(sys, "argv", ["zigzag", "bench", "decod"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("zigzag", run_name="__main__")
+    assert stop.value.code == 2 and "decode" in capsys.readouterr().err

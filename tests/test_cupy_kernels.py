@@ -80,14 +80,12 @@ def fake(*shape: int, dtype: str = "float32") -> FakeArray:
     return np.zeros(shape, dtype=dtype).view(FakeArray)
 
 
-def test_nothing_is_chosen_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cupy_kernels.ASKED, raising=False)
-    assert not cupy_kernels.may_run("attention", fake(1))
-    monkeypatch.setattr(cupy_kernels, "RAN_ON_GPU", ("attention",))
-    assert cupy_kernels.may_run("attention", fake(1)) and not cupy_kernels.may_run("residual", fake(1))
-    monkeypatch.setenv(cupy_kernels.ASKED, "1")
-    assert cupy_kernels.may_run("residual", fake(1))
-    assert not cupy_kernels.may_run("residual", fake(1), np.zeros(1))
+def test_array_calls_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cupy_kernels.RAW, raising=False)
+    assert cupy_kernels.may_run(fake(1))
+    assert not cupy_kernels.may_run(fake(1), np.zeros(1))
+    monkeypatch.setenv(cupy_kernels.RAW, "0")
+    assert not cupy_kernels.may_run(fake(1))
 
 
 QUERY, KEY = fake(1, 4, 2, 64), fake(1, 2, 9, 64)
@@ -110,7 +108,7 @@ QUERY, KEY = fake(1, 4, 2, 64), fake(1, 2, 9, 64)
     ],
 )
 def test_attention_kernel_takes(query, key, value, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cupy_kernels.ASKED, "1")
+    monkeypatch.setenv(cupy_kernels.RAW, "1")
     assert cupy_attention_kernel.chosen(query, key, value) is taken
 
 
@@ -134,8 +132,8 @@ IDS = fake(2, 3, dtype="int64")
     ],
 )
 def test_verification_kernel_takes(ids, target, draft, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cupy_kernels.ASKED, "1")
-    assert cupy_verification_kernel.chosen("residual", ids, target, draft) is taken
+    monkeypatch.setenv(cupy_kernels.RAW, "1")
+    assert cupy_verification_kernel.chosen(ids, target, draft) is taken
 
 
 def test_keys_are_split_to_fill_the_card() -> None:

@@ -31,9 +31,12 @@ def calls(dtype: str, ragged: bool = True, deterministic: bool = False) -> dict[
     window = {"sink": 2, "recent": 3}
     places = [{}, {"query_positions": at, "key_positions": at}, {"parents": [-1, 0, 0]}]
     masks = [{**window, **where} for where in places]
+    two_caches = [{**mask, "full_groups": (True, False)} for mask in masks]
+    two_caches[1]["streaming_positions"] = at
     ids = np.array([[1, 2, 0, 3], [0, 0, -1, -1]])
     draft, target = (RNG.dirichlet(np.ones(6), (2, rows)).astype(dtype) for rows in (4, 5))
     draft, uniforms = None if deterministic else draft, RNG.random((2, 5)).astype(dtype)
+    experts = [RNG.standard_normal(shape).astype(dtype) for shape in ((9, 2), (3, 10, 4), (3, 4, 5))]
     rest = {"num_draft_tokens": np.array([4, 2])} if ragged else {}
     chain, drawn = [{**rest, "temperature": t} for t in (None, 0.5, 0.0)], (ids, draft, target, uniforms)
     trees = [{**rest, "parents": parents} for parents in ([-1, 0, 1, 2], [-1, -1, 0, 0], [-1] * 4)]
@@ -43,6 +46,7 @@ def calls(dtype: str, ragged: bool = True, deterministic: bool = False) -> dict[
         "attention": (tuple(states), [*places, *masks]),
         "merge": ((np.stack([states[0]] * 3), RNG.standard_normal((3, 2, 4, 9)).astype(dtype)), [{}]),
         "gated_attention": ((*states, np.array([0.5, 1], dtype=dtype)), masks),
+        "mixed_attention": ((states[0], *(s[:, h : h + 1] for h in (0, 1) for s in states[1:])), two_caches),
         "lost_mass": (tuple(states[:2]), masks),
         "output_deviation": (tuple(states), masks),
         "gate_gradient": ((*states, states[0]), masks),
@@ -59,6 +63,7 @@ def calls(dtype: str, ragged: bool = True, deterministic: bool = False) -> dict[
         "verify_tree_greedy": ((ids, target), trees),
         "verify_tree_residual": (drawn, [*trees, *({**options, "replacement": False} for options in trees)]),
         "verify_tree_k_seq": (drawn, trees),
+        "apply_experts": ((states[0][0, 0], np.arange(18).reshape(9, 2) % 4 - 1, *experts), [{}]),
         "route_experts": ((target, target[0, 0]), [{"top_k": 2}, {"top_k": 2, "num_groups": 3, "top_groups": 2}]),
     }
 
@@ -79,7 +84,7 @@ def test_dtypes(dtype: str) -> None:
             with np.errstate(all="ignore"):
                 out = getattr(cupy_ops, op)(*arrays, **options)
             found = [str(part.dtype) for part in (out if isinstance(out, tuple) else (out,)) if part is not None]
-            if op in ("attention", "merge"):
+            if op in ("attention", "merge", "mixed_attention"):
                 assert found == [dtype, wide], op
             elif op == "visible":
                 assert found == ["bool"]

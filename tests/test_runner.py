@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import VOCAB, tiny_glm4_moe, tiny_llama
 
-from zigzag import CacheError, LayerPlan, PlanError
+from zigzag import CacheError, HeadPlan, LayerPlan, PlanError
 from zigzag.masking import masked_heads
 from zigzag.runner import Host, Runner
 
@@ -14,12 +14,16 @@ PLANS = {
     "full": None,
     "mixed": LayerPlan(("full", "streaming", "streaming", "full"), 2, 5),
     "streaming": LayerPlan(("streaming",) * 4, 2, 5),
+    "heads": HeadPlan(((True, False), (False, False), (False, True), (True, True)), 2, 5),
 }
 
 
 def fresh(model, plan, tokens: list[int]) -> torch.Tensor:
     """Logits after `tokens`, by transformers itself; streaming layers by a mask over the whole prompt."""
-    full_heads = [[plan is None or not plan.is_streaming(i)] * 2 for i in range(model.config.num_hidden_layers)]
+    if isinstance(plan, HeadPlan):
+        full_heads = plan.full_heads
+    else:
+        full_heads = [[plan is None or not plan.is_streaming(i)] * 2 for i in range(model.config.num_hidden_layers)]
     window = {"sink": 1, "recent": 1} if plan is None else {"sink": plan.sink, "recent": plan.recent}
     with masked_heads(model, full_heads, **window), torch.inference_mode():
         return model(torch.tensor([tokens])).logits[0, -1]

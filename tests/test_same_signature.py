@@ -21,8 +21,8 @@ VALIDATE = ("validate", Parameter.KEYWORD_ONLY, True)
 
 
 def front_door_extra(op: str) -> tuple[Any, ...]:
-    """What the front door adds: `backend`, and for the acceptance rules, which can check values, `validate`."""
-    return (BACKEND, VALIDATE) if op.startswith("verify_") else (BACKEND,)
+    """What the front door adds: `backend`, and for ops that can check values, `validate`."""
+    return (BACKEND, VALIDATE) if op.startswith(("verify_", "apply_")) else (BACKEND,)
 
 
 def disagreements(one: Any, other: Any, extra: Callable[[str], tuple[Any, ...]] = lambda op: ()) -> list[str]:

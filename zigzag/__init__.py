@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zigzag import ops, reference
 from zigzag.backends import list_backends, register_backend, unregister_backend, use_backend
+from zigzag.head_plans import HeadPlan, load_duo_head_plan, make_head_plan
 from zigzag.plans import HeadScores, LayerPlan, head_plan, make_plan
 from zigzag.reference.errors import (
     ArgumentError,
@@ -21,6 +22,7 @@ from zigzag.reference.errors import (
 
 if TYPE_CHECKING:
     from zigzag.calibration import calibrate
+    from zigzag.experts import few_token_experts
     from zigzag.generation import generate
     from zigzag.glm import load
     from zigzag.models import load_model
@@ -34,6 +36,7 @@ _LAZY = {
     "cache_bytes": "zigzag.running",
     "calibrate": "zigzag.calibration",
     "detach": "zigzag.running",
+    "few_token_experts": "zigzag.experts",
     "generate": "zigzag.generation",
     "load": "zigzag.glm",
     "load_model": "zigzag.models",
@@ -44,6 +47,7 @@ __all__ = [
     "ArgumentError",
     "BackendError",
     "CacheError",
+    "HeadPlan",
     "HeadScores",
     "KindError",
     "LayerPlan",
@@ -54,11 +58,14 @@ __all__ = [
     "cache_bytes",
     "calibrate",
     "detach",
+    "few_token_experts",
     "generate",
     "head_plan",
     "list_backends",
     "load",
+    "load_duo_head_plan",
     "load_model",
+    "make_head_plan",
     "make_plan",
     "ops",
     "reference",

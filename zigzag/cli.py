@@ -49,7 +49,14 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the plan and the picture.")] = Path("out/demo"),
     device: Device = "cpu",
 ) -> None:
-    """The main job on a real model: calibrate, plan, prove, generate, write."""
+    """The main job on a real model: calibrate, plan, prove, generate, write. On GLM-4.5 also thinking and drafts."""
+    from zigzag.models import glm_folder
+
+    if (folder := glm_folder(model)) is not None:
+        from zigzag.demo_glm import demo as run_glm
+
+        run_glm(folder, out, console, device=device)
+        return
     from zigzag.demo import demo as run
 
     run(*load(model, device), out, console)

@@ -1,24 +1,37 @@
 """`zigzag bench`: suites of kernels, and decoding with and without drafts."""
 
+import shlex
+from collections.abc import Sequence
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-KERNELS = ("decode", "prefill", "scores", "verify")
-Suite = Enum("Suite", {s: s for s in ("speculation", *KERNELS, "kernels")}, type=str)
+KERNELS = {  # suite: where the function of that name gives its cases, or rows that it measured itself
+    "decode": "zigzag.bench.attention",
+    "prefill": "zigzag.bench.attention",
+    "exclusive": "zigzag.bench.exclusive",
+    "verify": "zigzag.bench.verification",
+    "scores": "zigzag.bench.attention",
+    "step": "zigzag.bench.step",
+    "experts": "zigzag.bench.experts",
+}
+Suite = Enum("Suite", {s: s for s in ("speculation", *KERNELS, "all")}, type=str)
 SPECULATION = Suite("speculation")
 Task = Enum("Task", {t: t for t in ("edit", "summary", "continue")}, type=str)
 
 
 def bench(
-    suite: Annotated[Suite, typer.Argument(help="What to measure; kernels: all suites of kernels.")] = SPECULATION,
+    suite: Annotated[Suite, typer.Argument(help="What to measure; all: every suite but speculation.")] = SPECULATION,
     out: Annotated[Path, typer.Option(help="Where to write the numbers (JSON), and a page beside them.")] = Path(
         "out/bench.json"
     ),
+    only: Annotated[str, typer.Option(help="For kernels: cases with this in what the table says of the shape.")] = "",
     model: Annotated[str, typer.Option(help="For speculation: as for generate.")] = "smollm2",
     length: Annotated[list[int] | None, typer.Option(help="For speculation: prompt tokens; may be repeated.")] = None,
     task: Annotated[list[Task] | None, typer.Option(help="For speculation: default all; may be repeated.")] = None,
@@ -31,7 +44,7 @@ def bench(
         tasks = tuple(t.value for t in task or Task)
         _speculation(console, model, device, out, tuple(length) if length else None, tasks, new_tokens)
     else:
-        _kernels(console, KERNELS if suite.value == "kernels" else (suite.value,), device, out)
+        _kernels(console, suite.value, only, device, out)
 
 
 def _speculation(
@@ -55,32 +68,58 @@ def _speculation(
     _write(console, out, work.as_json(loaded, measured), lambda content: work.page(content, command))
 
 
-def _kernels(console: Console, suites: tuple[str, ...], device: str, out: Path) -> None:
+def _kernels(console: Console, wanted: str, only: str, device: str, out: Path) -> None:
     import torch
 
-    from zigzag.bench import attention, report
+    from zigzag.bench import report
     from zigzag.bench.cases import Row, run_case
-    from zigzag.bench.verification import verify
 
-    cases = {"decode": attention.decode, "prefill": attention.prefill, "scores": attention.scores, "verify": verify}
     place = torch.device(device)
     if place.type != "cuda":
         console.print("no GPU: measuring the CPU, on small shapes; the numbers say nothing about a GPU")
     rows: list[Row] = []
-    facts = report.conditions(place, f"zigzag bench {' '.join(suites)} --device {device}")
-    for suite in suites:
-        for case in cases[suite](place):
-            measured = list(run_case(case, place))
+    given = f" --only {shlex.quote(only)}" if only else ""
+    facts = report.conditions(place, f"zigzag bench {wanted} --device {device}{given}")
+    for suite in KERNELS if wanted == "all" else (wanted,):
+        for case in getattr(import_module(KERNELS[suite]), suite)(place):
+            measured = case if isinstance(case, list) else []
+            if only not in report.words(measured[0].labels if measured else case.labels):
+                continue
+            measured = measured or list(run_case(case, place))
             rows += measured
             _write(None, out, report.as_json(facts, rows))  # a run that breaks off keeps what it has
-            table = Table(*report.COLUMNS[1:-1], title=f"{suite}: {report.shape(measured[0])}", title_justify="left")
-            for line in report.cells(measured):
-                table.add_row(*line[1:-1])
-            console.print(table)
-            for row in measured:
-                if row.note:
-                    console.print(f"[dim]{row.method}: {row.note}[/dim]", highlight=False)
-    _write(console, out, report.as_json(facts, rows), lambda content: report.page(facts, rows))
+            _show(console, suite, measured)
+    if only and not rows:
+        raise typer.BadParameter(f"no case of {wanted} has {only!r} in its shape")
+    pictures = _pictures(console, rows, out)
+    _write(console, out, report.as_json(facts, rows), lambda content: report.page(facts, rows, pictures))
+
+
+def _show(console: Console, suite: str, rows: Sequence[Any]) -> None:
+    """One case: its columns that hold something, then the notes."""
+    from zigzag.bench import report
+
+    columns = list(zip(report.COLUMNS, zip(*report.cells(rows), strict=True), strict=True))[1:-1]
+    filled = [(name, lines) for name, lines in columns if any(lines)]
+    title = f"{suite}: {report.words(rows[0].labels)}"
+    table = Table(*(name for name, _ in filled), title=title, title_justify="left")
+    for line in zip(*(lines for _, lines in filled), strict=True):
+        table.add_row(*line)
+    console.print(table)
+    for row, note in zip(rows, (line[-1] for line in report.cells(rows)), strict=True):
+        if note:
+            console.print(f"[dim]{row.method}: {escape(note)}[/dim]", highlight=False)
+
+
+def _pictures(console: Console, rows: Sequence[Any], out: Path) -> dict[str, str]:
+    """suite -> file beside the page; none without matplotlib, or without several contexts."""
+    try:
+        from zigzag.bench.plots import latency
+    except ImportError as failure:
+        console.print(f"no pictures: {failure}")
+        return {}
+    files = {suite: out.with_name(f"{out.stem}_{suite}.png") for suite in dict.fromkeys(row.suite for row in rows)}
+    return {s: path.name for s, path in files.items() if latency([row for row in rows if row.suite == s], path)}
 
 
 def _write(console: Console | None, out: Path, content: dict[str, Any], page: Any = None) -> None:

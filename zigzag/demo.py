@@ -90,11 +90,13 @@ def prove(model: Any, plan: LayerPlan, prompts: list[PasskeyPrompt], console: Co
     return results
 
 
-def generate(model: Any, tokenizer: Any, plan: LayerPlan, console: Console, *, new_tokens: int = 24) -> None:
+def generate(
+    model: Any, tokenizer: Any, plan: LayerPlan, console: Console, *, new_tokens: int = 24, length: int = LENGTH
+) -> None:
     """One prompt through `model.generate` under the plan: its text, and the bytes that its cache holds."""
     import torch
 
-    prompt = _prompts(tokenizer, LENGTH, 3, PROOF_SEED + 100)[1]
+    prompt = _prompts(tokenizer, length, 3, PROOF_SEED + 100)[1]
     ids = torch.tensor([prompt.prompt_ids], device=model.device)
     spare = 64
     attach(model, plan, spare=spare)
@@ -105,14 +107,14 @@ def generate(model: Any, tokenizer: Any, plan: LayerPlan, console: Console, *, n
         )  # fmt: skip
     finally:
         detach(model)
-    cache, length = result.past_key_values, result.sequences.shape[1] - 1
+    cache, seen = result.past_key_values, result.sequences.shape[1] - 1
     size = kv_size(model)
     console.print(f"the pass key is {prompt.key}; the prompt ends: ...{tokenizer.decode(prompt.prompt_ids[-12:])!r}")
     console.print(f"continued: {tokenizer.decode(result.sequences[0, ids.shape[1] :])!r}")
     console.print(
-        f"its cache after {length:,} tokens holds {cache_bytes(cache):,} bytes; kv_bytes says "
-        f"{plan.kv_bytes(length, spare=spare, **size):,}, full attention would hold "
-        f"{plan.full_kv_bytes(length, **size):,}"
+        f"its cache after {seen:,} tokens holds {cache_bytes(cache):,} bytes; kv_bytes says "
+        f"{plan.kv_bytes(seen, spare=spare, **size):,}, full attention would hold "
+        f"{plan.full_kv_bytes(seen, **size):,}"
     )
     console.print(f"slots a layer: {cache_lengths(cache)}")
 

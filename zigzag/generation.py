@@ -13,9 +13,10 @@ from zigzag.distribution import Distribution
 from zigzag.drafting.draft import Draft, Drafter, Request, padded, until_stop
 from zigzag.drafting.lookup import LookupDrafter
 from zigzag.drafting.model import ModelDrafter, streaming_drafter
+from zigzag.fixed_runner import open_runner
 from zigzag.generation_statistics import Statistics
+from zigzag.head_plans import Plan
 from zigzag.noise import row_seeds, uniforms
-from zigzag.plans import LayerPlan
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
 from zigzag.reference.trees import chain, check_tree, node_depths
 from zigzag.reference.verification import Verdict
@@ -44,7 +45,7 @@ def generate(
     input_ids: Any,
     *,
     attention_mask: Any = None,
-    plan: LayerPlan | None = None,
+    plan: Plan | None = None,
     drafter: Any = None,
     rule: str | Rule | PhaseRule = "residual",
     num_draft_tokens: int = 4,
@@ -60,6 +61,7 @@ def generate(
     on_tokens: Callable[[int, list[int]], bool | None] | None = None,
     spare: int = 64,
     cache: Runner | None = None,
+    cuda_graphs: bool | None = None,
 ) -> Generation:
     """Continue each row: draft cheaply, verify all drafts in one forward, emit, repeat.
 
@@ -69,7 +71,7 @@ def generate(
     model: a transformers decoder with grouped-query attention. It is left as it was found.
     input_ids: [B, T] tensor, or B lists of tokens of any lengths
     attention_mask: [B, T], 0 for padding on either side
-    plan: layer plan to run under; default: the attached one, else full attention
+    plan: LayerPlan or HeadPlan to run under; default: the attached one, else full attention
     drafter: "lookup" (n-grams of the text itself), "streaming" (the model with all layers streaming), a draft model,
         any `zigzag.drafting.Drafter`, or None for plain decoding
     rule: an acceptance rule by name ("residual", "block", "exact", "greedy", ...), a Rule or a PhaseRule
@@ -82,6 +84,8 @@ def generate(
     on_tokens: called with (row, new tokens) after each round; a true result cancels
     spare: most tokens that streaming layers can take back, at least the longest draft
     cache: `result.cache` of an earlier call with one row; the common prefix is not computed again
+    cuda_graphs: steps as CUDA graphs over a cache at fixed addresses; None: where that can be (one GPU, layer plans,
+        drafts that are chains); True: or an error; False: never
 
     Raises ArgumentError, CacheError or ModelError where the result would not be right.
     """
@@ -92,7 +96,7 @@ def generate(
         model, rows, plan=plan, rule=as_rule(rule), most=max_new_tokens, spare=spare, cache=cache,
         drafter=_drafter(drafter, model, num_draft_tokens), seeds=row_seeds(seed, len(rows)),
         distribution=Distribution(temperature, top_k, top_p, min_p, logits_processor),
-        eos=_eos(model, eos_token_id), criteria=stopping_criteria, on_tokens=on_tokens,
+        eos=_eos(model, eos_token_id), criteria=stopping_criteria, on_tokens=on_tokens, cuda_graphs=cuda_graphs,
     )  # fmt: skip
     with torch.inference_mode():
         return loop.run()
@@ -102,9 +106,9 @@ class _Loop:
     """The state of one call of `generate`. `alive` names the rows that still run, in the order of the caches."""
 
     def __init__(
-        self, model: Any, rows: list[list[int]], *, plan: LayerPlan | None, rule: Rule | PhaseRule, most: int,
+        self, model: Any, rows: list[list[int]], *, plan: Plan | None, rule: Rule | PhaseRule, most: int,
         spare: int, cache: Runner | None, drafter: Drafter | None, seeds: list[int], distribution: Distribution,
-        eos: frozenset[int], criteria: Any, on_tokens: Any,
+        eos: frozenset[int], criteria: Any, on_tokens: Any, cuda_graphs: bool | None,
     ) -> None:  # fmt: skip
         self.model, self.rule, self.drafter, self.distribution = model, rule, drafter, distribution
         self.seeds, self.eos, self.criteria, self.on_tokens = seeds, eos, criteria, on_tokens
@@ -121,7 +125,7 @@ class _Loop:
         if self.wants_hidden and cache is not None:
             raise CacheError("generate: a drafter that reads the target's states needs them from the start: leave out "
                              "cache=")  # fmt: skip
-        self.spare, self.cache = spare, cache
+        self.spare, self.cache, self.cuda_graphs = spare, cache, cuda_graphs
         self.sequences = [list(row) for row in rows]
         self.starts = [len(row) for row in rows]
         self.ends = [len(row) + most for row in rows]
@@ -152,13 +156,13 @@ class _Loop:
             )
 
     def run(self) -> Generation:
-        with Host(self.model) as host:
+        with Host(self.model, self.cuda_graphs) as host:
             self.target = self._open(host)
             if isinstance(self.drafter, ModelDrafter):
                 if self.drafter.model is None or self.drafter.model is self.model:
                     self._decode(host)
                 else:
-                    with Host(self.drafter.model) as other:
+                    with Host(self.drafter.model, self.cuda_graphs) as other:
                         self._decode(other)
             else:
                 self._decode(host)
@@ -169,7 +173,10 @@ class _Loop:
 
     def _open(self, host: Host) -> Runner:
         if self.cache is None:
-            return Runner(host, self.plan, spare=self.spare, keep_hidden=self.wants_hidden)
+            return open_runner(
+                host, self.plan, spare=self.spare, keep_hidden=self.wants_hidden, capacity=max(self.ends) + self.spare,
+                trees=getattr(self.drafter, "parents", None) is not None,
+            )  # fmt: skip
         self.cache.host = host
         return self.cache
 
@@ -249,9 +256,12 @@ class _Loop:
         rows = [self.sequences[b] for b in self.alive]
         logits = self.distribution.processed(logits, rows, drafts, parents)
         counts = torch.from_numpy(draft.counts).to(ids.device)
-        noise = uniforms([self.seeds[b] for b in self.alive], round_, ids.shape[1] + 1, "verify")
-        coins = torch.from_numpy(noise).to(ids.device)
         rules = self.rule.by_row([self.inside[b] for b in self.alive])
+        if self.distribution.temperature == 0 and all(rule.lossless for rule in rules):
+            coins = torch.empty(len(rows), ids.shape[1] + 1, device=ids.device)  # nobody looks at them
+        else:
+            noise = uniforms([self.seeds[b] for b in self.alive], round_, ids.shape[1] + 1, "verify")
+            coins = torch.from_numpy(noise).to(ids.device)
         emitted: list[list[int]] = [[] for _ in rows]
         paths: list[list[int]] = [[] for _ in rows]
         for rule in {id(r): r for r in rules}.values():

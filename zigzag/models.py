@@ -41,6 +41,23 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
     return model.to(device).eval(), tokenizer
 
 
+def glm_folder(source: str) -> Path | None:
+    """The folder of a GLM-4.5 checkpoint with an MTP layer: "tiny-glm", or such a folder; None for any other model.
+
+    Raises ModelError for "tiny-glm" where its weights are not installed.
+    """
+    from zigzag import tiny_glm
+    from zigzag.checkpoint import CONFIG, open_checkpoint
+    from zigzag.jsonfile import read_json
+
+    if source == tiny_glm.NAME:
+        return tiny_glm.folder()
+    path = Path(source)
+    if not (path / CONFIG).is_file() or read_json(path / CONFIG).get("model_type") != "glm4_moe":
+        return None
+    return path if open_checkpoint(path).has_mtp else None
+
+
 def check_weights(model: Any) -> None:
     """ModelError naming the first parameters that hold NaN or infinity."""
     bad = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]

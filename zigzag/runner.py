@@ -4,7 +4,9 @@
 one model can draft under one plan and verify under another.
 """
 
+import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -15,22 +17,29 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache
 
-from zigzag import ops, running
+from zigzag import experts, ops, running
 from zigzag.full_cache import FullLayer, decode_attention
+from zigzag.fused_modules import fused_modules
+from zigzag.head_plans import Plan
 from zigzag.interception import NAME, Interception, decoder_config
-from zigzag.plans import LayerPlan
-from zigzag.reference.errors import CacheError, PlanError
+from zigzag.mixed_cache import MixedLayer, apart, growing_parts, new_layer, streaming_parts
+from zigzag.reference.errors import CacheError, ModelError, PlanError
 from zigzag.reference.trees import node_depths
 from zigzag.streaming_cache import StreamingLayer
+
+log = logging.getLogger("zigzag")
 
 FEW_QUERIES = 32  # up to so many, folding the heads of a group beats the library's own grouping
 
 
 class Host:
-    """A model whose attention is zigzag's inside the `with` block; an attached plan comes back afterwards."""
+    """A model whose attention is zigzag's inside the `with` block; an attached plan comes back afterwards.
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.config = model, decoder_config(model)
+    cuda_graphs: for `zigzag.fixed_runner.open_runner`
+    """
+
+    def __init__(self, model: Any, cuda_graphs: bool | None = None) -> None:
+        self.model, self.config, self.cuda_graphs = model, decoder_config(model), cuda_graphs
         self.attending: Runner | None = None
         self.last_hidden: Any = None  # [B, T, hidden] final states of the last forward
         self.attached: Any = None
@@ -39,10 +48,18 @@ class Host:
         self.attached = getattr(self.model, "_zigzag_attachment", None)
         running.detach(self.model)
         self.interception = Interception(self.model, self._prepare)
+        self.faster = ExitStack()
+        if self.model.device.type in experts.DEVICES:
+            self.faster.enter_context(fused_modules(self.model))
+            try:
+                self.faster.enter_context(experts.few_token_experts(self.model))
+            except ModelError as error:  # experts of another kind stay on what they have
+                log.info("%s", error)
         self.states = self.model.get_decoder().register_forward_hook(self._remember)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.faster.close()
         self.interception.remove()
         self.states.remove()
         self.last_hidden = None
@@ -65,21 +82,21 @@ class Runner:
     `tokens[b]` are the tokens of row b whose keys and values are in the cache.
     """
 
-    def __init__(self, host: Host, plan: LayerPlan | None, *, spare: int = 64, keep_hidden: bool = False) -> None:
+    def __init__(self, host: Host, plan: Plan | None, *, spare: int = 64, keep_hidden: bool = False) -> None:
         num_layers = host.config.num_hidden_layers
         if plan is not None and plan.num_layers != num_layers:
             raise PlanError(f"the plan is for {plan.num_layers} layers, the model has {num_layers}")
         self.host, self.plan, self.spare, self.keep_hidden = host, plan, spare, keep_hidden
         self.tokens: list[list[int]] = []
-        self.cache = Cache(layers=[self._new_layer(i) for i in range(num_layers)])
-        self.full = [layer for layer in self.cache.layers if isinstance(layer, FullLayer)]
-        self.streaming = [layer for layer in self.cache.layers if isinstance(layer, StreamingLayer)]
+        layers = self._layers(num_layers)
+        self.cache = Cache(layers=layers)
+        self.full, self.streaming = growing_parts(layers), streaming_parts(layers)
         self._restart(0)
 
-    def _new_layer(self, index: int) -> FullLayer | StreamingLayer:
-        if self.plan is not None and self.plan.is_streaming(index):
-            return StreamingLayer(self.plan.sink, self.plan.recent, self.spare)
-        return FullLayer()
+    def _layers(self, count: int) -> list[Any]:
+        if self.plan is None:
+            return [FullLayer() for _ in range(count)]
+        return [new_layer(self.plan, i, self.spare, FullLayer) for i in range(count)]
 
     def _restart(self, rows: int) -> None:
         self.tokens = [[] for _ in range(rows)]
@@ -147,11 +164,15 @@ class Runner:
         if self.keep_hidden:
             for b, row in enumerate(pending):
                 self.fresh[b].append(self.last_hidden[b, width - len(row) :])
-        if not real.all() and self.positions.shape[1] > width:  # at the start left padding may stay where it is
-            self._keep([np.flatnonzero(row).tolist() for row in real], width)
+        if not real.all():
+            self._drop_padding(real)
         for old, row in zip(self.tokens, pending, strict=True):
             old.extend(row)
         return logits
+
+    def _drop_padding(self, real: NDArray[np.bool_]) -> None:
+        if self.positions.shape[1] > real.shape[1]:  # at the start left padding may stay where it is
+            self._keep([np.flatnonzero(row).tolist() for row in real], real.shape[1])
 
     def feed(
         self, token_ids: Tensor, *, parents: Sequence[int] | None = None, hidden: Tensor | None = None
@@ -271,6 +292,12 @@ class Runner:
         layer: Any = self.cache.layers[module.layer_idx]
         if isinstance(layer, StreamingLayer):
             return self.attention.streaming(layer, query, key, value, scaling)
+        if isinstance(layer, MixedLayer):
+            other_key, other_value = layer.take_streaming()
+            return apart(
+                layer.full_groups, query, lambda mine: self.attention.full(mine, key, value, scaling),
+                lambda mine: self.attention.streaming(layer.streaming, mine, other_key, other_value, scaling),
+            )  # fmt: skip
         return self.attention.full(query, key, value, scaling)
 
 

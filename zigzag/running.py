@@ -1,4 +1,4 @@
-"""Running a model under a layer plan: `attach`, `detach`, and what its cache really holds."""
+"""Running a model under a plan: `attach`, `detach`, and what its cache really holds."""
 
 from typing import Any
 
@@ -7,13 +7,16 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from zigzag import ops
+from zigzag.head_plans import Plan
 from zigzag.interception import NAME, Interception, decoder_config, full_attention
-from zigzag.plans import LayerPlan
+from zigzag.mixed_cache import apart, heads_of, held, layer_heads, new_layer, split, streaming_parts
+from zigzag.plans import FULL
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError, PlanError
-from zigzag.streaming_cache import StreamingLayer
+
+FEW_QUERIES = 32  # up to so many, both caches of a head-mixed layer are attended in one call
 
 
-def attach(model: Any, plan: LayerPlan, *, spare: int = 64) -> Any:
+def attach(model: Any, plan: Plan, *, spare: int = 64) -> Any:
     """Make `model` run under `plan`: streaming layers see, and keep, only sink + recent tokens.
 
     Afterwards `model(...)` and `model.generate(...)` work as before, with one-shot or chunked prefill,
@@ -21,13 +24,14 @@ def attach(model: Any, plan: LayerPlan, *, spare: int = 64) -> Any:
     sink + recent + spare slots a row between forwards. A plan that is already attached is replaced.
 
     model: a transformers decoder with grouped-query attention and no attention windows of its own.
-    plan: for the model's number of layers and KV heads.
+    plan: a LayerPlan, or a HeadPlan (each mixed layer then keeps two caches), for the model's layers and KV heads.
     spare: slots beyond the window; at most so many tokens can be rolled back (rejected drafts).
     return: the model itself
 
     Raises PlanError if the plan is for another model, ModelError if the model cannot run plans.
 
-    Full layers run transformers' SDPA attention; streaming layers run `zigzag.ops.attention`.
+    Full layers run transformers' SDPA attention, streaming layers `zigzag.ops.attention`; layers that are both run the
+    two for a prompt and `zigzag.ops.mixed_attention` for few tokens.
     """
     config = decoder_config(model)
     if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
@@ -58,12 +62,11 @@ def detach(model: Any) -> Any:
 
 def cache_bytes(cache: Cache) -> int:
     """Bytes of memory that the cache's keys and values really hold, counted on their storages."""
-    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held(cache.layers)}.values())
 
 
 def cache_lengths(cache: Cache) -> list[int]:
-    """Slots a row that each layer stores."""
+    """Slots a row that each layer stores; of a head-mixed one, those of its full heads."""
     return [0 if layer.keys is None else layer.keys.shape[-2] for layer in cache.layers]
 
 
@@ -75,7 +78,7 @@ def kv_size(model: Any) -> dict[str, int]:
 
 
 class _Attachment:
-    def __init__(self, model: Any, plan: LayerPlan, spare: int) -> None:
+    def __init__(self, model: Any, plan: Plan, spare: int) -> None:
         self.plan, self.spare = plan, spare
         self.interception = Interception(model, self._prepare)
 
@@ -88,7 +91,7 @@ class _Attachment:
         if cache is not None:
             self._fit(cache, decoder.config)
         seen = 0 if cache is None else cache.get_seq_length()
-        streaming = [] if cache is None else [x for x in cache.layers if isinstance(x, StreamingLayer)]
+        streaming = [] if cache is None else streaming_parts(cache.layers)
         padding = streaming[0].max_padding if streaming else 0
         mask = kwargs.get("attention_mask")
         if mask is not None:
@@ -97,17 +100,18 @@ class _Attachment:
                 padding = _left_padding(mask)
         elif padding and seen:
             raise ModelError("the cache holds padded rows: give the attention_mask [B, tokens seen + new] again")
-        positions = _positions(mask if padding else None, inputs, seen)
+        columns = _positions(mask if padding else None, inputs, seen)
+        positions = columns[:, columns.shape[1] - inputs.shape[1] :]
         for layer in streaming:
             layer.receive(positions, padding)
-        kwargs[NAME] = _Attend(self.plan, cache, positions, contiguous=seen == 0 and padding == 0)
+        first = seen == 0 and padding == 0
+        kwargs[NAME] = _Attend(self.plan, cache, positions, columns if padding else None, contiguous=first)
 
     def _fit(self, cache: Any, config: Any) -> None:
         if not isinstance(cache, Cache) or getattr(cache, "offloading", False):
             raise CacheError(f"a plan needs a dynamic, not offloaded cache, got {type(cache).__name__}")
-        ours = [isinstance(layer, StreamingLayer) for layer in cache.layers]
-        if any(ours):
-            self._check_ours(cache, ours)
+        if streaming_parts(cache.layers):
+            self._check_ours(cache)
         elif cache.get_seq_length() == 0:
             self._install(cache, config.num_hidden_layers)
         elif self.plan.num_full < self.plan.num_layers:
@@ -116,12 +120,12 @@ class _Attachment:
                 "start with an empty cache"
             )
 
-    def _check_ours(self, cache: Cache, ours: list[bool]) -> None:
+    def _check_ours(self, cache: Cache) -> None:
         plan = self.plan
-        same = ours == [plan.is_streaming(i) for i in range(plan.num_layers)] and all(
-            (layer.sink, layer.recent, layer.spare) == (plan.sink, plan.recent, self.spare)
-            for layer in cache.layers
-            if isinstance(layer, StreamingLayer)
+        ours = [heads_of(layer) for layer in cache.layers]
+        same = ours == [layer_heads(plan, i) for i in range(plan.num_layers)] and all(
+            (part.sink, part.recent, part.spare) == (plan.sink, plan.recent, self.spare)
+            for part in streaming_parts(cache.layers)
         )
         if not same:
             raise CacheError("the cache was filled under another plan or spare; start with an empty cache")
@@ -133,31 +137,62 @@ class _Attachment:
                 f"a plan needs a dynamic cache, got {type(cache).__name__} of "
                 f"{', '.join(sorted(k.__name__ for k in kinds)) or 'other'} layers; leave cache_implementation unset"
             )
-        plan = self.plan
-        cache.layers[:] = [
-            StreamingLayer(plan.sink, plan.recent, self.spare) if plan.is_streaming(i) else DynamicLayer()
-            for i in range(num_layers)
-        ]
+        cache.layers[:] = [new_layer(self.plan, i, self.spare, DynamicLayer) for i in range(num_layers)]
 
 
 class _Attend:
-    """The attention of one forward: full layers by transformers, streaming layers by `zigzag.ops.attention`."""
+    """The attention of one forward: full layers by transformers, streaming layers by `zigzag.ops.attention`.
 
-    def __init__(self, plan: LayerPlan, cache: Any, positions: Tensor, *, contiguous: bool) -> None:
-        self.plan, self.cache, self.positions, self.contiguous = plan, cache, positions, contiguous
+    positions: [B, Tq] of the tokens; columns: [B, T] of all tokens seen and new where rows are padded, else None
+    contiguous: whether the tokens are whole prompts without padding
+    """
+
+    def __init__(self, plan: Plan, cache: Any, positions: Tensor, columns: Tensor | None, *, contiguous: bool) -> None:
+        self.plan, self.cache, self.contiguous = plan, cache, contiguous
+        self.positions, self.columns = positions, columns
+        self.window = {"sink": plan.sink, "recent": plan.recent, "align": plan.align}
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
     ) -> Tensor:
-        layer: int = module.layer_idx  # type: ignore[assignment]
-        if not self.plan.is_streaming(layer):
+        index: int = module.layer_idx  # type: ignore[assignment]
+        heads, layer = layer_heads(self.plan, index), None if self.cache is None else self.cache.layers[index]
+        if heads == FULL:
             return full_attention(module, query, key, value, mask, scaling)
+        if not isinstance(heads, str):
+            return self._mixed(module, heads, layer, query, key, value, mask, scaling)
+        return self._streaming(layer, query, key, value, scaling)
+
+    def _streaming(self, layer: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         where: dict[str, Tensor] = {}
         if not self.contiguous:
-            keys = self.positions if self.cache is None else self.cache.layers[layer].attended_positions
-            where = {"query_positions": self.positions, "key_positions": keys}
-        window = {"sink": self.plan.sink, "recent": self.plan.recent, "align": self.plan.align}
-        return ops.attention(query, key, value, **window, scale=scaling, **where)[0]
+            where = {"query_positions": self.positions, "key_positions": self._held(layer)}
+        return ops.attention(query, key, value, **self.window, scale=scale, **where)[0]
+
+    def _held(self, layer: Any) -> Tensor:
+        """[B, slots + Tq] positions of what the streaming heads attend to."""
+        return self.positions if layer is None else layer.attended_positions
+
+    def _mixed(
+        self, module: nn.Module, groups: tuple[bool, ...], layer: Any, query: Tensor, key: Tensor, value: Tensor,
+        mask: Tensor | None, scale: float | None,
+    ) -> Tensor:  # fmt: skip
+        streaming = None
+        if layer is None:
+            (key, other_key), (value, other_value) = (split(groups, states) for states in (key, value))
+        else:
+            streaming = layer.streaming
+            other_key, other_value = layer.take_streaming()
+        if self.contiguous or query.shape[2] > FEW_QUERIES:
+            return apart(
+                groups, query, lambda mine: full_attention(module, mine, key, value, mask, scale),
+                lambda mine: self._streaming(streaming, mine, other_key, other_value, scale),
+            )  # fmt: skip
+        where = {"streaming_positions": self._held(streaming)}
+        if self.columns is not None:
+            where |= {"query_positions": self.positions, "key_positions": self.columns}
+        caches = (key, value, other_key, other_value)
+        return ops.mixed_attention(query, *caches, full_groups=groups, **self.window, scale=scale, **where)[0]
 
 
 def _check_mask(mask: Any, batch: int, length: int) -> None:
@@ -180,9 +215,8 @@ def _left_padding(mask: Tensor) -> int:
 
 
 def _positions(mask: Tensor | None, inputs: Tensor, seen: int) -> Tensor:
-    """[B, Tq] positions counted from each row's first real token, -1 for padding."""
-    new = inputs.shape[1]
-    columns = torch.arange(seen, seen + new, device=inputs.device)
+    """Positions counted from each row's first real token: [B, Tq]; with a mask [B, T] of all, -1 for padding."""
+    columns = torch.arange(seen if mask is None else 0, seen + inputs.shape[1], device=inputs.device)
     if mask is None:
-        return columns.expand(inputs.shape[0], new)
+        return columns.expand(inputs.shape[0], -1)
     return (columns - (mask == 0).sum(dim=-1, keepdim=True)).clamp(min=-1)

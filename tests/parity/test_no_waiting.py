@@ -104,6 +104,13 @@ def test_routing_does_not_wait(module) -> None:
     unwatched(module.route_experts, target[..., :6], target[0, 0, :6], top_k=2, num_groups=3, top_groups=2)
 
 
+@pytest.mark.parametrize("module", [torch_eager, ops], ids=["backend", "front door"])
+def test_few_tokens_do_not_wait_for_experts(module) -> None:
+    options = {"validate": False} if module is ops else {}
+    ids, (gate_up, down) = torch.tensor([[3, 3, -1], [0, 7, 1]]), (torch.zeros(8, 6, 5), torch.zeros(8, 5, 3))
+    unwatched(module.apply_experts, torch.zeros(2, 5), ids, torch.zeros(2, 3), gate_up, down, **options)
+
+
 class Idle:
     """Stands for a kernel and launches nothing."""
 
@@ -114,12 +121,13 @@ class Idle:
 def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """What surrounds the Triton kernels reads and copies nothing on the host, so CUDA graphs can hold it."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from zigzag.backends import triton_ops, triton_sampling, triton_scores, triton_verification
+    from zigzag.backends import triton_experts, triton_ops, triton_sampling, triton_scores, triton_verification
 
     for module, names in (
         (triton_sampling, "scan _draw _write_probs"),
         (triton_verification, "judge recover sum_terms"),
         (triton_scores, "_compare"),
+        (triton_experts, "activate combine"),
     ):
         for name in names.split():
             monkeypatch.setattr(module, name, Idle())
@@ -134,6 +142,10 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     unwatched(triton_ops.to_probs, target, temperature=0.7)
     states = torch.zeros(1, 2, 5, 4)
     unwatched(triton_ops.gate_gradient, states, states, states, states, sink=1, recent=1)
+    for tokens in (1, 16):
+        hidden, weights = torch.zeros(tokens, 5), torch.zeros(tokens, 2)
+        experts = torch.zeros(8, 6, 5), torch.zeros(8, 5, 3)
+        unwatched(triton_ops.apply_experts, hidden, weights.long(), weights, *experts)
 
 
 @pytest.mark.parametrize(

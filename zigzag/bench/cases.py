@@ -2,16 +2,37 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
 import torch
 
-from zigzag.bench.timing import Timing, copy_rate, matrix_rate, synchronize, time_call
+from zigzag.bench.timing import Timing, copy_rate, matrix_rate, reason, synchronize, time_call
 
 COLD_BYTES = 256 << 20  # input sets together are at least so large on a GPU: several times any L2
 Method = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A method that wants its inputs in a form of its own: another library's arrays, pages, a plan.
+
+    call: on the adapted inputs; this alone is timed
+    adapt: inputs -> adapted inputs, once for each set
+    back: what `call` gives -> what the case's truth is compared with, in the same memory where possible
+    error: in place of the case's, where the method draws its own random numbers
+    within: what is entered around all of it
+    remark: said beside the numbers
+    """
+
+    call: Method
+    adapt: Callable[..., tuple[Any, ...]] = lambda *inputs: inputs
+    back: Callable[[Any], Any] = lambda result: result
+    error: Callable[[Any, Any], float] | None = None
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -20,7 +41,7 @@ class Case:
 
     labels: what the tables show of the shape
     bytes, operations: the least that any implementation must move and compute; they give the floor
-    inputs: seed -> fresh random inputs, tensors first
+    inputs: seed -> fresh random inputs
     methods: name -> what computes it, or the reason why it cannot run here
     truth: the result in higher precision from the same inputs
     error: (result, truth) -> how wrong it is; more than `tolerance` makes the row wrong
@@ -32,16 +53,19 @@ class Case:
     bytes: int
     operations: int
     inputs: Callable[[int], tuple[Any, ...]]
-    methods: Mapping[str, Method | str]
+    methods: Mapping[str, Method | Adapted | str]
     truth: Method
     error: Callable[[Any, Any], float]
     tolerance: float
-    contrasts: Mapping[str, Method | str] = field(default_factory=dict)
+    contrasts: Mapping[str, Method | Adapted | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one case. Times in microseconds, `first` in seconds; `note` says why there are none."""
+    """One method on one case. Times in microseconds, `first` in seconds.
+
+    note: why there are no times, or why they do not count; remark: what must be known of them
+    """
 
     suite: str
     method: str
@@ -52,6 +76,7 @@ class Row:
     first: float | None = None
     error: float | None = None
     note: str = ""
+    remark: str = ""
 
     @property
     def best(self) -> float | None:
@@ -64,47 +89,66 @@ class Row:
 def run_case(case: Case, device: torch.device) -> Iterator[Row]:
     """Check and time each method; a method that fails gives a row that says so, and the others go on."""
     floor = 1e6 * max(case.bytes / copy_rate(device), case.operations / matrix_rate(device))
-    sets = _input_sets(case, device)
-    truth = case.truth(*sets[0])
-    for name, method in {**case.methods, **case.contrasts}.items():
-        shared = {"suite": case.suite, "method": name, "labels": dict(case.labels), "floor": floor}
-        if isinstance(method, str):
-            yield Row(**shared, note=method)
+    sets: list[tuple[Any, ...]] = []
+    truths: list[Any] = []
+    missing = ""
+    try:
+        sets = _input_sets(case, device)
+        truths = [case.truth(*inputs) for inputs in sets]
+    except Exception as failure:  # e.g. too large for this device
+        missing = f"no inputs: {reason(failure)}"
+    for name, given in {**case.methods, **case.contrasts}.items():
+        shared: dict[str, Any] = {"suite": case.suite, "method": name, "labels": dict(case.labels), "floor": floor}
+        if isinstance(given, str) or missing:
+            yield Row(**shared, note=given if isinstance(given, str) else missing)
             continue
+        method = given if isinstance(given, Adapted) else Adapted(given)
         try:
-            error, timing = _measured(method, sets, None if name in case.contrasts else truth, case, device)
+            error, timing = _measured(method, sets, [] if name in case.contrasts else truths, case.error, device)
         except Exception as failure:  # a peer may refuse a shape in whatever way it likes
-            reason = next(iter(str(failure).splitlines()), "")
-            yield Row(**shared, note=f"{type(failure).__name__}: {reason}")
+            yield Row(**shared, note=reason(failure))
             continue
         wrong = "" if error is None or error <= case.tolerance else f"wrong: error {error:.2g} > {case.tolerance:g}"
         finite = error if error is not None and isfinite(error) else None
-        yield Row(**shared, graph=timing.graph, eager=timing.eager, first=timing.first, error=finite, note=wrong)
+        no_graph = f"no CUDA graph: {timing.refused}" if timing.refused else ""
+        yield Row(
+            **shared, graph=timing.graph, eager=timing.eager, first=timing.first, error=finite, note=wrong,
+            remark="; ".join(filter(None, (method.remark, no_graph))),
+        )  # fmt: skip
 
 
 def _input_sets(case: Case, device: torch.device) -> list[tuple[Any, ...]]:
-    count = 1 if device.type != "cuda" else max(2, min(64, -(-COLD_BYTES // max(case.bytes, 1))))
+    count = 2 if device.type != "cuda" else max(2, min(64, -(-COLD_BYTES // max(case.bytes, 1))))
     return [case.inputs(seed) for seed in range(count)]
 
 
 def _measured(
-    method: Method, sets: Sequence[tuple[Any, ...]], truth: Any, case: Case, device: torch.device
-) -> tuple[float | None, Timing]:
-    begin = time.perf_counter()
-    result = method(*sets[0])
-    synchronize(device)
-    first = time.perf_counter() - begin
-    poison(result)  # the next call will likely be given this memory: what it does not write, shows
-    del result
-    error = None if truth is None else case.error(method(*sets[0]), truth)
-    return error, time_call(method, sets, first=first)
+    method: Adapted, sets: Sequence[tuple[Any, ...]], truths: Sequence[Any], error: Callable[[Any, Any], float],
+    device: torch.device,
+) -> tuple[float | None, Timing]:  # fmt: skip
+    """The largest error over all input sets (None without truths) and the times."""
+    with method.within():
+        adapted = [method.adapt(*inputs) for inputs in sets]
+        synchronize(device)
+        begin = time.perf_counter()
+        result = method.call(*adapted[0])
+        synchronize(device)
+        first = time.perf_counter() - begin
+        errors = []
+        for given, truth in zip(adapted, truths, strict=False):  # a contrast has no truths
+            poison(method.back(result))  # the next call will likely be given this memory: what it leaves out, shows
+            del result
+            result = method.call(*given)
+            errors.append((method.error or error)(method.back(result), truth))
+        del result
+        return max(errors, default=None), time_call(method.call, adapted, device, first=first)
 
 
 def poison(result: Any) -> None:
-    """Fill the floating tensors of a result with NaN."""
+    """Fill the tensors of a result with what cannot be right: NaN, or the smallest integer."""
     for each in result if isinstance(result, tuple) else (result,):
-        if isinstance(each, torch.Tensor) and each.is_floating_point() and not each.is_inference():
-            each.fill_(torch.nan)
+        if isinstance(each, torch.Tensor) and not each.is_inference() and each.dtype != torch.bool:
+            each.fill_(torch.nan if each.is_floating_point() else torch.iinfo(each.dtype).min)
 
 
 def relative(result: Any, truth: Any) -> float:
@@ -114,7 +158,9 @@ def relative(result: Any, truth: Any) -> float:
     return error if error == error else float("inf")
 
 
-def share_unequal(result: Any, truth: Any) -> float:
-    """Share of rows whose emitted tokens differ."""
-    unequal = (result.output_token_ids != truth.output_token_ids).any(dim=-1)
-    return float(unequal.double().mean())
+def share_unequal(result: Any, truth: Any, reach: float = 0) -> float:
+    """Share of rows with another number of accepted drafts or other tokens; the drawn one may lie `reach` ids off."""
+    tokens, exact = result.output_token_ids.double(), truth.output_token_ids.double()
+    drawn = torch.arange(exact.shape[1], device=exact.device) == truth.num_accepted[:, None]
+    unequal = torch.where(drawn, (tokens - exact).abs() > reach, tokens != exact).any(dim=-1)
+    return float((unequal | (result.num_accepted != truth.num_accepted)).double().mean())

@@ -1,8 +1,10 @@
 """Rows as JSON, a table and a page: every row that was measured, the lost ones too."""
 
+import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +15,31 @@ from zigzag.bench.cases import Row
 from zigzag.bench.timing import copy_rate, matrix_rate
 
 FORMAT = "zigzag-kernel-bench"
-COLUMNS = ("shape", "method", "graph, µs", "eager, µs", "floor, µs", "over floor", "over best peer", "error", "note")
-PEERS = ("SDPA", "FlexAttention", "FlashInfer")  # how names of others' methods begin
+COLUMNS = (
+    "shape", "method", "graph, µs", "eager, µs", "first, s", "floor, µs", "over floor", "over others, graph",
+    "over others, eager", "error", "note",
+)  # fmt: skip
+PEERS = ("SDPA", "FlexAttention", "FlashInfer", "transformers")  # how names of others' methods begin
 
 
 def conditions(device: torch.device, command: str) -> dict[str, Any]:
     """What the numbers depend on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     versions = {"torch": torch.__version__, "python": platform.python_version(), "zigzag": __version__}
-    for module in ("triton", "flashinfer", "cupy"):
-        try:
-            versions[module] = __import__(module).__version__
-        except (ImportError, AttributeError):
-            versions[module] = "not installed"
     return {
-        "command": command, "device": name, "versions": versions, "commit": _commit(),
+        "command": command, "device": name, "commit": _commit(),
+        "versions": versions | {module: _version(module) for module in ("triton", "flashinfer", "cupy")},
         "copy_bytes_per_second": copy_rate(device), "matrix_operations_per_second": matrix_rate(device),
     }  # fmt: skip
+
+
+def _version(module: str) -> str:
+    try:
+        return str(import_module(module).__version__)
+    except ImportError:
+        return "not installed"
+    except Exception as failure:  # e.g. built for another CUDA
+        return type(failure).__name__
 
 
 def _commit() -> str:
@@ -37,62 +47,83 @@ def _commit() -> str:
         git = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("ZIGZAG_COMMIT", "unknown")  # for a copy without its history
 
 
 def as_json(facts: dict[str, Any], rows: Iterable[Row]) -> dict[str, Any]:
-    return {"format": FORMAT, "version": 1, "conditions": facts, "rows": [row.as_dict() for row in rows]}
+    return {"format": FORMAT, "version": 2, "conditions": facts, "rows": [row.as_dict() for row in rows]}
 
 
 def is_peer(method: str) -> bool:
     return method.startswith(PEERS)
 
 
+def is_contrast(row: Row) -> bool:
+    """Whether it was timed and computes something else: it was not compared with the truth."""
+    return row.best is not None and row.error is None and not row.note
+
+
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The table's lines: each row beside the best peer of its case."""
-    best: dict[str, float] = {}
+    """The table's lines, one a row, with the columns COLUMNS."""
+    cases: dict[str, list[Row]] = {}
     for row in rows:
-        same = row.error is not None and not row.note  # what computes something else, or wrongly, is no peer
-        if row.best is not None and is_peer(row.method) and same:
-            case = _case(row)
-            best[case] = min(row.best, best.get(case, row.best))
-    return [_line(row, best.get(_case(row))) for row in rows]
+        cases.setdefault(_case(row), []).append(row)
+    return [_line(row, cases[_case(row)]) for row in rows]
 
 
 def _case(row: Row) -> str:
     return f"{row.suite} {row.labels}"
 
 
-def shape(row: Row) -> str:
-    """What was measured, in words."""
-    labels = row.labels.items()
-    return ", ".join(f"{name} {value:,}" if isinstance(value, int) else str(value) for name, value in labels)
+def words(labels: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:,}" if isinstance(value, int) else str(value) for name, value in labels.items())
 
 
-def _line(row: Row, peer: float | None) -> list[str]:
-    time = row.best
-    times = ("" if t is None else f"{t:,.1f}" for t in (row.graph, row.eager, row.floor))
+def _line(row: Row, case: Sequence[Row]) -> list[str]:
+    times = ("" if t is None else f"{t:,.1f}" for t in (row.graph, row.eager))
     return [
-        shape(row), row.method, *times,
-        "" if time is None else f"{time / row.floor:.2f}",
-        "" if time is None or peer is None or is_peer(row.method) else f"{time / peer:.2f}",
-        "" if row.error is None else f"{row.error:.1e}", row.note,
+        words(row.labels), row.method, *times,
+        "" if row.first is None else f"{row.first:.2f}", f"{row.floor:,.1f}",
+        "" if row.best is None else f"{row.best / row.floor:.2f}",
+        beside(row, case, "graph"), beside(row, case, "eager"),
+        "" if row.error is None else f"{row.error:.1e}", "; ".join(filter(None, (row.note, row.remark))),
     ]  # fmt: skip
 
 
-def page(facts: dict[str, Any], rows: Sequence[Row]) -> str:
-    """The numbers as a page."""
+def beside(row: Row, case: Sequence[Row], kind: str) -> str:
+    """The row's time over that of each peer, the fastest peer first; in brackets over what computes something else.
+
+    Peers that are wrong do not count, and peers have no such cell themselves.
+    """
+    own = getattr(row, kind)
+    if own is None or is_peer(row.method) or is_contrast(row):
+        return ""
+    others = [(getattr(other, kind), other) for other in case if getattr(other, kind) is not None and not other.note]
+    others = sorted((pair for pair in others if is_peer(pair[1].method) or is_contrast(pair[1])), key=lambda o: o[0])
+    peers = [f"{own / time:.2f} {other.method}" for time, other in others if not is_contrast(other)]
+    return ", ".join([*peers, *(f"({own / time:.2f} {other.method})" for time, other in others if is_contrast(other))])
+
+
+def page(facts: dict[str, Any], rows: Sequence[Row], pictures: Mapping[str, str] | None = None) -> str:
+    """The numbers as a page; pictures: suite -> file beside the page."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
         f"# Kernels on {facts['device']}",
         "",
         f"Made by `{facts['command']}` at {facts['commit']}; nothing is typed by hand. {versions}. Medians; on "
-        f"a GPU every input set comes cold. *Floor* is bytes over the rate of a large copy "
+        f"a GPU every input set comes cold. *Graph* is replayed from a CUDA graph, *eager* launched call by call, "
+        f"*first* the very first call with its compilation. *Floor* is bytes over the rate of the fastest large copy "
         f"({facts['copy_bytes_per_second'] / 1e9:,.0f} GB/s, reads and writes counted) or operations over that of a "
         f"large matrix product ({facts['matrix_operations_per_second'] / 1e12:.1f} TFLOP/s), whichever is longer. "
-        f"*Error* is relative to a computation in higher precision, or the share of rows with other tokens.",
+        f"*Over others* is the time over each peer's, below 1 is faster; in brackets over what computes something "
+        f"else. *Error*, over all input sets, is relative to a computation in higher precision, or the share of rows "
+        f"with other tokens.",
     ]
     for suite in dict.fromkeys(row.suite for row in rows):
-        lines += ["", f"## {suite}", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-        lines += ["| " + " | ".join(line) + " |" for line in cells([r for r in rows if r.suite == suite])]
+        lines += ["", f"## {suite}", ""]
+        if pictures and suite in pictures:
+            lines += [f"![{suite}: latency against context, the floor dashed]({pictures[suite]})", ""]
+        lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        table = cells([row for row in rows if row.suite == suite])
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table]
     return "\n".join(lines) + "\n"

@@ -9,30 +9,34 @@ from typing import Any
 
 import torch
 
-RUNS = 20  # medians of so many rounds over all input sets
-COPY_BYTES, MATRIX = 1 << 30, 8192  # on a GPU; a CPU measures with less
+RUNS, WARM = 20, 3  # medians of so many rounds over all input sets, after so many that do not count
+SECONDS = 2.0  # then slow calls may stop, with WARM rounds that count
+COPY_BYTES, COPIES, MATRIX = 1 << 30, 3, 8192  # on a GPU; a CPU measures with less
 
 
 @dataclass(frozen=True)
 class Timing:
     """Medians a call, in microseconds.
 
-    graph: replayed from a CUDA graph, None on a CPU; eager: called one after the other, host time included
-    first: the very first call, compilation included
+    graph: replayed from a CUDA graph, None where there is none; refused: why a GPU gave none
+    eager: called one after the other, host time included
+    first: the very first call in seconds, compilation included
     """
 
     graph: float | None
     eager: float
     first: float
+    refused: str = ""
 
     @property
     def best(self) -> float:
         return self.eager if self.graph is None else min(self.graph, self.eager)
 
 
-def time_call(call: Callable[..., Any], inputs: Sequence[tuple[Any, ...]], *, first: float) -> Timing:
+def time_call(
+    call: Callable[..., Any], inputs: Sequence[tuple[Any, ...]], device: torch.device, *, first: float
+) -> Timing:
     """Time `call` over input sets in turn; together they should be larger than the cache, so that each comes cold."""
-    device = inputs[0][0].device
 
     def over_all() -> None:
         for each in inputs:
@@ -40,25 +44,43 @@ def time_call(call: Callable[..., Any], inputs: Sequence[tuple[Any, ...]], *, fi
 
     over_all()
     if device.type != "cuda":
-        return Timing(None, median(_wall(over_all) for _ in range(RUNS)) / len(inputs), first)
+        return Timing(None, _median(lambda: _wall(over_all)) / len(inputs), first)
     eager = _events(over_all) / len(inputs)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        over_all()
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            over_all()
+    except Exception as failure:  # what waits for the device, or allocates on its own, cannot be captured
+        torch.cuda.synchronize()
+        return Timing(None, eager, first, reason(failure))
     return Timing(_events(graph.replay) / len(inputs), eager, first)
+
+
+def reason(failure: Exception) -> str:
+    """An error in one line."""
+    return f"{type(failure).__name__}: {next(iter(str(failure).splitlines()), '')}"
+
+
+def _median(measure: Callable[[], float]) -> float:
+    times: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while len(times) < RUNS + WARM and (len(times) < 2 * WARM or time.perf_counter() < end):
+        times.append(measure())
+    return median(times[WARM:])
 
 
 def _events(call: Callable[[], Any]) -> float:
     """Median microseconds between two events around the call."""
-    times = []
-    for _ in range(RUNS + 3):
+
+    def measure() -> float:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         call()
         end.record()
         torch.cuda.synchronize()
-        times.append(1000 * begin.elapsed_time(end))
-    return median(times[3:])
+        return 1000 * begin.elapsed_time(end)
+
+    return _median(measure)
 
 
 def _wall(call: Callable[[], Any]) -> float:
@@ -74,10 +96,17 @@ def synchronize(device: torch.device) -> None:
 
 @cache
 def copy_rate(device: torch.device) -> float:
-    """Bytes a second of a large copy on the device, read and written both counted."""
+    """Bytes a second, read and written both counted, of the fastest of these copies of COPY_BYTES.
+
+    PyTorch's copy_, which is the driver's memcpy, and an elementwise kernel over float32; several buffers in turn.
+    """
     size = COPY_BYTES if device.type == "cuda" else COPY_BYTES // 16
-    pairs = [(torch.ones(size, dtype=torch.uint8, device=device), torch.empty(size, dtype=torch.uint8, device=device))]
-    return 2e6 * size / time_call(lambda source, target: target.copy_(source), pairs, first=0).best
+    pairs = [(torch.ones(size // 4, device=device), torch.empty(size // 4, device=device)) for _ in range(COPIES)]
+    ways: tuple[Callable[..., Any], ...] = (
+        lambda source, target: target.copy_(source),
+        lambda source, target: torch.mul(source, 1.0, out=target),
+    )
+    return 2e6 * size / min(time_call(way, pairs, device, first=0).best for way in ways)
 
 
 @cache
@@ -85,4 +114,4 @@ def matrix_rate(device: torch.device) -> float:
     """Operations a second of a large matrix product: bfloat16 on a GPU, float32 on a CPU."""
     size, dtype = (MATRIX, torch.bfloat16) if device.type == "cuda" else (MATRIX // 8, torch.float32)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2e6 * size**3 / time_call(torch.matmul, [(left, right)], first=0).best
+    return 2e6 * size**3 / time_call(torch.matmul, [(left, right)], device, first=0).best

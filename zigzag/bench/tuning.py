@@ -56,9 +56,9 @@ def _decode(batch: int, keys: int, queries: int = 1) -> list[Shape]:
     return [Shape(batch, heads, 8, queries, keys) for heads in (96, 32)]
 
 
-SMALL = [Blocks(16, *rest) for rest in product((32, 64, 128), (2, 4, 8), (2, 3, 4), (1, 2, 3))]
-FEW = [Blocks(tile, *rest) for tile, *rest in product((32, 64), (32, 64, 128), (4, 8), (2, 3), (1, 2))]
-LARGE = [Blocks(tile, *rest, 1) for tile, *rest in product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4))]
+SMALL = [Blocks(*each) for each in product((16,), (32, 64, 128), (2, 4, 8), (2, 3, 4), (1, 2, 3))]
+FEW = [Blocks(*each) for each in product((32, 64), (32, 64, 128), (4, 8), (2, 3), (1, 2))]
+LARGE = [Blocks(*each) for each in product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4), (1,))]
 CLASSES: dict[str, tuple[list[Blocks], list[Shape]]] = {
     "one token, one sequence, short": (SMALL, [*_decode(1, 1_024), *_decode(1, 4_096)]),
     "one token, one sequence, long": (SMALL, [*_decode(1, 8_192), *_decode(1, 32_768), *_decode(1, 131_072)]),

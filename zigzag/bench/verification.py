@@ -1,4 +1,8 @@
-"""The suite `verify`: acceptance rules on a batch of drafts, from the logits that a target gives."""
+"""The suite `verify`: acceptance rules on a batch of drafts, from the logits that a target gives.
+
+Whether a draft is accepted is settled by its probability, near 1 or near 0, so that every implementation has the same
+work, also one that draws its own numbers.
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,12 +12,16 @@ import torch
 from torch import Tensor
 
 from zigzag import ops
-from zigzag.bench.attention import backends, dtype_on
+from zigzag.backends import cupy_verification_kernel as raw
+from zigzag.bench.attention import Methods, backends, dtype_on, width_on
 from zigzag.bench.cases import Case, Method, share_unequal
+from zigzag.bench.cupy_methods import cupy_methods
+from zigzag.bench.peers import flashinfer_sampling
 
 VOCABULARY, DRAFTS = 151_552, 4  # GLM-4.5's vocabulary
 BATCHES, ACCEPTANCE = (1, 64), (0.0, 0.7, 1.0)
-NEAR = 0.02  # share of rows that may differ: draws within float32 rounding of a threshold
+SURE = 60.0  # a logit that leaves nothing to the others
+REACH = 150  # ids: a draw within float32 rounding of a threshold lands on a token nearby
 
 
 def verify(device: torch.device) -> Iterator[Case]:
@@ -25,47 +33,54 @@ def verify(device: torch.device) -> Iterator[Case]:
 
 
 def _case(device: torch.device, batch: int, rate: float, rule: str) -> Case:
-    rows, width = batch * (DRAFTS + 1), torch.tensor([], dtype=dtype_on(device)).element_size()
-    greedy = rule == "greedy"
-    call = {"validate": False} | ({} if greedy else {"temperature": 1.0})
-    methods: dict[str, Method | str] = {
-        name: method if isinstance(method, str) else partial(_call, method, greedy, call)
-        for name, method in backends("verify_greedy" if greedy else "verify_residual", device).items()
-    }
+    rows, greedy = batch * (DRAFTS + 1), rule == "greedy"
+    op = "verify_greedy" if greedy else "verify_residual"
+    options = {"validate": False} | ({} if greedy else {"temperature": 1.0})
     return Case(
         suite="verify",
         labels={"rule": rule, "batch": batch, "drafts": DRAFTS, "vocabulary": VOCABULARY, "accepted": f"{rate:.0%}"},
-        bytes=rows * VOCABULARY * width + (batch * VOCABULARY * 4 if rule == "dense" else 0),
+        bytes=rows * VOCABULARY * width_on(device) + (batch * VOCABULARY * 4 if rule == "dense" else 0),
         operations=0,
         inputs=partial(_inputs, device, batch, rate, rule),
-        methods=methods,
-        truth=lambda ids, logits, q, u: _call(
-            ops.verify_greedy if greedy else ops.verify_residual, greedy, call | {"backend": "torch"},
-            ids, logits.double(), q, u,
-        ),
-        error=share_unequal,
-        tolerance=NEAR,
-        contrasts={"softmax alone, PyTorch": lambda ids, logits, q, u: torch.softmax(logits.float(), dim=-1)},
+        methods=_methods(op, device, rule, options),
+        truth=lambda *inputs: getattr(ops, op)(*_double(inputs), **options, backend="torch"),
+        error=partial(share_unequal, reach=0 if greedy else REACH),
+        tolerance=0,
+        contrasts={"argmax alone, PyTorch": _argmax} if greedy else {"softmax alone, PyTorch": _softmax},
     )  # fmt: skip
 
 
-def _call(
-    method: Method, greedy: bool, options: dict[str, Any], ids: Tensor, logits: Tensor, q: Tensor | None, u: Tensor
-) -> Any:
-    return method(ids, logits, **options) if greedy else method(ids, q, logits, u, **options)
+def _methods(op: str, device: torch.device, rule: str, options: dict[str, Any]) -> Methods:
+    methods = backends(op, device, **options)
+    if rule == "greedy":
+        takes: Method = lambda ids, logits: raw.chosen(ids, logits)  # noqa: E731
+    else:
+        takes = lambda ids, q, logits, u: raw.chosen(ids, logits, q)  # noqa: E731
+        methods["FlashInfer"] = flashinfer_sampling() if rule == "dense" else "it takes draft rows only: see dense"
+    return methods | cupy_methods(op, device, takes=takes, **options)
+
+
+def _argmax(ids: Tensor, logits: Tensor) -> Tensor:
+    return torch.argmax(logits, dim=-1)
+
+
+def _softmax(ids: Tensor, q: Tensor | None, logits: Tensor, uniforms: Tensor) -> Tensor:
+    return torch.softmax(logits, dim=-1, dtype=torch.float32)
+
+
+def _double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
 def _inputs(device: torch.device, batch: int, rate: float, rule: str, seed: int) -> tuple[Any, ...]:
-    """Each draft is accepted with probability `rate`, by the choice of its token and coin."""
+    """The arguments of the rule, in its order; each draft is accepted with probability `rate`."""
     generator = torch.Generator(device).manual_seed(seed)
-    logits = 3 * torch.randn(batch, DRAFTS + 1, VOCABULARY, generator=generator, device=device)
-    logits = logits.to(dtype_on(device))
-    best, worst = logits[:, :-1].argmax(dim=-1), logits[:, :-1].argmin(dim=-1)
-    wanted = torch.rand(batch, DRAFTS, generator=generator, device=device) < rate
-    ids = torch.where(wanted, best, worst)
-    uniforms = torch.rand(batch, DRAFTS + 1, generator=generator, device=device)
-    uniforms[:, :-1] = torch.where(wanted, 0.0, 0.999)
-    q = None
-    if rule == "dense":
-        q = torch.softmax(3 * torch.randn(batch, DRAFTS, VOCABULARY, generator=generator, device=device), dim=-1)
-    return ids, logits, q, uniforms
+    normal = partial(torch.randn, generator=generator, device=device)
+    uniform = partial(torch.rand, generator=generator, device=device)
+    logits = 3 * normal(batch, DRAFTS + 1, VOCABULARY)
+    q = torch.softmax(3 * normal(batch, DRAFTS, VOCABULARY), dim=-1) if rule == "dense" else None
+    ids = torch.randint(VOCABULARY, (batch, DRAFTS), generator=generator, device=device) if q is None else q.argmax(-1)
+    wanted = uniform(batch, DRAFTS) < rate
+    logits[:, :-1].scatter_(-1, ids[..., None], torch.where(wanted, SURE, -SURE)[..., None])
+    logits, uniforms = logits.to(dtype_on(device)), uniform(batch, DRAFTS + 1)
+    return (ids, logits) if rule == "greedy" else (ids, q, logits, uniforms)

@@ -10,6 +10,7 @@ from torch import Tensor
 from zigzag import ops
 from zigzag.drafting.draft import Draft, Law, Request
 from zigzag.drafting.termination import Fixed
+from zigzag.fixed_runner import open_runner
 from zigzag.noise import uniforms
 from zigzag.plans import LayerPlan
 from zigzag.reference.errors import ArgumentError
@@ -54,7 +55,7 @@ class ModelDrafter:
 
     def open(self, host: Host) -> None:
         """Take a fresh cache on `host`; called by the loop, which holds the model's attention."""
-        self.runner = Runner(host, self.plan, spare=max(64, self.longest + 1))
+        self.runner = open_runner(host, self.plan, spare=max(64, self.longest + 1), trees=self.parents is not None)
 
     def draft(self, request: Request) -> Draft:
         assert self.runner is not None

@@ -1,8 +1,8 @@
 """The validated front door: every op of `zigzag.reference`, on the backend of your choice.
 
 Each function checks shapes and dtypes, picks the backend and calls it; the acceptance rules check values as well,
-unless told not to. Meaning, shapes and sources are in the reference's docstrings, which these functions carry;
-`backend=` is explained in `zigzag.backends`.
+and `apply_experts` its ids, unless told not to. Meaning, shapes and sources are in the reference's docstrings, which
+these functions carry; `backend=` is explained in `zigzag.backends`.
 """
 
 from zigzag.ops.acceptance import (
@@ -16,12 +16,15 @@ from zigzag.ops.acceptance import (
     verify_typical,
 )
 from zigzag.ops.attention import attention, gated_attention, merge, visible
+from zigzag.ops.experts import apply_experts
+from zigzag.ops.mixed import mixed_attention
 from zigzag.ops.routing import route_experts
 from zigzag.ops.sampling import sample, to_probs
 from zigzag.ops.scores import assign_heads, assign_layers, gate_gradient, lost_mass, output_deviation
 from zigzag.ops.trees import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
 
 __all__ = [
+    "apply_experts",
     "assign_heads",
     "assign_layers",
     "attention",
@@ -29,6 +32,7 @@ __all__ = [
     "gated_attention",
     "lost_mass",
     "merge",
+    "mixed_attention",
     "output_deviation",
     "route_experts",
     "sample",

@@ -10,7 +10,8 @@ Array = Any
 
 _BACKEND = '    backend: a name of `zigzag.list_backends()`, or "auto".\n'
 _VALIDATE = """    validate: check the values too: probabilities, ids, counts, uniforms. It waits for the
-        device, so switch it off in a loop; bad values then reject, or end a row's drafts, where they would raise.
+        device, so switch it off in a loop; bad values then reject, end a row's drafts, or name no expert,
+        where they would raise.
 """
 
 

@@ -16,7 +16,7 @@ def verify(
 
     With a `temperature` the target rows are logits; broken ones are no error, they reject as `to_probs` says.
     """
-    function = lookup(op, backend, arrays["draft_token_ids"])
+    function = lookup(op, backend, arrays.get("target_probs", arrays.get("target_logits")))
     given = checks.same_kind(op, array_kind, {**arrays, "num_draft_tokens": num_draft_tokens})
     target = given.get("target_probs", given.get("target_logits"))
     counts = given["num_draft_tokens"]

@@ -1,0 +1,22 @@
+"""`mixed_attention` as array calls: two calls of this backend's attention, and the heads put together."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from zigzag.backends.cupy_arrays import Array, namespace
+from zigzag.backends.cupy_attention import attention
+from zigzag.backends.cupy_visibility import positions_of
+from zigzag.reference.mixed_heads import Calls, by_two_calls
+
+
+def _join(parts: Sequence[Array]) -> Array:
+    return namespace(parts[0]).concatenate(list(parts), axis=1)
+
+
+def _blank(values: Array, positions: Array) -> Array:
+    xp = namespace(values)
+    filled = xp.atleast_2d(positions)[:, None, :, None] >= 0
+    return xp.where(filled, values, xp.zeros((), dtype=values.dtype))
+
+
+mixed_attention = partial(by_two_calls, Calls(attention, positions_of, _join, _blank))

@@ -1,0 +1,104 @@
+"""The cache at fixed addresses: the same histories as the growing one, chains only; graphs where there is a GPU."""
+
+import random
+
+import pytest
+import torch
+from models import tiny_glm4_moe, tiny_llama
+from test_runner import PLANS, assert_right, draw
+
+from zigzag import CacheError
+from zigzag.fixed_runner import FixedRunner
+from zigzag.runner import Host
+
+CHAINS = {name: PLANS[name] for name in ("full", "mixed", "streaming")}
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+def histories(model, plan, rows: int, *, capacity: int, graphs: bool, rounds: int = 12) -> list:
+    """(texts, logits) after each step of a random history."""
+    rng = random.Random(rows)
+    with Host(model) as host, torch.inference_mode():
+        runner = FixedRunner(host, plan, spare=9, capacity=capacity, graphs=graphs)
+        texts = [draw(rng, rng.randint(3, 25)) for _ in range(rows)]
+        checks = [([list(t) for t in texts], runner.sync(texts).clone())]
+        for _ in range(rounds):
+            if rng.random() < 0.3:
+                for text in texts:
+                    if (gone := rng.randint(0, 3)) and len(text) - gone > 1:
+                        del text[-gone:]
+                    text.extend(draw(rng, rng.randint(1, 12)))
+                checks.append(([list(t) for t in texts], runner.sync(texts).clone()))
+                continue
+            fed = rng.randint(1, 6)
+            ids = torch.tensor([draw(rng, fed) for _ in range(rows)]).to(runner.device)
+            logits = runner.feed(ids)
+            kept = [rng.randint(1, fed) for _ in range(rows)]
+            for text, new, count in zip(texts, ids.tolist(), kept, strict=True):
+                text.extend(new[:count])
+            checks.append(([list(t) for t in texts], logits[range(rows), [n - 1 for n in kept]].clone()))
+            runner.keep([list(range(n)) for n in kept], fed)
+            runner.tokens = [list(t) for t in texts]
+    return checks
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "rows"),
+    [(tiny_glm4_moe, "mixed", 3), *((tiny_llama, name, rows) for name in CHAINS for rows in (1, 3))],
+)
+def test_random_histories(make, name: str, rows: int) -> None:
+    """A capacity of 8 is outgrown again and again; texts outgrow the ring."""
+    model = make(4, dtype=torch.float64)
+    for done, logits in histories(model, CHAINS[name], rows, capacity=8, graphs=False):
+        assert_right(model, CHAINS[name], done, logits)
+
+
+def test_unwritten_memory_is_never_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers that start as NaN change nothing."""
+    empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: empty(self, *a, **k).fill_(torch.nan))
+    model, plan = tiny_llama(4, dtype=torch.float64), PLANS["mixed"]
+    checks = histories(model, plan, 3, capacity=64, graphs=False)
+    monkeypatch.undo()
+    for done, logits in checks:
+        assert_right(model, plan, done, logits)
+
+
+def test_rows_leave() -> None:
+    rng = random.Random(0)
+    model, plan = tiny_llama(4, dtype=torch.float64), PLANS["mixed"]
+    texts = [draw(rng, n) for n in (20, 4, 11)]
+    with Host(model) as host, torch.inference_mode():
+        runner = FixedRunner(host, plan, spare=8, graphs=False)
+        runner.sync(texts)
+        runner.select([2, 0])
+        texts = [texts[2] + draw(rng, 2), texts[0] + draw(rng, 3)]
+        logits = runner.sync(texts)
+    assert_right(model, plan, texts, logits)
+
+
+def test_what_it_refuses() -> None:
+    model = tiny_llama(4, dtype=torch.float64)
+    with Host(model) as host, torch.inference_mode():
+        runner = FixedRunner(host, PLANS["mixed"], spare=3, graphs=False)
+        runner.sync([list(range(1, 30))])
+        with pytest.raises(CacheError, match="chains only"):
+            runner.feed(torch.tensor([[1, 2]]), parents=[-1, -1])
+        runner.feed(torch.tensor([[1, 2, 3, 4, 5]]))
+        with pytest.raises(CacheError, match="keeps the first tokens"):
+            runner.keep([[0, 2]], 5)
+        with pytest.raises(CacheError, match="spare = 3"):
+            runner.keep([[]], 5)
+
+
+@GPU
+@pytest.mark.parametrize("name", CHAINS)
+def test_graphs_give_the_same_logits(name: str) -> None:
+    """Bitwise: a replay runs the very same kernels. Steps come often enough to be captured."""
+    model = tiny_llama(4, dtype=torch.float32).cuda()
+    plain, replayed = (
+        histories(model, CHAINS[name], 2, capacity=256, graphs=graphs, rounds=60) for graphs in (False, True)
+    )
+    for (texts, logits), (others, again) in zip(plain, replayed, strict=True):
+        assert texts == others
+        assert torch.equal(logits, again)

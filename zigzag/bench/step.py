@@ -1,0 +1,272 @@
+"""The suite `step`: one whole decoding step of a slice of GLM-4.5-Air, and the loop around it.
+
+Random weights, random keys and values: nothing here says anything about quality. On a GPU the slice has Air's sizes and
+8 layers; on a CPU it is tiny. A step reads every weight that it uses and the cache once; that is the floor.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, Glm4MoeConfig, Glm4MoeForCausalLM
+from transformers.initialization import no_init_weights
+
+from zigzag.bench.cases import Row, relative
+from zigzag.bench.timing import _events, copy_rate, synchronize
+from zigzag.drafting.draft import Draft, Request
+from zigzag.fixed_runner import FixedRunner
+from zigzag.generation import generate
+from zigzag.plans import LayerPlan
+from zigzag.runner import Host
+
+AIR = {
+    "vocab_size": 151_552, "hidden_size": 4_096, "intermediate_size": 10_944, "moe_intermediate_size": 1_408,
+    "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128, "n_routed_experts": 128,
+    "num_experts_per_tok": 8, "n_shared_experts": 1, "max_position_embeddings": 262_144,
+}  # fmt: skip
+TINY = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16, "n_routed_experts": 8,
+    "num_experts_per_tok": 2, "n_shared_experts": 1, "max_position_embeddings": 4_096,
+}  # fmt: skip
+LAYERS, SINK, RECENT, DRAFTS, NEW_TOKENS = 8, 128, 896, 4, 64
+CONTEXTS = (2_048, 32_768, 131_072)
+ERROR_RATES = (0.0, 0.2)  # of synthetic drafts, a token
+
+
+def step(device: torch.device) -> Iterator[list[Row]]:
+    """For each context: a step of 1 and of 5 tokens, full and half streaming, then whole loops."""
+    gpu = device.type == "cuda"
+    model = slice_of_air(device, AIR if gpu else TINY)
+    half = LayerPlan(("full", "streaming") * (LAYERS // 2), SINK, RECENT)
+    for context in CONTEXTS if gpu else CONTEXTS[:1]:
+        cache = RandomCache(model, context, device)
+        for name, plan in {"full": None, "half streaming": half}.items():
+            for tokens in (1, 1 + DRAFTS):
+                yield _one_step(model, cache, name, plan, tokens)
+            yield _loops(model, cache, name, plan)
+
+
+def slice_of_air(device: torch.device, sizes: dict[str, int]) -> Any:
+    """One dense layer and seven with experts, random."""
+    rope = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
+    config = Glm4MoeConfig(
+        **sizes, num_hidden_layers=LAYERS, first_k_dense_replace=1, attention_bias=True, use_qk_norm=False,
+        rope_parameters=rope, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with no_init_weights(), device:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        model = Glm4MoeForCausalLM(config)
+        torch.set_default_dtype(before)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, weight in model.named_parameters():
+        scale = 0.02 if weight.dim() > 1 else 0.0
+        weight.data.normal_(1.0 if "norm" in name else 0.0, scale, generator=generator)
+    for module in model.modules():
+        if hasattr(module, "e_score_correction_bias"):
+            module.e_score_correction_bias = torch.zeros_like(module.e_score_correction_bias, dtype=torch.float32)
+    return model.eval()
+
+
+@dataclass
+class RandomCache:
+    """The keys and values of `length` tokens that nobody computed; each layer's are drawn anew when asked for."""
+
+    model: Any
+    length: int
+    device: torch.device
+    ids: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        draw = np.random.default_rng(self.length)
+        self.ids = draw.integers(0, self.model.config.vocab_size, self.length).tolist()
+
+    def states(self) -> Iterator[tuple[Tensor, Tensor]]:
+        config, dtype = self.model.config, self.model.dtype
+        shape = (1, config.num_key_value_heads, self.length, config.head_dim)
+        for layer in range(config.num_hidden_layers):
+            generator = torch.Generator(self.device).manual_seed(layer)
+            key, value = (torch.randn(shape, generator=generator, device=self.device, dtype=dtype) for _ in range(2))
+            yield key, value
+
+    def of_transformers(self) -> DynamicCache:
+        cache = DynamicCache()
+        for layer, (key, value) in enumerate(self.states()):
+            cache.update(key, value, layer)
+        return cache
+
+    def runner(self, host: Host, plan: LayerPlan | None, graphs: bool) -> FixedRunner:
+        runner = FixedRunner(host, plan, capacity=self.length + 256, graphs=graphs)
+        runner.adopt([self.ids], self.states())
+        return runner
+
+
+def step_bytes(model: Any, context: int, plan: LayerPlan | None, tokens: int) -> int:
+    """Weights that `tokens` tokens use, each once, experts as independent draws would hit them; and the cache."""
+    config, width = model.config, model.dtype.itemsize
+    experts, used = config.n_routed_experts, config.num_experts_per_tok
+    share = 1 - (1 - used / experts) ** tokens
+    weights = sum(
+        int(weight.numel() * (share if ".experts." in name else 1))
+        for name, weight in model.named_parameters()
+        if "embed_tokens" not in name
+    )
+    streams = 0 if plan is None else plan.num_layers - plan.num_full
+    kept = streams * min(context, SINK + RECENT) + (config.num_hidden_layers - streams) * context
+    return width * (weights + 2 * kept * config.num_key_value_heads * config.head_dim)
+
+
+def _one_step(model: Any, cache: RandomCache, name: str, plan: LayerPlan | None, tokens: int) -> list[Row]:
+    device = cache.device
+    shared: dict[str, Any] = {
+        "suite": "step", "labels": {"context": cache.length, "layers": name, "tokens": tokens},
+        "floor": 1e6 * step_bytes(model, cache.length, plan, tokens) / copy_rate(device),
+    }  # fmt: skip
+    ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(1)).to(device)
+    rows: list[Row] = []
+    truth: Tensor | None = None
+    with torch.inference_mode():
+        if plan is None:
+            states = cache.of_transformers()
+            truth = _stock(model, ids, states)
+            time = _wall(lambda: _stock(model, ids, states), device)
+            rows.append(Row(**shared, method="transformers", eager=time, error=0.0))
+            del states
+        with Host(model) as host:
+            for graphs in (False, True) if device.type == "cuda" else (False,):
+                row, logits = _of_runner(cache.runner(host, plan, graphs), ids, truth, shared)
+                truth = logits if truth is None else truth
+                rows.append(row)
+    return rows
+
+
+def _of_runner(
+    runner: FixedRunner, ids: Tensor, truth: Tensor | None, shared: dict[str, Any]
+) -> tuple[Row, Tensor]:
+    """Without a truth from outside, the logits are the truth for the rows to come."""
+    logits = [_fed(runner, ids).clone() for _ in range(3)][-1]  # as it is, captured, replayed
+    replay = runner.steps[(1, ids.shape[1])].graph.replay if runner.graphs else None
+    row = Row(
+        **shared, method="zigzag, graph" if runner.graphs else "zigzag, no graph",
+        error=relative(logits, logits if truth is None else truth), graph=_events(replay) if replay else None,
+        eager=_wall(lambda: _fed(runner, ids), ids.device),
+        remark="error: beside the same kernels without a graph" if runner.ring is not None else "",
+    )  # fmt: skip
+    return row, logits
+
+
+def _stock(model: Any, ids: Tensor, cache: DynamicCache) -> Tensor:
+    """One forward of transformers as it is; the tokens are taken back."""
+    logits = model(input_ids=ids, past_key_values=cache, logits_to_keep=ids.shape[1]).logits
+    cache.crop(-ids.shape[1])
+    return logits
+
+
+def _fed(runner: FixedRunner, ids: Tensor) -> Tensor:
+    """One step of a runner; the tokens are taken back."""
+    logits = runner.feed(ids)
+    runner.keep([[]], ids.shape[1])
+    return logits
+
+
+def _wall(call: Any, device: torch.device, runs: int = 12) -> float:
+    """Median microseconds of a step with all that the host does, the device waited for after each."""
+    times = []
+    for _ in range(runs + 2):
+        synchronize(device)
+        begin = perf_counter()
+        call()
+        synchronize(device)
+        times.append(1e6 * (perf_counter() - begin))
+    return median(times[2:])
+
+
+class Replay:
+    """Drafts the continuation that the target is known to give, each token wrong with a given chance. Synthetic."""
+
+    law, longest, parents = "one-hot", DRAFTS, None
+
+    def __init__(self, continuation: list[int], start: int, rate: float, vocabulary: int) -> None:
+        self.continuation, self.start, self.vocabulary = continuation, start, vocabulary
+        self.wrong = np.random.default_rng(0).random(len(continuation)) < rate
+
+    def draft(self, request: Request) -> Draft:
+        done = len(request.sequences[0]) - self.start
+        some = slice(done, done + min(DRAFTS, request.most[0]))
+        ids = np.array([self.continuation[some]], dtype=np.int64)
+        return Draft(np.where(self.wrong[some], (ids + 1) % self.vocabulary, ids), np.array([ids.shape[1]]))
+
+    def observe(self, drafted: Any, accepted: Any) -> None:
+        """Nothing to learn."""
+
+    def select(self, rows: Any) -> None:
+        """Nothing to keep."""
+
+
+def _loops(model: Any, cache: RandomCache, name: str, plan: LayerPlan | None) -> list[Row]:
+    """Greedy loops of `NEW_TOKENS` tokens, microseconds a token, prefill not counted."""
+    device = cache.device
+    shared: dict[str, Any] = {
+        "suite": "step", "labels": {"context": cache.length, "layers": name, "tokens": f"loop of {NEW_TOKENS}"},
+        "floor": 1e6 * step_bytes(model, cache.length, plan, 1) / copy_rate(device),
+    }  # fmt: skip
+    rows: list[Row] = []
+    prompt = [*cache.ids, 7]
+    if plan is None:
+        time = _per_token(lambda: _stock_loop(model, prompt, cache.of_transformers()), device)
+        rows.append(Row(**shared, method="transformers generate", eager=time))
+    with torch.inference_mode():
+        with Host(model) as host:
+            runner = cache.runner(host, plan, device.type == "cuda")
+
+        def loop(drafter: Any = None) -> list[int]:
+            result = generate(model, [prompt], plan=plan, drafter=drafter, temperature=0.0, cache=runner,
+                              max_new_tokens=NEW_TOKENS, eos_token_id=[])  # fmt: skip
+            return result.new_tokens[0]
+
+        plain = loop()
+        rows.append(Row(**shared, method="zigzag.generate", eager=_per_token(loop, device)))
+        for rate in ERROR_RATES:
+            drafter = Replay(plain, len(prompt), rate, model.config.vocab_size)
+            rounds = _settle(loop, drafter)
+            same = sum(a == b for a, b in zip(drafter.continuation, plain, strict=True))
+            rows.append(Row(
+                **shared, method=f"zigzag.generate, synthetic drafts, {rate:.0%} wrong",
+                eager=_per_token(partial(loop, drafter), device),
+                remark=f"drafts settled in {rounds} rounds; {same} of {NEW_TOKENS} tokens as in single steps",
+            ))  # fmt: skip
+    return rows
+
+
+def _settle(loop: Any, drafter: Replay, most: int = 20) -> int:
+    """Let the drafts be what the loop with them gives; how often that took, `most` if it never did.
+
+    Random weights give near ties, and there steps of 1 and 5 tokens, or other tokens beside one, may differ.
+    """
+    for round_ in range(1, most):
+        found = loop(drafter)
+        if found == drafter.continuation:
+            return round_
+        drafter.continuation = found
+    return most
+
+
+def _stock_loop(model: Any, prompt: list[int], cache: DynamicCache) -> Any:
+    ids = torch.tensor([prompt], device=model.device)
+    return model.generate(
+        ids, attention_mask=torch.ones_like(ids), past_key_values=cache, do_sample=False, max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+    )  # fmt: skip
+
+
+def _per_token(loop: Any, device: torch.device, runs: int = 3) -> float:
+    """Median microseconds a new token over a few whole loops."""
+    return _wall(loop, device, runs) / NEW_TOKENS

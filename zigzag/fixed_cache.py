@@ -1,0 +1,122 @@
+"""Caches at fixed addresses, as a CUDA graph needs them: full layers preallocated, streaming layers as rings.
+
+The token at position p of a row has one place: slot p of a full layer; of a ring, slot p where p is a sink, and slot
+``sink + (p - sink) % ring`` behind the sinks, ring = recent + spare. Taking tokens back therefore moves nothing. What
+lies behind a row's last token is later than any query, so nobody sees it, until the row comes by and writes it anew.
+The last slot of every buffer takes what is not kept: padding, and what a long chunk would write and overwrite.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+NOBODY = -1
+
+
+class Slots:
+    """Where the tokens of the coming forward go; shared by all layers of one kind.
+
+    where: [B, T] slots; from_start: the cache is empty, attention needs the new tokens alone
+    """
+
+    def __init__(self) -> None:
+        self.where: Tensor | None = None
+        self.from_start = False
+
+
+class FixedLayer(DynamicLayer):
+    """One layer's keys and values [B, G, size + 1, D] at the slots that `slots` says; full layers as they are."""
+
+    def __init__(self, slots: Slots, size: int) -> None:
+        super().__init__()
+        self.slots, self.size = slots, size
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
+        attended = self._attended(key_states, value_states)
+        assert self.slots.where is not None and self.keys is not None and self.values is not None
+        where = self.slots.where[:, None, :, None]
+        self.keys.scatter_(2, where.expand_as(key_states), key_states)
+        self.values.scatter_(2, where.expand_as(value_states), value_states)
+        return attended
+
+    def _buffer(self, like: Tensor) -> Tensor:
+        return like.new_empty(*like.shape[:2], self.size + 1, like.shape[3])
+
+    def _attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        return (key_states, value_states) if self.slots.from_start else (self.keys, self.values)
+
+    def grow(self, size: int) -> None:
+        """Room for `size` tokens; the buffers move."""
+        old, self.size = self.size, size
+        if self.is_initialized:
+            for name in ("keys", "values"):
+                new = self._buffer(getattr(self, name))
+                new[:, :, :old] = getattr(self, name)[:, :, :old]
+                setattr(self, name, new)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.is_initialized:
+            self.keys, self.values = self.keys[indices], self.values[indices]
+
+    def get_seq_length(self) -> int:
+        """Positions and masks are the runner's business."""
+        return 0
+
+
+class Ring(Slots):
+    """The slots of all streaming layers: positions [B, size + 1] of what lies there, -1 where nothing does.
+
+    chunk: more new tokens than the ring can take without losing keys that some of them see: they attend to the old ring
+        and to themselves, and enter the ring afterwards.
+    """
+
+    def __init__(self, sink: int, recent: int, spare: int) -> None:
+        super().__init__()
+        self.sink, self.length = sink, recent + spare
+        self.positions: Tensor | None = None
+        self.attended_positions: Tensor | None = None
+        self.chunk = False
+
+    @property
+    def size(self) -> int:
+        return self.sink + self.length
+
+    def reset(self, rows: int, device: torch.device) -> None:
+        self.positions = torch.full((rows, self.size + 1), NOBODY, device=device)
+
+    def slot(self, positions: Any) -> Any:
+        """Slots of positions that are no padding; NumPy arrays or tensors."""
+        is_sink = positions < self.sink
+        return is_sink * positions + ~is_sink * (self.sink + (positions - self.sink) % self.length)
+
+    def receive(self, positions: Tensor) -> None:
+        """Take note of the new tokens' positions [B, T], whose slots are in `where`."""
+        assert self.positions is not None and self.where is not None
+        before = self.positions
+        if self.chunk:  # what was taken back and comes again must not be seen twice
+            first = positions.masked_fill(positions < 0, torch.iinfo(positions.dtype).max).amin(dim=1, keepdim=True)
+            before = before.masked_fill(before >= first, NOBODY)
+        self.positions.scatter_(1, self.where, positions)
+        if self.chunk or self.from_start:
+            self.positions[:, -1] = NOBODY
+        self.attended_positions = torch.cat([before, positions], dim=1) if self.chunk else before
+
+
+class RingLayer(FixedLayer):
+    """A streaming layer's sinks and ring."""
+
+    slots: Ring
+
+    def __init__(self, ring: Ring) -> None:
+        super().__init__(ring, ring.size)
+
+    def _attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        if self.slots.chunk and not self.slots.from_start:
+            return torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+        return super()._attended(key_states, value_states)

@@ -1,0 +1,124 @@
+"""The model card: README.md of the model's folder, written from the run's log and evaluation alone."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from zigzag.training import state as files
+from zigzag.training.config import KINDS
+
+CURVE_POINTS = 12
+LIMITS = """\
+It knows no facts and holds no conversation. It was made to have, at a size that trains in minutes, what GLM-4.5's
+machinery needs to be watched at work: retrieval over thousands of tokens, thinking that pays, an MTP layer, experts
+that balance. Its text is Python's library; its retrieval is tested on prompts of the kinds that it was trained on, with
+other keys; its sums have the numbers of digits that it was trained on. Beyond 8,192 tokens nothing was trained."""
+
+
+def write_card(out: Path, evaluation: dict[str, Any]) -> Path:
+    """Write `out`/model/README.md."""
+    lines = files.read_log(out)
+    first, steps, last = lines[0], [line for line in lines if "losses" in line], lines[-1]
+    card = "\n".join([
+        "---", "license: apache-2.0", "---", "# tiny-glm", "",
+        f"GLM-4.5's architecture at {first['parameters'] / 1e6:.2f} million parameters, its MTP layer included, in "
+        "bfloat16; made by zigzag.training from nothing but this repository and a Python installation.", "",
+        *_data(first), *_cost(first, steps, last), *_curves(steps), *_evaluation(evaluation), "## Limits", "", LIMITS,
+    ])  # fmt: skip
+    path = out / files.MODEL / "README.md"
+    path.write_text(card + "\n", encoding="utf-8")
+    return path
+
+
+def _data(first: dict[str, Any]) -> list[str]:
+    config = first["config"]
+    stages = [
+        [stage["name"], stage["length"], steps, f"{stage['length'] * stage['rows'] * steps / 1e6:.1f}",
+         f"{stage['rope_theta']:,.0f}", stage["mtp_weight"], stage["bias_rate"],
+         ", ".join(f"{task} {share:g}" for task, share in stage["mix"].items())]
+        for stage, steps in zip(config["stages"], first["steps"], strict=True)
+    ]  # fmt: skip
+    return [
+        "## Data", "",
+        f"Sums of {config['operands']} numbers of {config['least_digits']} to {config['most_digits']} digits, thinking "
+        "and direct by turns; passkeys; codes of named things; copying; and the sources and documentation of Python "
+        f"{first['python']}'s own library (fingerprint {first['corpus']}). One case in 16 is held out, by a hash of "
+        "the case.", "",
+        *table(["stage", "row", "steps", "million tokens", "RoPE base", "MTP weight", "bias rate", "rows"], stages), "",
+    ]  # fmt: skip
+
+
+def _cost(first: dict[str, Any], steps: list[dict[str, Any]], last: dict[str, Any]) -> list[str]:
+    seen = {line["stage"]: line["tokens_per_second"] for line in steps}
+    rates = ", ".join(f"{stage} {rate:,}" for stage, rate in seen.items())
+    whole = "" if last["finished"] else f", stopped before its end (step {last['step']} of {last['of']})"
+    return ["## Cost", "",
+            f"{last['seconds']:.0f} seconds on {first['device']}, everything from the tokenizer to the weights{whole}. "
+            f"Tokens a second by stage: {rates}.", ""]  # fmt: skip
+
+
+def _curves(steps: list[dict[str, Any]]) -> list[str]:
+    some = [steps[round(i * (len(steps) - 1) / (CURVE_POINTS - 1))] for i in range(min(CURVE_POINTS, len(steps)))]
+    kinds = [kind for kind in KINDS if any(kind in line["losses"] for line in some)]
+    rows = [
+        [line["step"], line["stage"], *(f"{line['losses'][k]:.3f}" if k in line["losses"] else "" for k in kinds),
+         f"{line['mtp_losses'].get('text', float('nan')):.3f}", f"{max(line['violation']):.2f}"]
+        for line in some
+    ]  # fmt: skip
+    return [
+        "## Curves", "",
+        "Mean loss by what a token is part of, the MTP layer's on text, and the expert load of the worst layer: how "
+        "much its busiest expert exceeds the mean.", "",
+        *table(["step", "stage", *kinds, "MTP, text", "load"], rows), "",
+    ]  # fmt: skip
+
+
+def _evaluation(found: dict[str, Any]) -> list[str]:
+    lines = ["## Evaluation", "", f"{found['cases']} held-out cases each; streaming is sink {found['sink']} and recent "
+             f"{found['recent']}.", ""]  # fmt: skip
+    if "retrieval" in found:
+        rows = [
+            [task, length, *(f"{cell[name]['right']:.2f} ({cell[name]['loss']:.3f})" for name in ("full", "streaming"))]
+            for task in ("passkey", "recall")
+            for length, cell in found["retrieval"][task].items()
+        ]
+        lines += [*table(["retrieval", "tokens", "full attention (loss)", "all layers stream (loss)"], rows), ""]
+    if "arithmetic" in found:
+        by_digits = {digits: cell for digits, cell in found["arithmetic"].items() if digits.isdigit()}
+        rows = [[digits, f"{cell['thinking']:.2f}", f"{cell['direct']:.2f}"] for digits, cell in by_digits.items()]
+        lines += [*table(["digits", "thinking", "direct"], rows), ""]
+    if "drafting" in found:
+        rows = [
+            [kind, name, drafts, " ".join("-" if a is None else f"{a:.2f}" for a in cell["conditional"]),
+             f"{cell['tokens_per_verification']:.2f}"]
+            for kind in ("thinking", "text") for name, cells in found["drafting"][kind].items()
+            for drafts, cell in cells.items()
+        ]  # fmt: skip
+        lines += [*table(["text", "drafts", "K", "accepted of tested, by position", "tokens a verification"], rows), ""]
+    if "curves" in found:
+        lines += _shares(found["curves"])
+    return lines
+
+
+def _shares(found: dict[str, Any]) -> list[str]:
+    """Retrieval and loss by how many layers stream."""
+    counts = list(found["random"])
+    rows = [
+        [f"{how}, {method}" if method else how, *(f"{cells[n]['right']:.2f} ({cells[n]['loss']:.2f})" for n in counts)]
+        for how, method, cells in [
+            *((how, method, cells) for how in ("layer", "head") for method, cells in found[how].items()),
+            ("random", "", found["random"]),
+        ]
+    ]
+    return [
+        f"Passkeys found at {found['length']:,} tokens (loss) by how many of {found['layers']} layers stream, or as "
+        f"many heads; none: {found['full']['right']:.2f} ({found['full']['loss']:.2f}).", "",
+        *table(["plan", *counts], rows), "",
+    ]  # fmt: skip
+
+
+def table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> list[str]:
+    """A table in Markdown."""
+    lines = [[str(cell) for cell in row] for row in (head, *rows)]
+    made = ["| " + " | ".join(line) + " |" for line in lines]
+    return [made[0], "|" + "---|" * len(lines[0]), *made[1:]]

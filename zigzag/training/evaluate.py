@@ -1,0 +1,244 @@
+"""What a trained model can do, on held-out cases, as `zigzag.load` serves it: evaluation.json of a run's folder."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zigzag.calibration import METHODS, calibrate
+from zigzag.drafting import LookupDrafter, MtpDrafter
+from zigzag.evaluation import answer
+from zigzag.generation import generate
+from zigzag.glm import load
+from zigzag.jsonfile import read_json, write_json
+from zigzag.masking import masked_heads
+from zigzag.plans import head_plan, make_plan
+from zigzag.prompts import passkey_prompts
+from zigzag.reasoning import Content, parse
+from zigzag.thinking import chat_prompt
+from zigzag.training import cases
+from zigzag.training import state as files
+from zigzag.training.card import write_card
+from zigzag.training.config import TrainingConfig, from_dict
+from zigzag.training.corpus import read_corpus
+from zigzag.training.documents import Documents
+from zigzag.training.pieces import make_pieces
+from zigzag.training.sums import Sum
+from zigzag.training.tokenizer import read_tokenizer
+
+SINK, RECENT = 16, 112
+LENGTHS = (1024, 2048, 4096, 8192)
+CURVE_LENGTH = 2048  # of the curves over the share of streaming layers
+TOKENS_AT_ONCE = 32_768
+MOST_DRAFTS, DRAFTED = 4, 96  # drafts a round, tokens generated with them
+MOST_SHOWN = 800  # characters of a part in the log
+SEEDS = {"passkey": 1_000_000, "recall": 2_000_000, "copy": 3_000_000, "sums": 4_000_000, "calibration": 0}
+
+Log = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and on how much."""
+
+    model: Any
+    mtp: Any
+    tokenizer: Any
+    documents: Documents
+    held_out: list[str]  # texts
+    config: TrainingConfig
+    count: int
+    lengths: tuple[int, ...]
+
+    def at_once(self, length: int) -> int:
+        return max(1, TOKENS_AT_ONCE // length)
+
+    def maps(self) -> dict[str, np.ndarray]:
+        shape = (self.model.config.num_hidden_layers, self.model.config.num_key_value_heads)
+        return {"full": np.ones(shape, dtype=bool), "streaming": np.zeros(shape, dtype=bool)}
+
+
+def evaluate(
+    out: Path, *, device: str = "cpu", count: int = 100, lengths: tuple[int, ...] = LENGTHS, log: Log = print
+) -> dict[str, Any]:
+    """Evaluate `out`/model on `count` held-out cases of each kind; writes and returns `out`/evaluation.json.
+
+    The file is written after each part, so that a call that is cut off leaves what it has; parts that are there already
+    are not measured again unless the model or the cases are others. The model card is written at the end.
+
+    Raises ModelError if the folder holds no whole model.
+    """
+    lines = files.read_log(out)
+    config = from_dict(lines[0]["config"])
+    model, mtp = load(out / files.MODEL, dtype="bfloat16" if device.startswith("cuda") else "float32")
+    model.to(device)
+    mtp.to(device)
+    tokenizer = read_tokenizer(out / files.MODEL)
+    corpus = read_corpus(config.corpus_bytes)
+    usable = tuple(n for n in lengths if n <= model.config.max_position_embeddings)
+    documents = Documents(make_pieces(tokenizer, corpus.training[:1]), config)
+    subject = Subject(model, mtp, tokenizer, documents, corpus.held_out, config, count, usable)
+    parts: dict[str, Callable[[Subject], Any]] = {
+        "retrieval": retrieval, "arithmetic": arithmetic, "copying": copying, "text": text_losses,
+        "drafting": drafting, "curves": curves,
+    }  # fmt: skip
+    path = out / "evaluation.json"
+    found = read_json(path) if path.exists() else {}
+    about = {"cases": count, "sink": SINK, "recent": RECENT, "lengths": list(usable), "step": lines[-1]["step"]}
+    if {name: found.get(name) for name in about} != about:
+        found = about
+    for name, part in parts.items():
+        if name not in found:
+            start = time.monotonic()
+            found[name] = part(subject)
+            found[name]["seconds"] = round(time.monotonic() - start, 1)
+            write_json(path, found)
+            log(f"{name}, {found[name]['seconds']} s: {found[name]}"[:MOST_SHOWN])
+    log(f"wrote {write_card(out, found)}")
+    return found
+
+
+def retrieval(subject: Subject) -> dict[str, Any]:
+    """Passkeys and codes found, by length, with full attention and with all layers streaming."""
+    makers = {
+        "passkey": partial(cases.passkey_cases, subject.tokenizer),
+        "recall": partial(cases.recall_cases, subject.documents),
+    }
+    found: dict[str, Any] = {}
+    for task, make in makers.items():
+        for length in subject.lengths:
+            asked = make(length, subject.count, SEEDS[task])
+            for name, heads in subject.maps().items():
+                found.setdefault(task, {}).setdefault(str(length), {})[name] = _answered(subject, asked, heads, length)
+    return found
+
+
+def _answered(subject: Subject, asked: list, heads: np.ndarray, length: int) -> dict[str, float]:
+    with masked_heads(subject.model, heads, sink=SINK, recent=RECENT):
+        answers = answer(subject.model, asked, batch_size=subject.at_once(length))
+    return {"right": answers.num_right / len(asked), "loss": round(answers.loss, 5)}
+
+
+def arithmetic(subject: Subject) -> dict[str, Any]:
+    """The same sums in thinking and in direct mode, generated greedily, by the number of digits."""
+    config = subject.config
+    found: dict[str, Any] = {"operands": config.operands}
+    for digits in range(config.least_digits, config.most_digits + 1):
+        # Few digits have few held-out cases: a sixteenth of all.
+        count = min(subject.count, max(1, (9 * 10 ** (digits - 1)) ** config.operands // 100))
+        sums = cases.sum_cases(count, config.operands, digits, SEEDS["sums"])
+        right = {mode: _solved(subject, sums, mode == "thinking") for mode in ("thinking", "direct")}
+        found[str(digits)] = {mode: sum(rows) / len(sums) for mode, rows in right.items()}
+    return found
+
+
+def _solved(subject: Subject, sums: list[Sum], thinking: bool) -> list[bool]:
+    prompts = [sum_prompt(subject.tokenizer, one, thinking) for one in sums]
+    # The line of a column has 2 + 4 tokens a number and its newline; twice that is room for wandering.
+    most = 2 * len(str(sums[0].numbers[0])) * (4 * subject.config.operands + 4) + 32
+    result = generate(subject.model, prompts, temperature=0, max_new_tokens=most if thinking else 16)
+    return [
+        answer_of(subject.tokenizer, new, thinking) == one.answer
+        for new, one in zip(result.new_tokens, sums, strict=True)
+    ]
+
+
+def sum_prompt(tokenizer: Any, one: Sum, thinking: bool) -> list[int]:
+    """The tokens that ask for a sum, by the chat template."""
+    return chat_prompt(tokenizer, [{"role": "user", "content": f"What is {one.question}?"}], thinking=thinking)
+
+
+def answer_of(tokenizer: Any, new_tokens: list[int], thinking: bool) -> str:
+    """What follows the reasoning."""
+    text = tokenizer.decode(new_tokens, skip_special_tokens=True)
+    return "".join(event.text for event in parse(text, thinking=thinking) if isinstance(event, Content)).strip()
+
+
+def copying(subject: Subject) -> dict[str, Any]:
+    asked = cases.copy_cases(subject.documents, subject.count, SEEDS["copy"])
+    length = len(asked[0].input_ids)
+    return {name: _answered(subject, asked, heads, length) for name, heads in subject.maps().items()}
+
+
+def text_losses(subject: Subject) -> dict[str, Any]:
+    """Mean loss a token on held-out texts, with full attention and with all layers streaming."""
+    return {name: text_loss(subject, heads) for name, heads in subject.maps().items()}
+
+
+def text_loss(subject: Subject, heads: np.ndarray) -> float:
+    length = min(CURVE_LENGTH, max(subject.lengths))
+    rows = cases.text_rows(subject.tokenizer, subject.held_out, length, max(1, subject.count // 4))
+    total = 0.0
+    with masked_heads(subject.model, heads, sink=SINK, recent=RECENT), torch.inference_mode():
+        for part in np.array_split(rows, -(-len(rows) // subject.at_once(length))):
+            ids = torch.from_numpy(part).to(subject.model.device)
+            logits = subject.model(ids, use_cache=False).logits[:, :-1].float()
+            total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())) * len(part)
+    return round(total / len(rows), 5)
+
+
+def drafting(subject: Subject) -> dict[str, Any]:
+    """Drafts of the MTP layer and of n-gram lookup, for 1 to 4 drafts a round, on thinking and on held-out text."""
+    config = subject.config
+    sums = cases.sum_cases(subject.count, config.operands, config.most_digits, SEEDS["sums"] + 1)
+    rows = cases.text_rows(subject.tokenizer, subject.held_out, 256, subject.count)
+    prompts = {"thinking": [sum_prompt(subject.tokenizer, one, True) for one in sums], "text": rows.tolist()}
+    found: dict[str, Any] = {}
+    for kind, asked in prompts.items():
+        for drafts in range(1, MOST_DRAFTS + 1):
+            for name, drafter in (("mtp", MtpDrafter(subject.mtp, stop=drafts)), ("lookup", LookupDrafter(drafts))):
+                made = generate(subject.model, asked, drafter=drafter, temperature=0, max_new_tokens=DRAFTED)
+                found.setdefault(kind, {}).setdefault(name, {})[str(drafts)] = _acceptance(made.statistics)
+    return found
+
+
+def _acceptance(statistics: Any) -> dict[str, Any]:
+    """conditional: accepted of those tested, by position; of_rounds: accepted of all rounds, also without a draft."""
+    pairs = list(zip(statistics.accepted, statistics.reached, strict=True))
+    return {
+        "conditional": [round(a / r, 4) if r else None for a, r in pairs],
+        "of_rounds": [round(a / statistics.rounds, 4) for a, _ in pairs],
+        "tokens_per_verification": round(statistics.tokens_per_verification, 4),
+    }
+
+
+def curves(subject: Subject) -> dict[str, Any]:
+    """Passkeys found and losses by how many layers stream, by calibration method: whole layers, or as many heads."""
+    length = min(CURVE_LENGTH, max(subject.lengths))
+    layers = subject.model.config.num_hidden_layers
+    asked = cases.passkey_cases(subject.tokenizer, length, subject.count, SEEDS["passkey"] + 500_000)
+    prompts = [
+        prompt for i, n in enumerate((length // 2, length))
+        for prompt in passkey_prompts(subject.tokenizer, n, count=8, seed=SEEDS["calibration"] + 100 * i)
+    ]  # fmt: skip
+    measured: dict[bytes, dict[str, float]] = {}
+
+    def measure(heads: np.ndarray) -> dict[str, float]:
+        if (key := heads.tobytes()) not in measured:
+            measured[key] = {**_answered(subject, asked, heads, length), "text_loss": text_loss(subject, heads)}
+        return measured[key]
+
+    found: dict[str, Any] = {"length": length, "layers": layers, "scores": {}, "layer": {}, "head": {}, "random": {}}
+    some = sorted({round(layers * share) for share in (0.25, 0.5, 2 / 3, 0.75, 5 / 6, 11 / 12)} - {0, layers})
+    for method in METHODS:
+        scores = calibrate(
+            subject.model, method=method, sink=SINK, recent=RECENT, prompts=prompts,
+            batch_size=min(4, subject.at_once(length)),
+        )  # fmt: skip
+        found["scores"][method] = scores.values.tolist()
+        for streaming in some:
+            plan = make_plan(scores, num_full=layers - streaming)
+            full = np.array([not plan.is_streaming(i) for i in range(layers)])
+            whole = np.repeat(full[:, None], scores.num_kv_heads, axis=1)
+            found["layer"].setdefault(method, {})[str(streaming)] = measure(whole)
+            found["head"].setdefault(method, {})[str(streaming)] = measure(head_plan(scores, layers - streaming))
+    for streaming in some:
+        drawn = np.repeat(np.random.default_rng(0).permutation(layers)[:, None] >= streaming, scores.num_kv_heads, 1)
+        found["random"][str(streaming)] = measure(drawn)
+    found["full"], found["streaming"] = (measure(heads) for heads in subject.maps().values())
+    return found

@@ -4,8 +4,8 @@ A program looks up whether its KV head is full and where its keys lie, and then 
 layers whose heads are all alike, go through `attention` itself.
 """
 
+from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
 
 import torch
 import triton
@@ -33,23 +33,33 @@ two_calls = partial(by_two_calls, Calls(attention, positions_of, join_heads, lam
 
 
 def mixed_attention(
-    query: Tensor, full_key: Tensor, full_value: Tensor, streaming_key: Tensor, streaming_value: Tensor, **options: Any
+    query: Tensor,
+    full_key: Tensor,
+    full_value: Tensor,
+    streaming_key: Tensor,
+    streaming_value: Tensor,
+    *,
+    full_groups: Sequence[bool],
+    sink: int,
+    recent: int,
+    align: int = 1,
+    scale: float | None = None,
+    query_positions: Tensor | None = None,
+    key_positions: Tensor | None = None,
+    streaming_positions: Tensor | None = None,
+    parents: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    arrays = (query, full_key, full_value, streaming_key, streaming_value)
     if query.dtype not in DTYPES:
         raise KindError(
             f"mixed_attention: triton takes float32, float16 or bfloat16, got {query.dtype}; use backend='torch'"
         )
-    if options.get("parents") is not None or not all(array.numel() for array in arrays):
-        return two_calls(*arrays, **options)
-    return _one_launch(*arrays, **{name: given for name, given in options.items() if name != "parents"})
-
-
-def _one_launch(
-    query: Tensor, full_key: Tensor, full_value: Tensor, key: Tensor, value: Tensor, *, full_groups: tuple[bool, ...],
-    sink: int, recent: int, align: int = 1, scale: float | None = None, query_positions: Tensor | None = None,
-    key_positions: Tensor | None = None, streaming_positions: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    arrays = (query, full_key, full_value, streaming_key, streaming_value)
+    if parents is not None or not all(array.numel() for array in arrays):
+        return two_calls(
+            *arrays, full_groups=full_groups, sink=sink, recent=recent, align=align, scale=scale, parents=parents,
+            query_positions=query_positions, key_positions=key_positions, streaming_positions=streaming_positions,
+        )  # fmt: skip
+    key, value = streaming_key, streaming_value
     batch, heads, num_queries, size = query.shape
     groups, num_full, num_keys, value_size = len(full_groups), *full_key.shape[1:3], full_value.shape[3]
     output = query.new_empty(batch, heads, num_queries, value_size)

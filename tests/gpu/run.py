@@ -66,17 +66,21 @@ def parts(python: str, sanitizer: str) -> list[Part]:
     """The parity suite on each backend, then each kernel under compute-sanitizer."""
     raw = {way: {"ZIGZAG_CUPY_RAW": flag} for way, flag in (("composed", "0"), ("raw", "1"))}
     suites = [("torch", "torch", {}), ("triton", "triton", {}), *((f"cupy {way}", "cupy", raw[way]) for way in raw)]
+    workers = {"triton": "8"}  # it compiles
     found = [
         Part(
             f"parity {name}",
             (
                 (python, "-c", _CHECK, backend),  # a backend that is missing would be skipped, and pass
-                (python, "-m", "pytest", "-q", "tests/parity", "--backend", backend, "--device", "cuda", "-n", "4"),
+                (python, "-m", "pytest", "-q", "tests/parity", "--backend", backend, "--device", "cuda",
+                 "-n", workers.get(backend, "3")),
             ),
             environment,
         )
         for name, backend, environment in suites
-    ]
+    ]  # fmt: skip
+    steps = ("tests/test_fixed_runner.py", "-k", "graphs or beside_transformers", "--device", "cuda")
+    found.append(Part("decoding steps as CUDA graphs", ((python, "-m", "pytest", "-q", *steps),)))
     plain = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor in memory of its own, so that its end is seen
     for tool, options, limit in (("memcheck", ("--report-api-errors", "no"), LIMIT), ("racecheck", (), RACE_LIMIT)):
         found += [

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 RUNS, WARM = 20, 3  # medians of so many rounds over all input sets, after so many that do not count
-SECONDS = 2.0  # then slow calls may stop, with WARM rounds that count
+SECONDS = 1.0  # then slow calls may stop, with WARM rounds that count
 COPY_BYTES, COPIES, MATRIX = 1 << 30, 3, 8192  # on a GPU; a CPU measures with less
 
 

@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 
+from zigzag.backends import cupy_attention_mma as mma
 from zigzag.backends import cupy_kernels
 from zigzag.backends.cupy_arrays import Array, namespace
 from zigzag.backends.cupy_visibility import positions_of
@@ -21,6 +22,7 @@ MAX_SIZE = 128  # of D and Dv
 ROWS, THREADS = 16, 128  # rows and threads of a block
 KEYS = 32  # keys that a block reads at a time, one for each thread of a warp
 WAVES = 4  # blocks a multiprocessor that are worth splitting the keys for
+MAX_SPLITS = 64
 LOG2E = 1.4426950408889634
 
 SOURCE = r"""
@@ -55,6 +57,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention(
     __shared__ float shrinks[ROWS];
     __shared__ float stats[ROWS * 2];  // highest score and sum of each row
     __shared__ int slots[KEYS];        // where the keys of the tile lie in the cache; -1: nowhere
+#if EXPLICIT
+    __shared__ long long ats[ROWS];    // positions of the rows; -1: no row
+#endif
     __shared__ int is_last;
 
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
@@ -76,9 +81,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention(
 #else
         at[m] = row < rows ? num_keys - num_queries + row / share : -1;
 #endif
+#if EXPLICIT
+        if (lane == 0) ats[warp + m * WARPS] = at[m];
+#endif
         highest[m] = NOTHING;
         total[m] = 0.0f;
     }
+    __syncthreads();
     float result[ROWS];
     for (int row = 0; row < ROWS; ++row) result[row] = 0.0f;
 
@@ -99,7 +108,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention(
             const int index = step * KEYS + thread, place = index < sinks ? index : first + index - sinks;
             bool is_there = index < count;
 #if EXPLICIT
-            is_there = is_there && key_at[batch * key_at_batch + place] >= 0;
+            if (is_there) {  // what no row sees may hold NaN
+                const long long j = key_at[batch * key_at_batch + place];
+                is_there = false;
+                for (int row = 0; row < ROWS; ++row) is_there = is_there || sees(ats[row], j, sink, recent, align);
+            }
 #endif
             slots[thread] = is_there ? place : -1;
         }
@@ -219,20 +232,25 @@ def attention(
     groups, num_keys, value_size = key.shape[1], key.shape[2], value.shape[3]
     sink, recent = window or (0, 0)
     explicit = query_positions is not None
-    unused = xp.zeros((1, 1), dtype=np.int64)  # without positions the kernel counts for itself
+    unused = xp.empty((1, 1), dtype=np.int64)  # without positions the kernel counts for itself
     where = positions_of(query, key.shape[2], query_positions, key_positions, None) if explicit else (unused, unused)
     query_at, key_at = (xp.ascontiguousarray(positions.astype(np.int64, copy=False)) for positions in where)
     output = xp.empty((batch, heads, num_queries, value_size), dtype=query.dtype)
     lse = xp.empty((batch, heads, num_queries), dtype=np.float32)
     tiles = -(-heads // groups * num_queries // ROWS)
     read = num_keys if window is None or explicit else min(num_keys, sum(window) + num_queries + align)
-    splits = splits_of(batch * groups * tiles, read, _multiprocessors(xp))
+    on_tensor_cores = mma.chosen(query, key, value)
+    waves, least = (mma.WAVES, mma.LEAST_KEYS) if on_tensor_cores else (WAVES, 2 * KEYS)
+    splits = splits_of(batch * groups * tiles, read, _multiprocessors(xp), waves, least)
     parts, sums, tickets = _workspace(xp, batch * groups * tiles, splits, value_size)
     factor = (size**-0.5 if scale is None else scale) * LOG2E
-    constants = {"ROWS": ROWS, "KEYS": KEYS, "THREADS": THREADS, "SIZE": size, "VALUE_SIZE": value_size}
+    constants = {"ROWS": ROWS, "THREADS": THREADS, "SIZE": size, "VALUE_SIZE": value_size}
     constants |= {"STREAMING": int(window is not None), "EXPLICIT": int(explicit)}
+    dtype = str(query.dtype)
+    constants |= {"MAX_SPLITS": MAX_SPLITS, "BFLOAT16": int(dtype == "bfloat16")} if on_tensor_cores else {"KEYS": KEYS}
+    source, name = (mma.SOURCE, mma.NAME) if on_tensor_cores else (SOURCE, "decode_attention")
     cupy_kernels.launch(
-        SOURCE, "decode_attention", str(query.dtype), constants, (splits, tiles, batch * groups), THREADS,
+        source, name, dtype, constants, (splits, tiles, batch * groups), THREADS,
         (
             xp.ascontiguousarray(query), key, value, output, lse, query_at, key_at, parts, sums, tickets,
             *_strides(key), *_strides(value), _batch_stride(query_at), _batch_stride(key_at),
@@ -242,9 +260,9 @@ def attention(
     return output, lse
 
 
-def splits_of(blocks: int, keys: int, multiprocessors: int) -> int:
-    """How many blocks share the keys of a tile: enough to fill the card, each with two steps or more."""
-    return max(1, min(64, WAVES * multiprocessors // max(1, blocks), keys // (2 * KEYS)))
+def splits_of(blocks: int, keys: int, multiprocessors: int, waves: int = WAVES, least: int = 2 * KEYS) -> int:
+    """How many blocks share the keys of a tile: enough to fill the card, each with `least` keys or more."""
+    return max(1, min(MAX_SPLITS, waves * multiprocessors // max(1, blocks), keys // least))
 
 
 def _strides(states: Array) -> tuple[np.int64, ...]:

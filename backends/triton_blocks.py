@@ -46,6 +46,12 @@ def blocks_of(dtype: torch.dtype, rows: int, pairs: int, keys: int, size: int) -
     return next(blocks for most, blocks in _HALF if all(g <= m for g, m in zip(given, most, strict=True)))
 
 
+def mixed_blocks_of(blocks: Blocks) -> Blocks:
+    """For two walks over keys in one kernel, each with shared memory of its own for the keys under way."""
+    tile = min(64, blocks.tile)
+    return Blocks(tile, min(64, blocks.block), 4, min(3 if tile == 16 else 2, blocks.stages), blocks.waves)
+
+
 def splits_of(blocks: Blocks, device: torch.device, programs: int, key_blocks: int) -> int:
     """How many programs share the keys of a tile: enough to fill the card, each with two blocks of keys or more."""
     wanted = blocks.waves * multiprocessors(device) // max(1, programs)

@@ -24,7 +24,7 @@ from zigzag.backends.triton_attention import (
     rows_of,
     workspace,
 )
-from zigzag.backends.triton_blocks import blocks_of, splits_of
+from zigzag.backends.triton_blocks import blocks_of, mixed_blocks_of, splits_of
 from zigzag.backends.triton_masks import extremes
 from zigzag.reference.errors import KindError
 from zigzag.reference.mixed_heads import Calls, by_two_calls
@@ -65,7 +65,9 @@ def mixed_attention(
     output = query.new_empty(batch, heads, num_queries, value_size)
     lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
     share = heads // groups
-    blocks = blocks_of(query.dtype, share * num_queries, batch * num_full, num_keys, max(size, value_size))
+    blocks = mixed_blocks_of(
+        blocks_of(query.dtype, share * num_queries, batch * num_full, num_keys, max(size, value_size))
+    )
     tiles = triton.cdiv(share * num_queries, blocks.tile)
     # The full heads have nearly all the work: their keys are split as if the others were not there.
     splits = splits_of(blocks, query.device, tiles * batch * num_full, triton.cdiv(num_keys, blocks.block))

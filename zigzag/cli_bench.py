@@ -65,7 +65,8 @@ def _speculation(
         )
     given = "".join(f" --length {n}" for n in lengths or ())
     command = f"zigzag bench --new-tokens {new_tokens} --device {device}{given}"
-    _write(console, out, work.as_json(loaded, measured), lambda content: work.page(content, command))
+    content = work.as_json(loaded, measured)
+    _write(console, out, content, work.page(content, command))
 
 
 def _kernels(console: Console, wanted: str, only: str, device: str, out: Path) -> None:
@@ -87,12 +88,12 @@ def _kernels(console: Console, wanted: str, only: str, device: str, out: Path) -
                 continue
             measured = measured or list(run_case(case, place))
             rows += measured
-            _write(None, out, report.as_json(facts, rows))  # a run that breaks off keeps what it has
+            _write(None, out, report.as_json(facts, rows), report.page(facts, rows, {}))  # a run may break off
             _show(console, suite, measured)
     if only and not rows:
         raise typer.BadParameter(f"no case of {wanted} has {only!r} in its shape")
     pictures = _pictures(console, rows, out)
-    _write(console, out, report.as_json(facts, rows), lambda content: report.page(facts, rows, pictures))
+    _write(console, out, report.as_json(facts, rows), report.page(facts, rows, pictures))
 
 
 def _show(console: Console, suite: str, rows: Sequence[Any]) -> None:
@@ -122,11 +123,10 @@ def _pictures(console: Console, rows: Sequence[Any], out: Path) -> dict[str, str
     return {s: path.name for s, path in files.items() if latency([row for row in rows if row.suite == s], path)}
 
 
-def _write(console: Console | None, out: Path, content: dict[str, Any], page: Any = None) -> None:
+def _write(console: Console | None, out: Path, content: dict[str, Any], page: str) -> None:
     from zigzag.jsonfile import write_json, write_text
 
     write_json(out, content)
-    if page is not None:
-        write_text(out.with_suffix(".md"), page(content))
+    write_text(out.with_suffix(".md"), page)
     if console is not None:
         console.print(f"wrote {out} and {out.with_suffix('.md')}")

@@ -223,11 +223,13 @@ def facts_of(python: str) -> dict[str, Any] | str:
 
 
 def commit() -> str:
+    if given := os.environ.get("ZIGZAG_COMMIT"):  # for a copy without its history
+        return given
     try:
         git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("ZIGZAG_COMMIT", "unknown")  # for a copy without its history
+        return "unknown"
 
 
 def sources() -> str:

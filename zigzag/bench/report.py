@@ -43,11 +43,13 @@ def _version(module: str) -> str:
 
 
 def _commit() -> str:
+    if given := os.environ.get("ZIGZAG_COMMIT"):  # for a copy without its history
+        return given
     try:
         git = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("ZIGZAG_COMMIT", "unknown")  # for a copy without its history
+        return "unknown"
 
 
 def as_json(facts: dict[str, Any], rows: Iterable[Row]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers import DynamicCache, Glm4MoeConfig, Glm4MoeForCausalLM
 from transformers.initialization import no_init_weights
 
 from zigzag.bench.cases import Row, relative
-from zigzag.bench.timing import _events, copy_rate, synchronize
+from zigzag.bench.timing import copy_rate, replay_time, synchronize
 from zigzag.drafting.draft import Draft, Request
 from zigzag.fixed_runner import FixedRunner
 from zigzag.generation import generate
@@ -156,7 +156,7 @@ def _of_runner(
     replay = runner.steps[(1, ids.shape[1])].graph.replay if runner.graphs else None
     row = Row(
         **shared, method="zigzag, graph" if runner.graphs else "zigzag, no graph",
-        error=relative(logits, logits if truth is None else truth), graph=_events(replay) if replay else None,
+        error=relative(logits, logits if truth is None else truth), graph=replay_time(replay) if replay else None,
         eager=_wall(lambda: _fed(runner, ids), ids.device),
         remark="error: beside the same kernels without a graph" if runner.ring is not None else "",
     )  # fmt: skip

@@ -107,7 +107,7 @@ def replayed(shape: Shape, sets: list[tuple[torch.Tensor, ...]]) -> float:
     with torch.cuda.graph(graph):
         for each in sets:
             shape.call(*each)
-    return timing._events(graph.replay) / len(sets)
+    return timing.replay_time(graph.replay) / len(sets)
 
 
 def best(rows: list[dict[str, Any]], count: int = 5) -> list[tuple[float, dict[str, int]]]:

@@ -91,13 +91,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention(
     float result[ROWS];
     for (int row = 0; row < ROWS; ++row) result[row] = 0.0f;
 
-    // The keys that a row of the tile can see: some sinks, then a run. With positions nothing is known of their order.
+    // The keys that rows of the tile see: some sinks, then a run. With positions nothing is known of their order.
     int first = 0, end = num_keys, sinks = 0;
 #if !EXPLICIT
     const int offset = num_keys - num_queries;
     end = offset + (min(first_row + ROWS, rows) - 1) / share + 1;
 #if STREAMING
-    first = max(0, (offset + first_row / share + align) / align * align - recent);
+    first = recent ? max(0, (offset + first_row / share + align) / align * align - recent) : end;
     sinks = min(min(sink, end), first);
 #endif
 #endif

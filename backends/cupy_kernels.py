@@ -10,7 +10,9 @@ from typing import Any
 
 from zigzag.backends.cupy_arrays import Array
 
-RAW = "ZIGZAG_CUPY_RAW"  # this environment variable, set to 0, leaves everything to array calls
+# This environment variable, set to 0, leaves everything to array calls; set to 1, it also asks for kernels that have
+# not run on a GPU yet.
+RAW = "ZIGZAG_CUPY_RAW"
 
 OPTIONS = ("--std=c++17",)
 

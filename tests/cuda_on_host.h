@@ -12,17 +12,20 @@
 #include <utility>
 #include <vector>
 
+#define ON_HOST  // kernels leave out what the header has in the place of instructions
 #define __global__
 #define __device__
 #define __forceinline__ inline
 #define __restrict__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define asm(...)
 using std::max;
 using std::min;
 
 struct Index { int x = 0, y = 0, z = 0; };
+struct uint4 { unsigned x, y, z, w; };
+struct float4 { float x, y, z, w; };
 static Index threadIdx, blockIdx, gridDim;
 
 struct Barrier { int expected = 0, arrived = 0, round = 0; };
@@ -85,6 +88,31 @@ template <class T> T __shfl_sync(unsigned, T x, int lane) { return read_lane(x, 
 template <class T> T __shfl_up_sync(unsigned, T x, int by) {
     const int lane = threadIdx.x % 32;
     return read_lane(x, lane < by ? lane : lane - by);
+}
+static unsigned __reduce_or_sync(unsigned, unsigned x) {
+    for (int offset = 16; offset; offset /= 2) x |= read_lane(x, (threadIdx.x % 32) ^ offset);
+    return x;
+}
+static unsigned __byte_perm(unsigned low, unsigned high, unsigned choice) {
+    const unsigned long long bytes = (unsigned long long)high << 32 | low;
+    unsigned chosen = 0;
+    for (int n = 0; n < 4; ++n) chosen |= (unsigned)(bytes >> (choice >> 4 * n & 7) * 8 & 255) << 8 * n;
+    return chosen;
+}
+
+// c += a b on the fragments of mma.m16n8k16 in half precision: the warp lays both matrices out, then each thread sums.
+static float to_float(unsigned short);  // of the kernel's text
+static float left[64][16][16], right[64][16][8];
+template <class T> void multiply(float (&c)[4], T a0, T a1, T a2, T a3, T b0, T b1) {
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    const T a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
+    for (int n = 0; n < 8; ++n)
+        left[warp][g + n / 2 % 2 * 8][2 * q + n % 2 + n / 4 * 8] = to_float(a[n / 2] >> n % 2 * 16);
+    for (int n = 0; n < 4; ++n) right[warp][2 * q + n % 2 + n / 2 * 8][g] = to_float(b[n / 2] >> n % 2 * 16);
+    wait_at(warp_barriers[warp]);
+    for (int n = 0; n < 4; ++n)
+        for (int k = 0; k < 16; ++k) c[n] += left[warp][g + n / 2 * 8][k] * right[warp][k][2 * q + n % 2];
+    wait_at(warp_barriers[warp]);
 }
 
 template <class... A, size_t... I>

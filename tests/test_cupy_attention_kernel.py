@@ -12,6 +12,7 @@ from tolerance import assert_no_worse
 
 from zigzag import reference
 from zigzag.backends import cupy_attention, cupy_attention_kernel, cupy_kernels
+from zigzag.reference.visibility import default_positions
 
 pytestmark = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="there is no C++ compiler (g++)")
 
@@ -31,15 +32,17 @@ class Decode:
 
 
 @st.composite
-def decodes(draw, *, streaming: bool, explicit: bool) -> Decode:
+def decodes(
+    draw, *, streaming: bool, explicit: bool, sizes=(SIZE, VALUE_SIZE), lengths=(1, 31, 32, 33, 100, 250)
+) -> Decode:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     batch, groups, share = (draw(st.integers(1, most)) for most in (2, 2, 5))
-    keys = draw(st.sampled_from([1, 31, 32, 33, 100, 250]))
+    keys, (size, value_size) = draw(st.sampled_from(lengths)), sizes
     queries = min(keys, draw(st.sampled_from([1, 1, 4, 16])))
     made = Decode(
-        rng.standard_normal((batch, groups * share, queries, SIZE)),
-        in_a_buffer(rng.standard_normal((batch, groups, keys, SIZE))),
-        in_a_buffer(rng.standard_normal((batch, groups, keys, VALUE_SIZE))),
+        rng.standard_normal((batch, groups * share, queries, size)),
+        in_a_buffer(rng.standard_normal((batch, groups, keys, size))),
+        in_a_buffer(rng.standard_normal((batch, groups, keys, value_size))),
         draw(windows(draw(st.sampled_from([1, 4])))) if streaming else {},
         scale=draw(st.sampled_from([None, 1.5])),
     )
@@ -55,6 +58,15 @@ def in_a_buffer(states: np.ndarray) -> np.ndarray:
     buffer = np.full((batch + 1, groups + 1, keys + 7, size), np.nan)
     buffer[:batch, :groups, 3 : keys + 3] = states
     return buffer[:batch, :groups, 3 : keys + 3]
+
+
+def spoil(made: Decode) -> None:
+    """NaN in keys and values that no query sees."""
+    counted = default_positions(made.query.shape[2], made.key.shape[2], None)
+    queries, keys = made.positions.values() or counted
+    hidden = ~reference.visible(queries, keys, **made.window).any(axis=-2)
+    for states in (made.key, made.value):
+        states[np.broadcast_to(np.atleast_2d(hidden)[:, None], states.shape[:3])] = np.nan
 
 
 def use_host(monkeypatch, multiprocessors: int, seed: int, element: str | None = None) -> None:
@@ -93,6 +105,7 @@ def _cast(states: np.ndarray, dtype: str) -> np.ndarray:
 @given(data=st.data(), seed=st.integers(0, 2**16), multiprocessors=st.sampled_from([1, 8, 132]))
 def test_parity(streaming: bool, explicit: bool, data, seed: int, multiprocessors: int) -> None:
     made = data.draw(decodes(streaming=streaming, explicit=explicit))
+    spoil(made)
     with pytest.MonkeyPatch.context() as patch:
         use_host(patch, multiprocessors, seed)
         check(made, "float32")
@@ -139,6 +152,20 @@ def test_an_empty_slot_may_hold_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     exact, exact_lse = reference.attention(query, *clean, **where)
     np.testing.assert_allclose(output, exact, atol=1e-6)
     np.testing.assert_allclose(lse, exact_lse, atol=1e-6)
+
+
+def only_sinks(size: int, value_size: int) -> Decode:
+    """Queries that see no keys but the sinks; NaN in all others."""
+    rng = np.random.default_rng(0)
+    shapes = (1, 2, 4, size), (1, 1, 40, size), (1, 1, 40, value_size)
+    made = Decode(*(rng.standard_normal(shape) for shape in shapes), {"sink": 4, "recent": 0})
+    spoil(made)
+    return made
+
+
+def test_keys_behind_the_sinks_may_hold_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_host(monkeypatch, 8, 0)
+    check(only_sinks(SIZE, VALUE_SIZE), "float32")
 
 
 def test_every_block_takes_a_ticket(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The raw CUDA kernels: each compiles for Hopper without a warning, for each dtype; none is chosen without a record."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import cuda_on_host
 import numpy as np
@@ -14,12 +15,12 @@ HOPPER = (*cupy_kernels.OPTIONS, "--gpu-architecture=sm_90")
 SWITCHES = {cupy_attention_kernel: ("STREAMING", "EXPLICIT"), cupy_verification_kernel: ("LOGITS", "DRAFT")}
 KERNELS = {
     cupy_attention_kernel: ["decode_attention"],
-    cupy_verification_kernel: ["best_of_rows", "mass_of_rows", "decide_greedy", "decide_residual"],
+    cupy_verification_kernel: ["best_of_chunks", "mass_of_chunks", "decide_greedy", "judge_residual", "recover"],
 }
 
 
 def constants(family, **switches: int) -> dict[str, int]:
-    sizes = {cupy_attention_kernel: ["ROWS", "KEYS"], cupy_verification_kernel: ["PIECE", "MAX_PIECES"]}[family]
+    sizes = {cupy_attention_kernel: ["ROWS", "KEYS"], cupy_verification_kernel: ["EIGHTS"]}[family]
     chosen = {name: getattr(family, name) for name in ["THREADS", *sizes]} | switches
     return chosen | ({"SIZE": 32, "VALUE_SIZE": 32} if family is cupy_attention_kernel else {})
 
@@ -46,6 +47,20 @@ def test_largest_heads_fit() -> None:
     assert not is_fine and "shared" in log
 
 
+@pytest.mark.parametrize(
+    ("element", "draft"), [("bfloat16", 0), ("float16", 1), ("float32", 1), ("float16", 2), ("bfloat16", 2)]
+)
+@pytest.mark.parametrize("logits", [0, 1])
+def test_no_registers_are_spilled(element: str, draft: int, logits: int) -> None:
+    """2: draft rows of float32 beside half precision."""
+    made = constants(cupy_verification_kernel, LOGITS=logits, DRAFT=draft)
+    code = cupy_kernels.code_of(cupy_verification_kernel.SOURCE, element, made)
+    options = (*HOPPER, "--ptxas-options=--warn-on-spills")
+    assert compiled(code, options) == (True, "")
+    if draft and logits:
+        assert "spilled" in compiled(code.replace("(THREADS, AT_ONCE)", "(THREADS, 8)"), options)[1]
+
+
 @pytest.mark.parametrize("family", KERNELS)
 def test_every_kernel_is_compiled(family) -> None:
     assert kernels_in(family.SOURCE) == KERNELS[family]
@@ -70,7 +85,11 @@ def test_compile_check_can_fail(right: str, wrong: str, said: str) -> None:
 
 
 class FakeArray(np.ndarray):
-    """Passes for a CuPy array where only its type is looked at."""
+    """Passes for a CuPy array where only its type and its address are looked at."""
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
 
 
 FakeArray.__module__ = "cupy"
@@ -120,14 +139,16 @@ IDS = fake(2, 3, dtype="int64")
     [
         (IDS, fake(2, 4, 9), fake(2, 3, 9), True),
         (IDS, fake(2, 4, 9), None, True),
+        (IDS, fake(2, 4, 9, dtype="float16"), fake(2, 3, 9), True),
         (IDS, fake(2, 4, 9), fake(2, 3, 9, dtype="float16"), False),
+        (IDS, fake(2, 4, 9), fake(2, 3, 9, dtype="float64"), False),
         (IDS, fake(2, 4, 9, dtype="float64"), None, False),
         (IDS, fake(2, 9, 4).swapaxes(1, 2), None, False),
         (fake(0, 3, dtype="int64"), fake(0, 4, 9), None, False),
         (fake(1, 255, dtype="int64"), fake(1, 256, 9), None, True),
         (fake(1, 256, dtype="int64"), fake(1, 257, 9), None, False),
-        (fake(1, 0, dtype="int64"), fake(1, 1, 2**20), None, True),
-        (fake(1, 0, dtype="int64"), fake(1, 1, 2**20 + 1), None, False),
+        (fake(1, 0, dtype="int64"), fake(1, 1, 2**21), None, True),
+        (fake(1, 0, dtype="int64"), fake(1, 1, 2**21 + 1), None, False),
         (IDS, np.zeros((2, 4, 9), dtype="float32"), None, False),
     ],
 )
@@ -141,7 +162,14 @@ def test_keys_are_split_to_fill_the_card() -> None:
     assert cupy_attention_kernel.splits_of(blocks=32, keys=100_000, multiprocessors=132) == 16
     assert cupy_attention_kernel.splits_of(blocks=1, keys=200, multiprocessors=132) == 3
     assert cupy_attention_kernel.splits_of(blocks=1000, keys=100_000, multiprocessors=132) == 1
-    assert [cupy_verification_kernel.splits_of(v) for v in (1, 4096, 4097, 2**20)] == [1, 1, 2, 64]
+
+
+def test_rows_are_split_to_fill_the_card() -> None:
+    """(eights, chunks) of a row: chunks of 2,048 tokens where those of 8,192 were few, and never too many to join."""
+    split, most = cupy_verification_kernel.split, cupy_verification_kernel.THREADS
+    assert [split(1, v) for v in (1, 2048, 2049, 151_552)] == [(1, 1), (1, 1), (1, 2), (1, 74)]
+    assert split(64, 151_552) == (4, 19)
+    assert [split(1, v) for v in (2048 * most, 2048 * most + 1, 8192 * most)] == [(1, most), (4, 65), (4, most)]
 
 
 ROUND_TRIP = """

@@ -24,6 +24,11 @@ class Distribution:
     def __post_init__(self) -> None:
         check_sampling("generate", self.temperature, self.top_k, self.top_p, self.min_p)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether probabilities are the softmax of the processed logits over the temperature, nothing cut off."""
+        return self.top_k == 0 and self.top_p == 1 and self.min_p == 0
+
     def probs(self, logits: Tensor) -> Tensor:
         """[..., V] probabilities of processed logits, at least float32."""
         logits = logits if logits.dtype == torch.float64 else logits.float()

@@ -20,7 +20,7 @@ from zigzag import ops
 from zigzag.fixed_cache import FixedLayer, Ring, RingLayer, Slots
 from zigzag.plans import LayerPlan
 from zigzag.reference.errors import ArgumentError, CacheError
-from zigzag.runner import Host, Runner
+from zigzag.runner import Host, Runner, is_spread
 
 log = logging.getLogger("zigzag")
 
@@ -49,7 +49,7 @@ def _no_graphs(model: Any, plan: Any, trees: bool) -> str:
         return f"the model is on {model.device}, not on a CUDA device"
     if len(devices) > 1:
         return f"the model is spread over {len(devices)} devices"
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_spread():
         return "the model may be spread over several processes"
     if plan is not None and not isinstance(plan, LayerPlan):
         return f"a {type(plan).__name__} splits layers"

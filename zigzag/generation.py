@@ -270,6 +270,7 @@ class _Loop:
             verdict = rule.verify(
                 ids[some], None if draft.probs is None else draft.probs[some], logits[some], self.distribution.probs,
                 coins[some], counts[some], draft.parents, draft.replacement, temperature=self.distribution.temperature,
+                is_plain=self.distribution.is_plain,
             )  # fmt: skip
             drawn = draft.probs is not None and (draft.parents is None or draft.replacement)
             q = draft.probs[some] if drawn else None  # without replacement a sibling may come from outside q

@@ -47,16 +47,22 @@ class Rule:
 
     def verify(
         self, ids: Any, draft_probs: Any, logits: Any, to_probs: Any, uniforms: Any, counts: Any,
-        parents: Sequence[int] | None, replacement: bool, *, temperature: float,
+        parents: Sequence[int] | None, replacement: bool, *, temperature: float, is_plain: bool,
     ) -> Verdict:  # fmt: skip
-        """The verdict on drafts `ids` [B, K] after the target's `logits` [B, K + 1, V]."""
+        """The verdict on drafts `ids` [B, K] after the target's `logits` [B, K + 1, V].
+
+        is_plain: `to_probs` is the softmax over the temperature; then the rules for chains take the logits themselves.
+        """
         rest: dict[str, Any] = {"num_draft_tokens": counts, "validate": False}
         if temperature == 0 and self.lossless:  # the argmax, without making probabilities of it
             if parents is None:
                 return ops.verify_greedy(ids, logits, **rest)
             return ops.verify_tree_greedy(ids, logits, parents=parents, **rest)
         rest |= self.options
-        target = to_probs(logits)
+        if is_plain and parents is None:
+            target, rest["temperature"] = logits, temperature
+        else:
+            target = to_probs(logits)
         if parents is not None:
             verify = ops.verify_tree_k_seq if self.name == "k_seq" else ops.verify_tree_residual
             if self.name != "k_seq":

@@ -32,6 +32,11 @@ log = logging.getLogger("zigzag")
 FEW_QUERIES = 32  # up to so many, folding the heads of a group beats the library's own grouping
 
 
+def is_spread() -> bool:
+    """Whether this is one of several processes, over which a model may be spread."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 class Host:
     """A model whose attention is zigzag's inside the `with` block; an attached plan comes back afterwards.
 
@@ -49,7 +54,7 @@ class Host:
         running.detach(self.model)
         self.interception = Interception(self.model, self._prepare)
         self.faster = ExitStack()
-        if self.model.device.type in experts.DEVICES:
+        if self.model.device.type in experts.DEVICES and not is_spread():
             self.faster.enter_context(fused_modules(self.model))
             try:
                 self.faster.enter_context(experts.few_token_experts(self.model))

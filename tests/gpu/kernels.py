@@ -6,5 +6,5 @@ TRITON = (
     "verify_residual", "verify_lenient", "verify_block", "verify_exact", "verify_typical", "verify_relaxed",
     "verify_top_k", "to_probs", "sample",
 )  # fmt: skip
-CUPY = ("attention", "verify_greedy", "verify_residual")  # the raw ones
+CUPY = ("attention", "verify_greedy", "verify_residual")  # the raw ones; attention has two, chosen by dtype
 NAMES = (*(f"triton:{op}" for op in TRITON), *(f"cupy:{op}" for op in CUPY))

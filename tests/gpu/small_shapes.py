@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,21 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1]), str(HERE.parent)]  #
 
 import numpy as np  # noqa: E402
 from kernels import NAMES  # noqa: E402
-from tolerance import assert_no_worse  # noqa: E402
+from tolerance import EPSILON, assert_no_worse  # noqa: E402
 
 from zigzag import ops, reference  # noqa: E402
-from zigzag.backends import cupy_attention_kernel, cupy_kernels  # noqa: E402
+from zigzag.backends import cupy_attention_kernel, cupy_attention_mma, cupy_kernels  # noqa: E402
 
-VOCABULARY = 1_100  # of two chunks or more, the last not full
+VOCABULARY = 4_104  # of three chunks, the last not full; rows begin at multiples of 16 bytes
+UNEVEN = 1_101  # they do not
 Call = tuple[list[Any], dict[str, Any]]  # arrays and options
 
 
 def attention_calls(rng: np.random.Generator) -> Iterator[Call]:
-    """Decoding with its keys split, several queries, a whole prompt, a ring with an empty slot, and pages."""
+    """Decoding with its keys split, several queries, a whole prompt, a ring with an empty slot, and pages.
+
+    In half precision again what CuPy has another kernel for.
+    """
     window = {"sink": 8, "recent": 24}
     for queries, keys, size, options in (
         (1, 300, 64, {}), (1, 300, 96, window), (5, 70, 16, window), (16, 33, 128, {}), (40, 40, 32, window),
@@ -38,10 +43,23 @@ def attention_calls(rng: np.random.Generator) -> Iterator[Call]:
     at = rng.permutation(np.arange(-1, 32))
     where = {"query_positions": np.array([31, 32]), "key_positions": at}
     yield states(rng, 2, at.size, 16), window | where
+    for dtype, (queries, keys, size, options) in product(
+        halves(), ((1, 300, 64, {}), (5, 70, 128, window), (2, at.size, 64, window | where))
+    ):
+        yield [part.astype(dtype) for part in states(rng, queries, keys, size)], options
     query, key, value = states(rng, 3, 5 * 16, 32)
     pages = [part.reshape(2, 2, 5, 16, 32).swapaxes(1, 2).reshape(10, 2, 16, 32) for part in (key, value)]
     table = np.array([[3, 0, 9, 4], [1, 8, -1, -1]])
     yield [query, *pages], {"block_table": table, "query_positions": np.array([[61, 62, 63], [29, 30, 31]])}
+
+
+def halves() -> list[Any]:
+    """float16, and bfloat16 where NumPy, so CuPy, can have it."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        return [np.float16]
+    return [np.float16, ml_dtypes.bfloat16]
 
 
 def mixed_calls(rng: np.random.Generator) -> Iterator[Call]:
@@ -84,18 +102,19 @@ def score_calls(op: str, rng: np.random.Generator) -> Iterator[Call]:
 def verify_calls(op: str, rng: np.random.Generator) -> Iterator[Call]:
     """From probabilities and from logits, with as many drafts as there are, fewer and none."""
     batch, drafts = 3, 3
-    logits = 3 * rng.standard_normal((batch, drafts + 1, VOCABULARY), dtype=np.float32)
-    draft = probs(3 * rng.standard_normal((batch, drafts, VOCABULARY), dtype=np.float32))
-    ids = np.where(rng.random((batch, drafts)) < 0.7, logits[:, :-1].argmax(-1), draft.argmax(-1))
-    counts, uniforms = np.array([drafts, 1, 0]), rng.random((batch, drafts + 1), dtype=np.float32)
-    options = {"verify_lenient": {"lenience": 0.5}, "verify_top_k": {"k": 3}}.get(op, {})
-    if op == "verify_greedy":
-        yield [ids, logits], {"num_draft_tokens": counts}
-        return
-    for temperature, target in ((None, probs(logits)), (0.7, logits)):
-        drawn = [draft, target] if op in ("verify_residual", "verify_lenient", "verify_block") else [target]
-        coins = [] if op in ("verify_relaxed", "verify_top_k") else [uniforms]
-        yield [ids, *drawn, *coins], {**options, "temperature": temperature, "num_draft_tokens": counts}
+    for vocabulary in (VOCABULARY, UNEVEN):
+        logits = 3 * rng.standard_normal((batch, drafts + 1, vocabulary), dtype=np.float32)
+        draft = probs(3 * rng.standard_normal((batch, drafts, vocabulary), dtype=np.float32))
+        ids = np.where(rng.random((batch, drafts)) < 0.7, logits[:, :-1].argmax(-1), draft.argmax(-1))
+        counts, uniforms = np.array([drafts, 1, 0]), rng.random((batch, drafts + 1), dtype=np.float32)
+        options = {"verify_lenient": {"lenience": 0.5}, "verify_top_k": {"k": 3}}.get(op, {})
+        if op == "verify_greedy":
+            yield [ids, logits], {"num_draft_tokens": counts}
+            continue
+        for temperature, target in ((None, probs(logits)), (0.7, logits), (0.7, logits.astype(np.float16))):
+            drawn = [draft, target] if op in ("verify_residual", "verify_lenient", "verify_block") else [target]
+            coins = [] if op in ("verify_relaxed", "verify_top_k") else [uniforms]
+            yield [ids, *drawn, *coins], {**options, "temperature": temperature, "num_draft_tokens": counts}
 
 
 def sampling_calls(op: str, rng: np.random.Generator) -> Iterator[Call]:
@@ -141,7 +160,7 @@ def fetch(result: Any) -> np.ndarray:
 
 
 def compare(results: Any, exact: Any, naive: Any) -> None:
-    """Integers to the last; floats no worse than the reference in float32."""
+    """Integers to the last; floats no worse than the reference in their dtype."""
     parts = (each if isinstance(each, tuple) else (each,) for each in (results, exact, naive))
     for result, true, plain in zip(*parts, strict=True):
         if true is None:
@@ -149,7 +168,9 @@ def compare(results: Any, exact: Any, naive: Any) -> None:
         if np.issubdtype(np.asarray(true).dtype, np.integer):
             np.testing.assert_array_equal(fetch(result), true)
         else:
-            assert_no_worse(fetch(result), true, plain, dtype="float32", terms=true.shape[-1])
+            found = fetch(result)
+            plain = plain.astype(found.dtype)  # the reference leaves half precision in float64
+            assert_no_worse(found, true, plain, dtype=str(found.dtype), terms=true.shape[-1])
 
 
 def run(name: str, device: str = "cuda") -> int:
@@ -160,14 +181,18 @@ def run(name: str, device: str = "cuda") -> int:
     for arrays, options in calls(op):
         if launched is not None and op == "attention" and arrays[0].shape[2] > cupy_attention_kernel.MAX_QUERIES:
             continue  # not for this kernel
+        if backend != "cupy" and str(arrays[0].dtype) == "bfloat16":
+            continue  # torch does not take it from NumPy, and has it in the parity suite
         number, before = number + 1, len(launched or ())
         placed = [place(backend, device, array) for array in arrays]
         on = {key: place(backend, device, value) for key, value in options.items()}
         results = getattr(ops, op)(*placed, **on, backend=backend)
-        wide = [a.astype(np.float64) if a.dtype == np.float32 else a for a in arrays]
+        wide = [a.astype(np.float64) if str(a.dtype) in EPSILON else a for a in arrays]
         compare(results, *(getattr(reference, op)(*given, **options) for given in (wide, arrays)))
         if launched is not None and len(launched) == before:
             raise AssertionError(f"{name}, call {number}: array calls were used, not the raw kernel")
+        if launched is not None and arrays[0].dtype.itemsize == 2 and launched[-1] != cupy_attention_mma.NAME:
+            raise AssertionError(f"{name}, call {number}: {launched[-1]} was used, not {cupy_attention_mma.NAME}")
     return number
 
 

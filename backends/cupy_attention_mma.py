@@ -1,0 +1,391 @@
+"""Attention for decoding on tensor cores, in one raw CUDA kernel: half precision, the arguments of `decode_attention`.
+
+A block takes 16 rows (queries and heads of one KV group) and a share of the keys. Each of its warps takes 16 keys at a
+time, with its own online softmax, and waits for no other: keys and values go from global memory to the registers of
+`mma` without shared memory. The order of a sum is free, and so is that of the output's columns, so a thread reads eight
+neighbouring numbers at once and calls them what the instruction wants. The loads of the next keys are on their way
+while the present values are used, and the other way round.
+
+Warps are merged through shared memory, blocks by the last to finish. Scores and sums are float32; weights are rounded
+to the arrays' dtype, as the products need them.
+"""
+
+import os
+from functools import cache
+
+from zigzag.backends import cupy_kernels
+from zigzag.backends.cupy_arrays import Array, namespace
+
+RAN_ON_GPU = False  # set it when the kernel has passed tests/gpu on a GPU; until then ZIGZAG_CUPY_RAW=1 asks for it
+NAME = "decode_attention_mma"
+DTYPES = ("float16", "bfloat16")
+MAX_SIZE = 128  # of D and Dv
+LEAST_KEYS = 64  # of a block: 16 for each warp
+WAVES = 2  # blocks that a multiprocessor has registers for
+OLDEST = 80  # compute capability that has the instructions
+
+SOURCE = r"""
+#define WARPS (THREADS / 32)
+#define STEP 16                      // keys that a warp takes at a time
+#define SLICES (SIZE / 32)           // a thread has 8 numbers of each slice of a key
+#define HALVES (VALUE_SIZE / 64)     // and 8 of each half of a value
+#define STRIDE (VALUE_SIZE + 1)      // of the rows in shared memory: fewer bank conflicts
+#define QUADS (ROWS * VALUE_SIZE / 4 / THREADS)  // four columns of a row: how many a thread merges
+#define LN2 0.6931471805599453f
+
+#if EXPLICIT
+typedef long long position;
+#else
+typedef int position;
+#endif
+
+#ifndef ON_HOST
+#if BFLOAT16
+#define TYPE "bf16"
+#else
+#define TYPE "f16"
+#endif
+// c += a b for a tile of 16 x 8. With g = lane / 4 and q = lane % 4 a thread has
+// a: (row g, k 2q, 2q+1), (row g+8, the same), (row g, k 2q+8, 2q+9), (row g+8, the same);
+// b: (k 2q, 2q+1, column g), (k 2q+8, 2q+9, column g); c: (row g, columns 2q, 2q+1), (row g+8, the same).
+__device__ __forceinline__ void multiply(
+    float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1
+) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ unsigned pack(float low, float high) {
+    unsigned both;
+    asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+#else
+inline unsigned pack(float low, float high) { return to_element(low) | (unsigned)to_element(high) << 16; }
+#endif
+
+template <class T> __device__ __forceinline__ T load(const void* from) { return *(const T*)from; }
+__device__ __forceinline__ unsigned word(const uint4& four, int n) {
+    return n == 0 ? four.x : n == 1 ? four.y : n == 2 ? four.z : four.w;
+}
+__device__ __forceinline__ float row_max(float x) {  // over the four threads that share a row
+    x = fmaxf(x, __shfl_xor_sync(ALL, x, 1));
+    return fmaxf(x, __shfl_xor_sync(ALL, x, 2));
+}
+__device__ __forceinline__ float row_sum(float x) {
+    x += __shfl_xor_sync(ALL, x, 1);
+    return x + __shfl_xor_sync(ALL, x, 2);
+}
+__device__ __forceinline__ float base_of(float highest) { return highest == NOTHING ? 0.0f : highest; }
+__device__ __forceinline__ float logarithm(float highest, float sum) {
+    return sum == 0.0f ? NOTHING : (highest + log2f(sum)) * LN2;
+}
+
+// The keys that rows of the tile see: some sinks, then a run.
+struct Places {
+    int sinks, first, count;
+    __device__ int of(int index) const { return index < sinks ? index : first + index - sinks; }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma(
+    const element* __restrict__ query, const element* __restrict__ key, const element* __restrict__ value,
+    element* __restrict__ output, float* __restrict__ lse,
+    const long long* __restrict__ query_at, const long long* __restrict__ key_at,
+    float* parts, float* sums, int* tickets,
+    long long key_batch, long long key_head, long long key_token,
+    long long value_batch, long long value_head, long long value_token,
+    long long query_at_batch, long long key_at_batch,
+    int num_queries, int num_keys, int groups, int share, int sink, int recent, int align, float scale
+) {
+    __shared__ float shared[WARPS * ROWS * STRIDE];   // results of the warps, then the weights of the splits
+    __shared__ float warp_stats[WARPS * ROWS * 2];    // highest score and sum of each row
+    __shared__ float stats[ROWS * 2];
+    __shared__ int is_last;
+
+    const uint4 zero = {0, 0, 0, 0};
+    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
+    const int split = blockIdx.x, splits = gridDim.x, pair = blockIdx.z;
+    const long long batch = pair / groups, head = (long long)pair * share;  // the first head of the group, of all rows
+    const int group = pair % groups, first_row = blockIdx.y * ROWS, rows = num_queries * share;
+
+    uint4 queries[2][SLICES];  // of rows g and g + 8: numbers 32 t + 8 q and the next seven
+    position at[2];            // -1: no row
+#if STREAMING
+    position window[2];        // where the recent keys of each row begin; sink and recent are multiples of align
+#endif
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+        const int row = first_row + g + 8 * m;
+        const long long line = (head + row % share) * num_queries + row / share;
+#pragma unroll
+        for (int t = 0; t < SLICES; ++t)
+            queries[m][t] = row < rows ? load<uint4>(query + line * SIZE + 32 * t + 8 * q) : zero;
+#if EXPLICIT
+        at[m] = row < rows ? query_at[batch * query_at_batch + row / share] : -1;
+#else
+        at[m] = row < rows ? num_keys - num_queries + row / share : -1;
+#endif
+#if STREAMING
+        window[m] = (at[m] + align) / align * align - recent;
+#endif
+    }
+
+    Places places = {0, 0, num_keys};  // with positions nothing is known of their order
+#if !EXPLICIT
+    const int offset = num_keys - num_queries, end = offset + (min(first_row + ROWS, rows) - 1) / share + 1;
+#if STREAMING
+    places.first = recent ? max(0, (offset + first_row / share + align) / align * align - recent) : end;
+    places.sinks = min(min(sink, end), places.first);
+#endif
+    places.count = places.sinks + max(0, end - places.first);
+#endif
+
+    const element* keys = key + batch * key_batch + group * key_head + 8 * q;
+    const element* values = value + batch * value_batch + group * value_head + 8 * g;
+    uint4 k[2][SLICES];  // of keys g and g + 8 of the step: numbers 32 t + 8 q and the next seven
+    uint4 v[4][HALVES];  // of keys 2q, 2q+1, 2q+8, 2q+9: numbers 64 h + 8 g and the next seven
+    position j[4];       // where the same keys stand; -1: nowhere
+    auto read_keys = [&](int step) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+            const int index = step * STEP + 8 * n + g;
+            const element* from = keys + places.of(index) * key_token;
+#pragma unroll
+            for (int t = 0; t < SLICES; ++t) k[n][t] = index < places.count ? load<uint4>(from + 32 * t) : zero;
+        }
+    };
+    auto read_values = [&](int step) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+            const int index = step * STEP + n / 2 * 8 + 2 * q + n % 2, place = places.of(index);
+            const element* from = values + place * value_token;
+#pragma unroll
+            for (int h = 0; h < HALVES; ++h) v[n][h] = index < places.count ? load<uint4>(from + 64 * h) : zero;
+            j[n] = index < places.count ? place : -1;
+#if EXPLICIT
+            if (index < places.count) j[n] = key_at[batch * key_at_batch + place];
+#endif
+        }
+    };
+
+    float highest[2] = {NOTHING, NOTHING}, total[2] = {0.0f, 0.0f};  // total: of this thread's keys only
+    float result[HALVES * 8][4];  // of tile 8 h + i column c is number 64 h + 8 c + i of the output
+#pragma unroll
+    for (int n = 0; n < HALVES * 8; ++n)
+        for (int c = 0; c < 4; ++c) result[n][c] = 0.0f;
+
+    const int steps = (places.count + STEP - 1) / STEP, stride = splits * WARPS;
+    int step = split * WARPS + warp;
+    read_keys(step);
+    read_values(step);
+    for (; step < steps; step += stride) {
+        float score[2][4] = {};  // rows g and g + 8, keys 2q and 2q+1 of each eight
+#pragma unroll
+        for (int t = 0; t < SLICES; ++t) {
+            const uint4 low = queries[0][t], high = queries[1][t];
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+                multiply(score[n], low.x, high.x, low.y, high.y, k[n][t].x, k[n][t].y);
+                multiply(score[n], low.z, high.z, low.w, high.w, k[n][t].z, k[n][t].w);
+            }
+        }
+        read_keys(step + stride);
+
+#if EXPLICIT
+        unsigned seen = 0;  // keys that a row sees; without positions no others are read
+#endif
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+#pragma unroll
+            for (int m = 0; m < 2; ++m) {
+                bool is_seen = j[n] >= 0 && j[n] <= at[m];
+#if STREAMING
+                is_seen = is_seen && (j[n] < sink || j[n] >= window[m]);
+#endif
+                float& one = score[n / 2][2 * m + n % 2];
+                one = is_seen ? one * scale : NOTHING;
+#if EXPLICIT
+                seen |= (unsigned)is_seen << n;
+#endif
+            }
+        }
+#if EXPLICIT
+        seen = __reduce_or_sync(ALL, seen << 4 * q) >> 4 * q;
+#pragma unroll
+        for (int n = 0; n < 4; ++n)
+#pragma unroll
+            for (int h = 0; h < HALVES; ++h) v[n][h] = seen >> n & 1 ? v[n][h] : zero;  // the others may hold NaN
+#endif
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+            float* const one = &score[0][2 * m];
+            float* const other = &score[1][2 * m];
+            const float now = row_max(fmaxf(fmaxf(one[0], one[1]), fmaxf(other[0], other[1])));
+            const float new_highest = fmaxf(highest[m], now), base = base_of(new_highest);
+            const float shrink = exp2f(highest[m] - base);
+            highest[m] = new_highest;
+            total[m] *= shrink;
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                one[c] = exp2f(one[c] - base);
+                other[c] = exp2f(other[c] - base);
+                total[m] += one[c] + other[c];
+#pragma unroll
+                for (int n = 0; n < HALVES * 8; ++n) result[n][2 * m + c] *= shrink;
+            }
+        }
+        const unsigned p0 = pack(score[0][0], score[0][1]), p1 = pack(score[0][2], score[0][3]);
+        const unsigned p2 = pack(score[1][0], score[1][1]), p3 = pack(score[1][2], score[1][3]);
+#pragma unroll
+        for (int h = 0; h < HALVES; ++h) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const unsigned half = i % 2 ? 0x7632 : 0x5410;  // number i of two keys side by side
+                const unsigned b0 = __byte_perm(word(v[0][h], i / 2), word(v[1][h], i / 2), half);
+                const unsigned b1 = __byte_perm(word(v[2][h], i / 2), word(v[3][h], i / 2), half);
+                multiply(result[8 * h + i], p0, p1, p2, p3, b0, b1);
+            }
+        }
+        read_values(step + stride);
+    }
+
+    // The warps, made one.
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+        total[m] = row_sum(total[m]);
+        if (q) continue;
+        float* const own = warp_stats + (warp * ROWS + g + 8 * m) * 2;
+        own[0] = highest[m];
+        own[1] = total[m];
+    }
+    __syncthreads();
+    if (thread < ROWS) {
+        float top = NOTHING, sum = 0.0f;
+        for (int w = 0; w < WARPS; ++w) top = fmaxf(top, warp_stats[(w * ROWS + thread) * 2]);
+        for (int w = 0; w < WARPS; ++w) {
+            const float* const one = warp_stats + (w * ROWS + thread) * 2;
+            sum += one[1] * exp2f(one[0] - base_of(top));
+        }
+        stats[2 * thread] = top;
+        stats[2 * thread + 1] = sum;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+        const int row = g + 8 * m;
+        const float shrink = exp2f(highest[m] - base_of(stats[2 * row]));
+        float* const into = shared + (warp * ROWS + row) * STRIDE + 16 * q;
+#pragma unroll
+        for (int n = 0; n < HALVES * 8; ++n)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) into[n / 8 * 64 + 8 * c + n % 8] = result[n][2 * m + c] * shrink;
+    }
+    __syncthreads();
+
+    const long long tile = (long long)pair * gridDim.y + blockIdx.y, first_part = tile * splits * ROWS;
+    for (int n = thread; n < ROWS * VALUE_SIZE; n += THREADS) {
+        const int own = n / VALUE_SIZE, column = n % VALUE_SIZE, row = first_row + own;
+        if (row >= rows) continue;
+        float sum = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; ++w) sum += shared[(w * ROWS + own) * STRIDE + column];
+        if (splits > 1) {
+            parts[(first_part + split * ROWS + own) * VALUE_SIZE + column] = sum;
+        } else {
+            const long long line = (head + row % share) * num_queries + row / share;
+            const float all = stats[2 * own + 1];
+            output[line * VALUE_SIZE + column] = to_element(all == 0.0f ? 0.0f : sum / all);
+        }
+    }
+    if (splits == 1) {
+        const int row = first_row + thread;
+        if (thread < ROWS && row < rows)
+            lse[(head + row % share) * num_queries + row / share] = logarithm(stats[2 * thread], stats[2 * thread + 1]);
+        return;
+    }
+
+    // The splits, made one by the last block. Loads do not wait for each other.
+    if (thread < ROWS * 2) sums[(first_part + split * ROWS) * 2 + thread] = stats[thread];
+    __threadfence();  // what this block wrote is seen before its ticket is
+    __syncthreads();
+    if (thread == 0) is_last = atomicAdd(tickets + tile, 1) == splits - 1;
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+#pragma unroll
+    for (int own = warp; own < ROWS; own += WARPS) {
+        float top[MAX_SPLITS / 32], sum[MAX_SPLITS / 32], highest_of_all = NOTHING, all = 0.0f;
+#pragma unroll
+        for (int n = 0; n < MAX_SPLITS / 32; ++n) {
+            const int s = lane + 32 * n;
+            const float* const part = sums + (first_part + s * ROWS + own) * 2;
+            top[n] = s < splits ? __ldcg(part) : NOTHING;
+            sum[n] = s < splits ? __ldcg(part + 1) : 0.0f;
+        }
+#pragma unroll
+        for (int n = 0; n < MAX_SPLITS / 32; ++n) highest_of_all = fmaxf(highest_of_all, top[n]);
+        highest_of_all = warp_max(highest_of_all);
+#pragma unroll
+        for (int n = 0; n < MAX_SPLITS / 32; ++n) {
+            top[n] = exp2f(top[n] - base_of(highest_of_all));
+            all += sum[n] * top[n];
+        }
+        all = warp_sum(all);
+#pragma unroll
+        for (int n = 0; n < MAX_SPLITS / 32; ++n)
+            shared[own * MAX_SPLITS + lane + 32 * n] = all == 0.0f ? 0.0f : top[n] / all;
+        const int row = first_row + own;
+        if (lane == 0 && row < rows)
+            lse[(head + row % share) * num_queries + row / share] = logarithm(highest_of_all, all);
+    }
+    __syncthreads();
+    float4 merged[QUADS] = {};
+#pragma unroll 4
+    for (int s = 0; s < splits; ++s) {
+#pragma unroll
+        for (int m = 0; m < QUADS; ++m) {
+            const int n = thread + m * THREADS, own = n / (VALUE_SIZE / 4), column = n % (VALUE_SIZE / 4) * 4;
+            if (first_row + own >= rows) continue;
+            const float4 part = __ldcg((const float4*)(parts + (first_part + s * ROWS + own) * VALUE_SIZE + column));
+            const float weight = shared[own * MAX_SPLITS + s];
+            merged[m].x += part.x * weight;
+            merged[m].y += part.y * weight;
+            merged[m].z += part.z * weight;
+            merged[m].w += part.w * weight;
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < QUADS; ++m) {
+        const int n = thread + m * THREADS, row = first_row + n / (VALUE_SIZE / 4), column = n % (VALUE_SIZE / 4) * 4;
+        if (row >= rows) continue;
+        element* const into = output + ((head + row % share) * num_queries + row / share) * VALUE_SIZE + column;
+        into[0] = to_element(merged[m].x);
+        into[1] = to_element(merged[m].y);
+        into[2] = to_element(merged[m].z);
+        into[3] = to_element(merged[m].w);
+    }
+}
+"""
+
+
+def chosen(query: Array, key: Array, value: Array) -> bool:
+    """Whether this kernel is to be used where a raw one is: it is asked for, or it has run; and takes these arrays."""
+    return (
+        (RAN_ON_GPU or os.environ.get(cupy_kernels.RAW) == "1")
+        and str(query.dtype) in DTYPES
+        and query.shape[3] % 32 == 0
+        and value.shape[3] % 64 == 0
+        and max(query.shape[3], value.shape[3]) <= MAX_SIZE
+        and all(_is_aligned(states) for states in (query, key, value))
+        and _capability(namespace(query)) >= OLDEST
+    )
+
+
+def _is_aligned(states: Array) -> bool:
+    """Whether each row may be read 16 bytes at a time."""
+    return states.data.ptr % 16 == 0 and all(stride % 16 == 0 for stride in states.strides[:3])
+
+
+@cache
+def _capability(xp) -> int:
+    return int(xp.cuda.Device().compute_capability)

@@ -10,13 +10,10 @@ Warps are merged through shared memory, blocks by the last to finish. Scores and
 to the arrays' dtype, as the products need them.
 """
 
-import os
 from functools import cache
 
-from zigzag.backends import cupy_kernels
 from zigzag.backends.cupy_arrays import Array, namespace
 
-RAN_ON_GPU = False  # set it when the kernel has passed tests/gpu on a GPU; until then ZIGZAG_CUPY_RAW=1 asks for it
 NAME = "decode_attention_mma"
 DTYPES = ("float16", "bfloat16")
 MAX_SIZE = 128  # of D and Dv
@@ -369,10 +366,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma(
 
 
 def chosen(query: Array, key: Array, value: Array) -> bool:
-    """Whether this kernel is to be used where a raw one is: it is asked for, or it has run; and takes these arrays."""
+    """Whether this kernel is to be used where a raw one is: it takes these arrays."""
     return (
-        (RAN_ON_GPU or os.environ.get(cupy_kernels.RAW) == "1")
-        and str(query.dtype) in DTYPES
+        str(query.dtype) in DTYPES
         and query.shape[3] % 32 == 0
         and value.shape[3] % 64 == 0
         and max(query.shape[3], value.shape[3]) <= MAX_SIZE

@@ -193,18 +193,6 @@ def test_takes(key, value, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None
     assert not mma.chosen(query, key, value)
 
 
-def test_must_be_asked_for_until_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mma, "_capability", lambda xp: 90)
-    arrays = fake(1, 4, 1, 64, dtype="float16"), HALF[64], HALF[64]
-    for asked in (None, "", "0"):
-        monkeypatch.delenv(cupy_kernels.RAW, raising=False)
-        if asked is not None:
-            monkeypatch.setenv(cupy_kernels.RAW, asked)
-        assert mma.chosen(*arrays) is mma.RAN_ON_GPU
-    monkeypatch.setattr(mma, "RAN_ON_GPU", True)
-    assert mma.chosen(*arrays)
-
-
 def test_launch_code_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
     monkeypatch.setattr(cupy_attention_kernel, "_multiprocessors", lambda xp: 132)

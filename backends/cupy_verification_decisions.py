@@ -1,0 +1,315 @@
+"""CUDA text: the kernels that accept drafts and draw the token that follows; after that of cupy_verification_chunks."""
+
+SOURCE = r"""
+// A draft as its thread knows it; threads beyond the last hold none.
+struct Draft {
+    int token;
+    bool is_real;  // by its count and its id; the first that is not ends the drafts of its row
+};
+
+__device__ __forceinline__ Draft own_draft(const long long* ids, int most, int vocabulary) {
+    const int thread = threadIdx.x;
+    const long long id = thread < most ? ids[thread] : -1;
+    const bool is_real = id >= 0 && id < vocabulary;
+    return {is_real ? (int)id : -1, is_real};
+}
+
+// The first thread of the block whose flag is false, for each of two flags. One barrier.
+__device__ __forceinline__ void first_false(bool one, bool other, int& first_one, int& first_other) {
+    __shared__ int ones[WARPS], others[WARPS];
+    const int thread = threadIdx.x;
+    first_one = warp_min_int(one ? FAR : thread);
+    first_other = warp_min_int(other ? FAR : thread);
+    if (thread % 32 == 0) {
+        ones[thread / 32] = first_one;
+        others[thread / 32] = first_other;
+    }
+    __syncthreads();
+    for (int w = 0; w < WARPS; ++w) {
+        first_one = min(first_one, ones[w]);
+        first_other = min(first_other, others[w]);
+    }
+}
+
+// One block a row of the batch.
+extern "C" __global__ void __launch_bounds__(THREADS) decide_greedy(
+    const long long* __restrict__ ids, const long long* __restrict__ counts, const float* __restrict__ best,
+    const int* __restrict__ best_id, long long* tokens, long long* num_accepted, int drafts, int vocabulary, int chunks,
+    int is_ragged
+) {
+    __shared__ int own[THREADS];
+    const int b = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
+    const int most = most_of(counts, b, is_ragged, drafts);
+    const Draft draft = own_draft(ids + (long long)b * drafts, most, vocabulary);
+    for (int row = thread / 32; row <= most; row += WARPS) {
+        const long long part = ((long long)b * (drafts + 1) + row) * chunks;
+        float value[WARPS], highest = NOTHING;
+        int id[WARPS], lowest = FAR;
+#pragma unroll
+        for (int n = 0; n < WARPS; ++n) {
+            const int c = 32 * n + lane;
+            value[n] = c < chunks ? best[part + c] : NOTHING;
+            id[n] = c < chunks ? best_id[part + c] : FAR;
+            highest = fmaxf(highest, value[n]);
+        }
+        highest = warp_max(highest);
+#pragma unroll
+        for (int n = 0; n < WARPS; ++n) lowest = value[n] == highest ? min(lowest, id[n]) : lowest;
+        lowest = warp_min_int(lowest);
+        if (lane == 0) own[row] = lowest == FAR ? -1 : lowest;
+    }
+    __syncthreads();
+    int accepted, count;
+    first_false(draft.is_real && draft.token == own[thread], draft.is_real, accepted, count);
+    if (thread <= drafts)
+        tokens[(long long)b * (drafts + 1) + thread] =
+            thread < accepted ? draft.token : thread == accepted ? own[thread] : -1;
+    if (thread == 0) num_accepted[b] = accepted;
+}
+
+// What the recovery of a row of the batch needs beside its sums.
+struct Note {
+    float highest, inverse;  // with LOGITS: of the row that is drawn from
+    float coin;
+    int rejected;  // the token, or -1: none was
+};
+
+// The weights of a token: in the row itself, and in what is left of it beside the draft's.
+struct Weights {
+    float highest, inverse, scale;  // with LOGITS
+    int rejected;
+
+    __device__ __forceinline__ float p(float x) const {
+#if LOGITS
+        return exp2f((x - highest) * scale) * inverse;
+#else
+        return x;
+#endif
+    }
+    // NaN is no weight.
+    __device__ __forceinline__ float plain(float x) const {
+        const float weight = p(x);
+        return weight > 0.0f ? weight : 0.0f;
+    }
+    // NaN stays one, so that the sum shows it.
+    __device__ __forceinline__ float left(float x, float q, int v) const {
+#if DRAFT
+        const float weight = p(x) - q;
+#else
+        const float weight = p(x) - (v == rejected ? 1.0f : 0.0f);
+#endif
+        return weight <= 0.0f ? 0.0f : weight;
+    }
+};
+#define BEYOND (LOGITS ? NOTHING : 0.0f)
+
+// A thread's share of a chunk of the target's row, and of the draft's where a draft was rejected.
+template <bool EVEN> __device__ __forceinline__ void read_both(
+    const element* target, const draft_element* draft, bool is_rejected, int start, int step, int vocabulary,
+    float (&x)[EIGHTS][8], float (&q)[EIGHTS][8]
+) {
+#if DRAFT
+    if (is_rejected) {
+        read<EVEN>(target, start, step, vocabulary, BEYOND, x);
+        read<EVEN>(draft, start, step, vocabulary, 0.0f, q);
+        return;
+    }
+#endif
+    read<EVEN>(target, start, step, vocabulary, BEYOND, x);
+}
+
+#define AT_ONCE (!DRAFT ? 5 : sizeof(element) == sizeof(float) ? 2 : 3)  // blocks of a multiprocessor, without spills
+
+// One block a chunk of a row of the batch; the blocks of chunk 0 write the verdict but for the token that is drawn.
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) judge_residual(
+    const long long* __restrict__ ids, const long long* __restrict__ counts, const element* __restrict__ target,
+    const draft_element* __restrict__ draft, const float* __restrict__ coins, const float* __restrict__ highest,
+    const float* __restrict__ mass, float* plains, float* lefts, float* notes, long long* tokens,
+    long long* num_accepted, int drafts, int vocabulary, int is_ragged, float scale
+) {
+    __shared__ float row_highest[THREADS], row_inverse[THREADS], coins_of[THREADS], sums[WARPS][2];
+    __shared__ int tokens_of[THREADS];
+    const int chunk = blockIdx.y, chunks = gridDim.y, thread = threadIdx.x, lane = thread % 32;
+    const long long b = blockIdx.x;
+    const int most = most_of(counts, b, is_ragged, drafts);
+    ids += b * drafts;
+    coins += b * (drafts + 1);
+    target += b * (drafts + 1) * vocabulary;
+    draft += b * drafts * vocabulary;
+    const Draft own = own_draft(ids, most, vocabulary);
+    const float coin = thread <= most ? coins[thread] : 0.0f;
+    float x_own = 0.0f, q_own = 1.0f;
+    if (own.is_real) {
+        x_own = to_float(target[(long long)thread * vocabulary + own.token]);
+#if DRAFT
+        q_own = as_float(draft[(long long)thread * vocabulary + own.token]);
+#endif
+    }
+    coins_of[thread] = coin;
+    tokens_of[thread] = own.token;
+#if LOGITS
+    for (int row = thread / 32; row <= most; row += WARPS) {
+        const long long part = (b * (drafts + 1) + row) * chunks;
+        float high[WARPS], weight[WARPS], top = NOTHING, sum = 0.0f;
+#pragma unroll
+        for (int n = 0; n < WARPS; ++n) {
+            const int c = 32 * n + lane;
+            high[n] = c < chunks ? highest[part + c] : NOTHING;
+            weight[n] = c < chunks ? mass[part + c] : 0.0f;
+            top = fmaxf(top, high[n]);
+        }
+        top = warp_max(top);
+#pragma unroll
+        for (int n = 0; n < WARPS; ++n) sum += weight[n] * exp2f((high[n] - top) * scale);
+        sum = warp_sum(sum);
+        if (lane == 0) {
+            row_highest[row] = top;
+            row_inverse[row] = 1.0f / sum;  // NaN where the row is broken
+        }
+    }
+#endif
+    __syncthreads();
+    const Weights judged{row_highest[thread], row_inverse[thread], scale, -1};
+    int accepted, count;
+    first_false(own.is_real && coin * q_own < judged.p(x_own), own.is_real, accepted, count);
+    const bool is_rejected = accepted < count;
+    const Weights row{row_highest[accepted], row_inverse[accepted], scale, is_rejected ? tokens_of[accepted] : -1};
+    if (chunk == 0) {
+        if (thread <= drafts) tokens[b * (drafts + 1) + thread] = thread < accepted ? own.token : -1;
+        if (thread == 0) {
+            num_accepted[b] = accepted;
+            ((Note*)notes)[b] = Note{row.highest, row.inverse, coins_of[count], row.rejected};
+        }
+    }
+    const int start = chunk * CHUNK + 8 * thread, step = 8 * THREADS;
+    target += (long long)accepted * vocabulary;
+    draft += (long long)accepted * vocabulary;
+    float x[EIGHTS][8], q[EIGHTS][8];
+    if (is_even(target, vocabulary) && is_even(draft, vocabulary))
+        read_both<true>(target, draft, is_rejected, start, step, vocabulary, x, q);
+    else
+        read_both<false>(target, draft, is_rejected, start, step, vocabulary, x, q);
+    float plain = 0.0f, left = 0.0f;
+#pragma unroll
+    for (int n = 0; n < EIGHTS; ++n) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            plain += row.plain(x[n][i]);
+            if (is_rejected) left += row.left(x[n][i], q[n][i], start + n * step + i);
+        }
+    }
+    plain = warp_sum(plain);
+    left = warp_sum(left);
+    if (lane == 0) {
+        sums[thread / 32][0] = plain;
+        sums[thread / 32][1] = left;
+    }
+    __syncthreads();
+    if (thread > 0) return;
+    plain = left = 0.0f;
+    for (int w = 0; w < WARPS; ++w) {
+        plain += sums[w][0];
+        left += sums[w][1];
+    }
+    plains[b * chunks + chunk] = plain;
+    lefts[b * chunks + chunk] = left;
+}
+
+// The sum of what the threads before this one hold, and of what all hold. One barrier.
+__device__ __forceinline__ float sum_before(float x, float* held, float& all) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float sum = x;
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const float below = __shfl_up_sync(ALL, sum, offset);
+        if (lane >= offset) sum += below;
+    }
+    if (lane == 31) held[warp] = sum;
+    const float below = __shfl_up_sync(ALL, sum, 1);
+    __syncthreads();
+    float before = 0.0f;
+    all = 0.0f;
+    for (int w = 0; w < WARPS; ++w) {
+        before += w < warp ? held[w] : 0.0f;
+        all += held[w];
+    }
+    return before + (lane > 0 ? below : 0.0f);
+}
+
+// The smallest of `first`; where all are FAR, the largest of `last`. One barrier.
+__device__ __forceinline__ int pick(int first, int last, int (*held)[2]) {
+    first = warp_min_int(first);
+    last = -warp_min_int(-last);
+    if (threadIdx.x % 32 == 0) {
+        held[threadIdx.x / 32][0] = first;
+        held[threadIdx.x / 32][1] = last;
+    }
+    __syncthreads();
+    for (int w = 0; w < WARPS; ++w) {
+        first = min(first, held[w][0]);
+        last = max(last, held[w][1]);
+    }
+    return first < FAR ? first : last;
+}
+
+// One block a row of the batch draws its last token: the first at which the sum of weights exceeds coin * all; where
+// rounding leaves none, the last with weight; -1 without weight. From the target's row itself if nothing, or NaN, is
+// left of it beside the draft's.
+extern "C" __global__ void __launch_bounds__(THREADS) recover(
+    const element* __restrict__ target, const draft_element* __restrict__ draft, const float* __restrict__ plains,
+    const float* __restrict__ lefts, const float* __restrict__ notes, const long long* __restrict__ num_accepted,
+    long long* tokens, int drafts, int vocabulary, int chunks, float scale
+) {
+    __shared__ float held[3][WARPS], before_chunk;
+    __shared__ int places[2][WARPS][2];
+    const int thread = threadIdx.x;
+    const long long b = blockIdx.x, accepted = num_accepted[b];
+    const Note note = ((const Note*)notes)[b];
+    const Weights row{note.highest, note.inverse, scale, note.rejected};
+    const float plain = thread < chunks ? plains[b * chunks + thread] : 0.0f;
+    const float left = thread < chunks ? lefts[b * chunks + thread] : 0.0f;
+    float all, all_left;
+    float before = sum_before(plain, held[0], all);
+    const float before_left = sum_before(left, held[1], all_left);
+    const bool is_left = all_left > 0.0f;
+    if (is_left) before = before_left;
+    const float weight = is_left ? left : plain, bound = note.coin * (is_left ? all_left : all);
+    const bool is_over = weight > 0.0f && before + weight > bound;
+    const int chunk = pick(is_over ? thread : FAR, weight > 0.0f ? thread : -1, places[0]);
+    if (thread == chunk) before_chunk = before;
+    __syncthreads();
+    int token = -1;
+    if (chunk >= 0) {  // the same in all threads
+        const int start = chunk * CHUNK + 8 * EIGHTS * thread;
+        target += (b * (drafts + 1) + accepted) * vocabulary;
+        draft += (b * drafts + accepted) * vocabulary;
+        float x[EIGHTS][8], q[EIGHTS][8], sum = 0.0f;
+        if (is_even(target, vocabulary) && is_even(draft, vocabulary))
+            read_both<true>(target, draft, is_left, start, 8, vocabulary, x, q);
+        else
+            read_both<false>(target, draft, is_left, start, 8, vocabulary, x, q);
+#pragma unroll
+        for (int n = 0; n < EIGHTS; ++n) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                x[n][i] = is_left ? row.left(x[n][i], q[n][i], start + 8 * n + i) : row.plain(x[n][i]);
+                sum += x[n][i];
+            }
+        }
+        float running = before_chunk + sum_before(sum, held[2], all);
+        int first = FAR, last = -1;
+#pragma unroll
+        for (int n = 0; n < EIGHTS; ++n) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                running += x[n][i];
+                if (x[n][i] > 0.0f) {
+                    last = start + 8 * n + i;
+                    if (running > bound) first = min(first, last);
+                }
+            }
+        }
+        token = pick(first, last, places[1]);
+    }
+    if (thread == 0) tokens[b * (drafts + 1) + accepted] = token;
+}
+"""

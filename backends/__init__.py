@@ -170,7 +170,7 @@ def _serves(name: str, op: str, array: Any) -> bool:
     if getattr(array, "is_cuda", False) is not True or _reason(name):
         return False
     backend = get_backend(name)
-    return hasattr(backend, op) and backend.takes(op, array)
+    return hasattr(backend, op) and backend.takes(array)
 
 
 def _check_kind(op: str, name: str, source: str, array: Any) -> None:

@@ -32,9 +32,9 @@ def attention(
 ) -> tuple[Array, Array]:
     window = check_window("attention", sink, recent, align)
     if block_table is not None:
-        positions = positions_of(query, block_table.shape[1] * key.shape[2], query_positions, key_positions, parents)
-        query_positions, key_positions = positions
-        key, value, key_positions = _gather_pages(key, value, block_table, key_positions)
+        paged = positions_of(query, block_table.shape[1] * key.shape[2], query_positions, key_positions, parents)
+        query_positions = paged[0]
+        key, value, key_positions = _gathered(key, value, block_table, paged[1])
     if parents is None and kernel.chosen(query, key, value):
         return kernel.attention(query, key, value, window, align, scale, query_positions, key_positions)
     contiguous = query_positions is None and parents is None and query.shape[2] == key.shape[2]
@@ -42,19 +42,20 @@ def attention(
         return _streaming_prefill(query, key, value, *window, align, scale)
     positions = positions_of(query, key.shape[2], query_positions, key_positions, parents)
     mask = {"sink": sink, "recent": recent, "align": align}
-    if query_positions is not None or window is not None:  # what nobody sees may be anything, NaN too
-        seen_by_any = visible(*positions, parents=parents, **mask).any(axis=-2)
-        value = namespace(value).where(seen_by_any[:, None, :, None], value, value.dtype.type(0))
+    blank = query_positions is not None or window is not None
 
     def block(rows: slice) -> tuple[Array, Array]:
-        probs, lse = softmax(scores_of(query[:, :, rows], key, scale), seen_by(positions, rows, parents, **mask))
-        return _weigh(probs, value), lse
+        seen = seen_by(positions, rows, parents, **mask)
+        probs, lse = softmax(scores_of(query[:, :, rows], key, scale), seen)
+        # What none of these queries sees may be anything, NaN too.
+        used = seen.any(axis=-2)[:, None, :, None]
+        return _weigh(probs, namespace(value).where(used, value, value.dtype.type(0)) if blank else value), lse
 
     output, lse = by_query_blocks(block, query, key)
     return output.astype(query.dtype, copy=False), lse
 
 
-def _gather_pages(
+def _gathered(
     key: Array, value: Array, block_table: Array, key_positions: Array
 ) -> tuple[Array, Array, Array]:
     """(key, value, key_positions) of a paged cache as [B, G, Tk, D], [B, G, Tk, Dv], [B, Tk]: copies."""

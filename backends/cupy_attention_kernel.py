@@ -25,7 +25,8 @@ WAVES = 4  # blocks a multiprocessor that are worth splitting the keys for
 MAX_SPLITS = 64
 LOG2E = 1.4426950408889634
 
-SOURCE = r"""
+SOURCE = (
+    r"""
 #define WARPS (THREADS / 32)
 #define MINE (ROWS / WARPS)
 #define KEY_STRIDE (SIZE + 1)  // threads of a warp read one column of different keys: one bank each
@@ -41,16 +42,9 @@ __device__ __forceinline__ bool sees(long long i, long long j, int sink, int rec
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) decode_attention(
-    const element* __restrict__ query, const element* __restrict__ key, const element* __restrict__ value,
-    element* __restrict__ output, float* __restrict__ lse,
-    const long long* __restrict__ query_at, const long long* __restrict__ key_at,
-    float* parts, float* sums, int* tickets,
-    long long key_batch, long long key_head, long long key_token,
-    long long value_batch, long long value_head, long long value_token,
-    long long query_at_batch, long long key_at_batch,
-    int num_queries, int num_keys, int groups, int share, int sink, int recent, int align, float scale
-) {
+extern "C" __global__ void __launch_bounds__(THREADS) decode_attention("""
+    + mma.PARAMETERS
+    + r""") {
     __shared__ float tile[KEYS * (KEY_STRIDE > VALUE_SIZE ? KEY_STRIDE : VALUE_SIZE)];  // keys, then their values
     __shared__ float queries[ROWS * SIZE];
     __shared__ float weights[ROWS * KEYS];
@@ -209,6 +203,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention(
     }
 }
 """
+)
 
 
 def chosen(query: Array, key: Array, value: Array) -> bool:

@@ -21,7 +21,20 @@ LEAST_KEYS = 64  # of a block: 16 for each warp
 WAVES = 2  # blocks that a multiprocessor has registers for
 OLDEST = 80  # compute capability that has the instructions
 
-SOURCE = r"""
+# Of both attention kernels: the launch code gives both the same.
+PARAMETERS = """
+    const element* __restrict__ query, const element* __restrict__ key, const element* __restrict__ value,
+    element* __restrict__ output, float* __restrict__ lse,
+    const long long* __restrict__ query_at, const long long* __restrict__ key_at,
+    float* parts, float* sums, int* tickets,
+    long long key_batch, long long key_head, long long key_token,
+    long long value_batch, long long value_head, long long value_token,
+    long long query_at_batch, long long key_at_batch,
+    int num_queries, int num_keys, int groups, int share, int sink, int recent, int align, float scale
+"""
+
+SOURCE = (
+    r"""
 #define WARPS (THREADS / 32)
 #define STEP 16                      // keys that a warp takes at a time
 #define SLICES (SIZE / 32)           // a thread has 8 numbers of each slice of a key
@@ -84,16 +97,9 @@ struct Places {
     __device__ int of(int index) const { return index < sinks ? index : first + index - sinks; }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma(
-    const element* __restrict__ query, const element* __restrict__ key, const element* __restrict__ value,
-    element* __restrict__ output, float* __restrict__ lse,
-    const long long* __restrict__ query_at, const long long* __restrict__ key_at,
-    float* parts, float* sums, int* tickets,
-    long long key_batch, long long key_head, long long key_token,
-    long long value_batch, long long value_head, long long value_token,
-    long long query_at_batch, long long key_at_batch,
-    int num_queries, int num_keys, int groups, int share, int sink, int recent, int align, float scale
-) {
+extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
+    + PARAMETERS
+    + r""") {
     __shared__ float shared[WARPS * ROWS * STRIDE];   // results of the warps, then the weights of the splits
     __shared__ float warp_stats[WARPS * ROWS * 2];    // highest score and sum of each row
     __shared__ float stats[ROWS * 2];
@@ -363,6 +369,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma(
     }
 }
 """
+)
 
 
 def chosen(query: Array, key: Array, value: Array) -> bool:

@@ -13,10 +13,4 @@ def _join(parts: Sequence[Array]) -> Array:
     return namespace(parts[0]).concatenate(list(parts), axis=1)
 
 
-def _blank(values: Array, positions: Array) -> Array:
-    xp = namespace(values)
-    filled = xp.atleast_2d(positions)[:, None, :, None] >= 0
-    return xp.where(filled, values, xp.zeros((), dtype=values.dtype))
-
-
-mixed_attention = partial(by_two_calls, Calls(attention, positions_of, _join, _blank))
+mixed_attention = partial(by_two_calls, Calls(attention, positions_of, _join))

@@ -91,21 +91,21 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     window = check_window("attention", sink, recent, align)
     if block_table is not None:
-        positions = positions_of(query, block_table.shape[1] * key.shape[2], query_positions, key_positions, parents)
-        query_positions, key_positions = positions
-        key, value, key_positions = gather_pages(key, value, block_table, key_positions)
+        paged = positions_of(query, block_table.shape[1] * key.shape[2], query_positions, key_positions, parents)
+        query_positions = paged[0]
+        key, value, key_positions = _gathered(key, value, block_table, paged[1])
     contiguous = query_positions is None and parents is None and query.shape[2] == key.shape[2]
     if window is not None and contiguous and key.shape[2] > sum(window) + _BLOCK:
         return _streaming_prefill(query, key, value, *window, align, scale)
     positions = positions_of(query, key.shape[2], query_positions, key_positions, parents)
     mask = {"sink": sink, "recent": recent, "align": align}
-    if query_positions is not None or window is not None:  # what nobody sees may be anything, NaN too
-        seen_by_any = visible(*positions, parents=parents, **mask).any(dim=-2)
-        value = value.masked_fill(~seen_by_any[:, None, :, None], 0)
+    blank = query_positions is not None or window is not None
 
     def block(rows: slice) -> tuple[Tensor, Tensor]:
-        probs, lse = _softmax(_scores(query[:, :, rows], key, scale), _seen(positions, rows, parents, **mask))
-        return _weigh(probs, value), lse
+        seen = _seen(positions, rows, parents, **mask)
+        probs, lse = _softmax(_scores(query[:, :, rows], key, scale), seen)
+        # What none of these queries sees may be anything, NaN too.
+        return _weigh(probs, value.masked_fill(~seen.any(dim=-2)[:, None, :, None], 0) if blank else value), lse
 
     output, lse = _by_query_blocks(block, query, key)
     return output.to(query.dtype), lse
@@ -237,15 +237,12 @@ def positions_of(
     return torch.atleast_2d(query_positions), torch.atleast_2d(key_positions)
 
 
-def gather_pages(
-    key: Tensor, value: Tensor, block_table: Tensor, key_positions: Tensor | None
+def _gathered(
+    key: Tensor, value: Tensor, block_table: Tensor, key_positions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(key, value, key_positions) of a paged cache as [B, G, Tk, D], [B, G, Tk, Dv], [B, Tk]."""
-    num_keys = block_table.shape[1] * key.shape[2]
+    """(key, value, key_positions) of a paged cache as [B, G, Tk, D], [B, G, Tk, Dv], [B, Tk]: copies."""
+    missing = (block_table < 0).repeat_interleave(key.shape[2], dim=1)
     key, value = (pages[block_table.clamp(min=0)].transpose(1, 2).flatten(2, 3) for pages in (key, value))
-    if key_positions is None:
-        key_positions = torch.arange(num_keys, device=key.device)
-    missing = (block_table < 0).repeat_interleave(num_keys // block_table.shape[1], dim=1)
     return key, value, key_positions.masked_fill(missing, -1)
 
 
@@ -342,8 +339,4 @@ def join_heads(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts), dim=1)
 
 
-def _blank(values: Tensor, positions: Tensor) -> Tensor:
-    return values.masked_fill(torch.atleast_2d(positions)[:, None, :, None] < 0, 0)
-
-
-mixed_attention = partial(by_two_calls, Calls(attention, positions_of, join_heads, _blank))
+mixed_attention = partial(by_two_calls, Calls(attention, positions_of, join_heads))

@@ -29,7 +29,7 @@ from zigzag.backends.triton_masks import extremes
 from zigzag.reference.errors import KindError
 from zigzag.reference.mixed_heads import Calls, by_two_calls
 
-two_calls = partial(by_two_calls, Calls(attention, positions_of, join_heads, lambda values, positions: values))
+two_calls = partial(by_two_calls, Calls(attention, positions_of, join_heads))
 
 
 def mixed_attention(

@@ -50,6 +50,6 @@ def unavailable() -> str:
     return "it needs a CUDA device (or TRITON_INTERPRET=1, which runs kernels slowly on the CPU)"
 
 
-def takes(op: str, array: Any) -> bool:
+def takes(array: Any) -> bool:
     """Whether the automatic choice may come here: CUDA tensors of the dtypes that the kernels know."""
     return array.device.type == "cuda" and (array.dtype in DTYPES or not array.dtype.is_floating_point)

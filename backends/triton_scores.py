@@ -142,23 +142,19 @@ def _compare(
         lost_from, lost_to = some_sinks, tl.where(part == 1, none_recent, 0)
         mixed_from = tl.where(part == 0, all_sinks, tl.where(part == 1, none_recent, last_clear))
         mixed_to = tl.where(part == 0, some_sinks, tl.where(part == 1, all_recent, tl.cdiv(end, BLOCK)))
-        for block in range(kept_from, kept_to):
-            scores, v, place = _block(
-                q, key, value, block * BLOCK + tl.arange(0, BLOCK), end, k_token, k_size, v_token, v_size, scale,
-                MEASURE, D, DV, SIZE, VALUE_SIZE,
-            )  # fmt: skip
-            high_kept, total_kept, kept = _softmax_step(scores, v, high_kept, total_kept, kept, MEASURE)
-        for block in range(lost_from, lost_to):
-            scores, v, place = _block(
-                q, key, value, block * BLOCK + tl.arange(0, BLOCK), end, k_token, k_size, v_token, v_size, scale,
-                MEASURE, D, DV, SIZE, VALUE_SIZE,
-            )  # fmt: skip
-            high_lost, total_lost, lost = _softmax_step(scores, v, high_lost, total_lost, lost, MEASURE)
+        high_kept, total_kept, kept = _walk(
+            q, key, value, kept_from, kept_to, high_kept, total_kept, kept, end, k_token, k_size, v_token, v_size,
+            scale, MEASURE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+        )  # fmt: skip
+        high_lost, total_lost, lost = _walk(
+            q, key, value, lost_from, lost_to, high_lost, total_lost, lost, end, k_token, k_size, v_token, v_size,
+            scale, MEASURE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+        )  # fmt: skip
         for block in range(mixed_from, mixed_to):
-            scores, v, place = _block(
-                q, key, value, block * BLOCK + tl.arange(0, BLOCK), end, k_token, k_size, v_token, v_size, scale,
-                MEASURE, D, DV, SIZE, VALUE_SIZE,
-            )  # fmt: skip
+            place = block * BLOCK + tl.arange(0, BLOCK)
+            scores, v = _block(
+                q, key, value, place, end, k_token, k_size, v_token, v_size, scale, MEASURE, D, DV, SIZE, VALUE_SIZE
+            )
             key_at = tl.where(place < end, place, -1)
             if KEY_AT:
                 key_at = tl.load(keys_where + place, mask=place < end, other=-1).to(tl.int32)
@@ -202,11 +198,27 @@ def _compare(
 
 
 @triton.jit
+def _walk(
+    q, key, value, from_block, to_block, highest, total, result, end, k_token, k_size, v_token, v_size, scale,
+    MEASURE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """The softmax after blocks that all rows take whole."""
+    for block in range(from_block, to_block):
+        place = block * BLOCK + tl.arange(0, BLOCK)
+        scores, v = _block(
+            q, key, value, place, end, k_token, k_size, v_token, v_size, scale, MEASURE, D, DV, SIZE, VALUE_SIZE
+        )
+        highest, total, result = _softmax_step(scores, v, highest, total, result, MEASURE)
+    return highest, total, result
+
+
+@triton.jit
 def _block(
     q, key, value, place, end, k_token, k_size, v_token, v_size, scale, MEASURE: tl.constexpr, D: tl.constexpr,
     DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """(scores [tile, block], values [block, size], places [block]); values are not read for the lost mass."""
+    """(scores [tile, block], values [block, size]); values are not read for the lost mass."""
     column, value_column, is_key = tl.arange(0, SIZE), tl.arange(0, VALUE_SIZE), place < end
     k = tl.load(
         key + place[None, :].to(tl.int64) * k_token + column[:, None] * k_size,
@@ -218,7 +230,7 @@ def _block(
             value + place[:, None].to(tl.int64) * v_token + value_column * v_size,
             mask=is_key[:, None] & (value_column < DV), other=0.0,
         )  # fmt: skip
-    return tl.dot(q, k, input_precision="ieee") * scale, v, place
+    return tl.dot(q, k, input_precision="ieee") * scale, v
 
 
 @triton.jit

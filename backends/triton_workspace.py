@@ -11,6 +11,7 @@ from torch import Tensor
 
 _TICKETS = 4096
 _tickets: dict[tuple[torch.device, int | str], Tensor] = {}
+_outgrown: list[Tensor] = []  # graphs may still use them
 
 
 def tickets(device: torch.device, count: int) -> Tensor:
@@ -28,6 +29,8 @@ def tickets(device: torch.device, count: int) -> Tensor:
 
 def _kept(owner: tuple[torch.device, int | str], count: int) -> Tensor:
     if owner not in _tickets or len(_tickets[owner]) < count:
+        if owner in _tickets:
+            _outgrown.append(_tickets[owner])
         _tickets[owner] = torch.zeros(max(_TICKETS, count), dtype=torch.int32, device=owner[0])
     return _tickets[owner]
 

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from zigzag.reference.checks import check_attention, check_shape, check_streaming_window
 from zigzag.reference.errors import ArgumentError
-from zigzag.reference.visibility import default_positions, visible
+from zigzag.reference.visibility import positions_of, visible
 
 Floats = NDArray[np.float64]
 
@@ -175,25 +175,12 @@ def _masked_scores(
     sizes = check_attention(
         op, query, key, value, query_positions=query_positions, key_positions=key_positions, parents=parents
     )
-    query_positions, key_positions = _positions(sizes, query_positions, key_positions, parents)
+    query_positions, key_positions = positions_of(sizes["Tq"], sizes["Tk"], query_positions, key_positions, parents)
     seen = visible(query_positions, key_positions, sink=sink, recent=recent, align=align, parents=parents)
     seen = seen if seen.ndim == 3 else seen[None]
     factor = sizes["D"] ** -0.5 if scale is None else scale
     scores = factor * (query.astype(np.float64) @ _per_query_head(key, sizes["H"]).swapaxes(-1, -2))
     return np.where(seen[:, None], scores, -np.inf), seen
-
-
-def _positions(
-    sizes: dict[str, int],
-    query_positions: NDArray[Any] | None,
-    key_positions: NDArray[Any] | None,
-    parents: Sequence[int] | None,
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    queries, keys = default_positions(min(sizes["Tq"], sizes["Tk"]), sizes["Tk"], parents)
-    return (
-        queries if query_positions is None else query_positions,
-        keys if key_positions is None else key_positions,
-    )
 
 
 def _gathered(
@@ -213,7 +200,7 @@ def _gathered(
             f"attention: page numbers must be in [0, {sizes['pages']}), or -1 for no page, got "
             f"{block_table.min()} to {block_table.max()}"
         )
-    queries, keys = _positions(sizes, given["query_positions"], given["key_positions"], parents)
+    queries, keys = positions_of(sizes["Tq"], sizes["Tk"], given["query_positions"], given["key_positions"], parents)
     pages = np.maximum(block_table, 0)
     key, value = (
         np.moveaxis(states[pages], 2, 1).reshape(sizes["B"], sizes["G"], sizes["Tk"], -1) for states in (key, value)

@@ -16,7 +16,7 @@ from zigzag.reference.checks import (
 )
 from zigzag.reference.errors import ArgumentError, KindError
 from zigzag.reference.masked_attention import Floats, attention
-from zigzag.reference.visibility import default_positions
+from zigzag.reference.visibility import positions_of
 
 OP = "mixed_attention"
 Runs = tuple[tuple[bool, int, int], ...]
@@ -87,13 +87,11 @@ class Calls(NamedTuple):
     attention: its `attention`, which takes positions [B or 1, T]
     positions_of: (query, Tk, query_positions, key_positions, parents) -> both positions, the defaults where None
     join: arrays -> one array, along the axis of heads
-    blank: (values [B, G, T, Dv], positions [T] or [B, T]) -> the values with 0 in empty slots
     """
 
     attention: Callable[..., tuple[Any, Any]]
     positions_of: Callable[..., tuple[Any, Any]]
     join: Callable[[Sequence[Any]], Any]
-    blank: Callable[[Any, Any], Any]
 
 
 def by_two_calls(
@@ -120,19 +118,16 @@ def by_two_calls(
     rest = {"scale": scale, "parents": parents}
     results = {}
     if any(full for full, _, _ in runs):
-        value = full_value if key_positions is None else calls.blank(full_value, key_positions)
-        results[True] = calls.attention(pick(query, runs, True, calls.join), full_key, value, **where, **rest)
+        results[True] = calls.attention(pick(query, runs, True, calls.join), full_key, full_value, **where, **rest)
     if not all(full for full, _, _ in runs):
-        value = streaming_value
         if streaming_positions is not None:
             at, _ = calls.positions_of(query, full_key.shape[2], query_positions, key_positions, parents)
             where = {"query_positions": at, "key_positions": streaming_positions}
-            value = calls.blank(value, streaming_positions)
         # Else the cache is the prompt without a middle part whose length is a multiple of align. The mask depends on
         # distances and on who is a sink, so the cache may be taken for a shorter prompt.
         results[False] = calls.attention(
-            pick(query, runs, False, calls.join), streaming_key, value, sink=sink, recent=recent, align=align,
-            **where, **rest,
+            pick(query, runs, False, calls.join), streaming_key, streaming_value, sink=sink, recent=recent,
+            align=align, **where, **rest,
         )  # fmt: skip
     if len(results) == 1:
         return next(iter(results.values()))
@@ -250,16 +245,8 @@ def _array(positions: ArrayLike | None) -> NDArray[Any] | None:
     return None if positions is None else np.asarray(positions)
 
 
-def _positions_of(
-    query: NDArray[Any], num_keys: int, query_positions: Any, key_positions: Any, parents: Sequence[int] | None
-) -> tuple[Any, Any]:
-    queries, keys = default_positions(query.shape[2], num_keys, parents)
-    return queries if query_positions is None else query_positions, keys if key_positions is None else key_positions
-
-
 _NUMPY = Calls(
     attention,
-    _positions_of,
+    lambda query, *rest: positions_of(query.shape[2], *rest),
     lambda arrays: np.concatenate(arrays, axis=1),
-    lambda values, positions: np.where(np.atleast_2d(positions)[:, None, :, None] >= 0, values, 0),
 )

@@ -100,3 +100,15 @@ def default_positions(
         for node, parent in enumerate(parents):
             keys[committed + node] = committed if parent < 0 else keys[committed + parent] + 1
     return keys[num_keys - num_queries :], keys
+
+
+def positions_of(
+    num_queries: int,
+    num_keys: int,
+    query_positions: NDArray[np.int64] | None,
+    key_positions: NDArray[np.int64] | None,
+    parents: Sequence[int] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(query_positions, key_positions), those of `default_positions` where none are given."""
+    queries, keys = default_positions(min(num_queries, num_keys), num_keys, parents)
+    return queries if query_positions is None else query_positions, keys if key_positions is None else key_positions

@@ -44,3 +44,17 @@ def test_groups_and_errors_leave_nothing_behind() -> None:
         assert replaced == 10
         raise RuntimeError("on purpose")
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_weights_are_read_in_every_call() -> None:
+    """A copy made at the begin would be freed at the end, under the CUDA graphs that still read it."""
+    model, ids = tiny_glm4_moe(2), random_ids(1, 5)
+    with torch.inference_mode(), fused_modules(model):
+        before = model(ids).logits
+        for name, weight in model.named_parameters():
+            if "norm" in name or "gate.weight" in name:
+                weight.mul_(-1.5)
+        changed = model(ids).logits
+    with torch.inference_mode():
+        torch.testing.assert_close(changed, model(ids).logits, rtol=0, atol=1e-4)
+    assert not torch.allclose(before, changed)

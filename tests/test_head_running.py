@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forwards import assert_same_logits, check_reset, check_rollback, forward_in_pieces, padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, random_ids, tiny_llama
@@ -46,28 +47,6 @@ def expected_tokens(model: Any, ids: torch.Tensor, plan: HeadPlan, count: int) -
         following = expected_logits(model, ids, plan)[:, -1].argmax(dim=-1, keepdim=True)
         ids = torch.cat([ids, following], dim=1)
     return ids
-
-
-def assert_same_logits(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-
-
-def padded(lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, mask) of left-padded rows with so many real tokens each."""
-    width = max(lengths)
-    mask = (torch.arange(width) >= width - torch.tensor(lengths)[:, None]).long()
-    return random_ids(len(lengths), width) * mask, mask
-
-
-@torch.inference_mode()
-def forward_in_pieces(model: Any, ids: torch.Tensor, sizes: list[int], mask: torch.Tensor | None = None) -> Any:
-    """(logits, cache) of forwards of so many tokens each."""
-    cache, logits, start = DynamicCache(config=model.config), [], 0
-    for size in sizes:
-        covered = None if mask is None else mask[:, : start + size]
-        logits.append(model(ids[:, start : start + size], past_key_values=cache, attention_mask=covered).logits)
-        start += size
-    return torch.cat(logits, dim=1), cache
 
 
 @pytest.fixture(scope="module", params=["llama", "glm4_moe"])
@@ -178,7 +157,7 @@ def test_beams(llama: Any) -> None:
 @pytest.mark.parametrize("chunk", [None, 16, 3, 35], ids=str)
 def test_left_padding(model: Any, lengths: tuple[int, ...], chunk: int | None) -> None:
     """Each row is as if it were alone."""
-    ids, mask = padded(lengths)
+    ids, mask, _ = padded(lengths)
     options = {} if chunk is None else {"prefill_chunk_size": chunk}
     zigzag.attach(model, MIXED, spare=4)
     tokens = model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, **options)
@@ -189,7 +168,7 @@ def test_left_padding(model: Any, lengths: tuple[int, ...], chunk: int | None) -
 
 
 def test_padded_rows_without_cache(llama: Any) -> None:
-    ids, mask = padded((30, 11))
+    ids, mask, _ = padded((30, 11))
     zigzag.attach(llama, MIXED)
     with torch.inference_mode():
         logits = llama(ids, attention_mask=mask, use_cache=False).logits
@@ -214,7 +193,7 @@ def test_any_chunks(sizes: list[int], window: tuple[int, int], spare: int, paddi
     plan = HeadPlan(heads, sink=window[0], recent=window[1])
     length = sum(sizes)
     second = max(1, length - padding)
-    ids, mask = padded((length, second))
+    ids, mask, _ = padded((length, second))
     zigzag.attach(model, plan, spare=spare)
     logits, cache = forward_in_pieces(model, ids, sizes, mask)
     zigzag.detach(model)
@@ -227,32 +206,11 @@ def test_any_chunks(sizes: list[int], window: tuple[int, int], spare: int, paddi
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(steps=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=8))
 def test_rollback_and_other_tokens(steps: list[tuple[int, int]]) -> None:
-    """As in speculative decoding: drafts are appended, some are taken back, others follow."""
-    model = tiny_llama(2, dtype=torch.float64)
-    plan = HeadPlan(((True, False), (False, True)), sink=2, recent=4)
-    zigzag.attach(model, plan, spare=4)
-    cache, ids = DynamicCache(config=model.config), random_ids(1, 0)
-    for seed, (size, back) in enumerate(steps):
-        ids = torch.cat([ids, random_ids(1, size, seed)], dim=1)
-        with torch.inference_mode():
-            logits = model(ids[:, -size:], past_key_values=cache).logits
-        zigzag.detach(model)
-        assert_same_logits(logits, expected_logits(model, ids, plan)[:, -size:])
-        zigzag.attach(model, plan, spare=4)
-        back = min(back, size)
-        cache.crop(-back)
-        ids = ids[:, : ids.shape[1] - back]
+    check_rollback(HeadPlan(((True, False), (False, True)), sink=2, recent=4), expected_logits, steps)
 
 
 def test_reset_cache_starts_anew(llama: Any) -> None:
-    ids = random_ids(1, 40)
-    zigzag.attach(llama, MIXED, spare=4)
-    _, cache = forward_in_pieces(llama, random_ids(1, 30, seed=7), [30])
-    cache.reset()
-    with torch.inference_mode():
-        logits = llama(ids, past_key_values=cache).logits
-    zigzag.detach(llama)
-    assert_same_logits(logits, expected_logits(llama, ids, MIXED))
+    check_reset(llama, MIXED, expected_logits)
 
 
 def test_rows_can_be_repeated_and_selected(llama: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forwards import assert_same_logits, check_reset, check_rollback, forward_in_pieces, padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, random_ids, smollm2, tiny_llama
@@ -76,18 +77,6 @@ def expected_tokens(
         following = expected_logits(model, ids, plan, padding)[:, -1].argmax(dim=-1, keepdim=True)
         ids = torch.cat([ids, following], dim=1)
     return ids
-
-
-def assert_same_logits(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-
-
-def padded(lengths: tuple[int, ...], seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
-    """(ids, mask, padding) of left-padded rows with so many real tokens each."""
-    width = max(lengths)
-    padding = tuple(width - length for length in lengths)
-    mask = (torch.arange(width) >= torch.tensor(padding)[:, None]).long()
-    return random_ids(len(lengths), width, seed) * mask, mask, padding
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -215,18 +204,6 @@ def test_padded_beams(llama: Any) -> None:
 # Plain forwards
 
 
-@torch.inference_mode()
-def forward_in_pieces(model: Any, ids: torch.Tensor, sizes: list[int], mask: torch.Tensor | None = None) -> Any:
-    """(logits, cache) of forwards of so many tokens each."""
-    cache, logits, start = DynamicCache(config=model.config), [], 0
-    for size in sizes:
-        covered = None if mask is None else mask[:, : start + size]
-        piece = ids[:, start : start + size]
-        logits.append(model(piece, past_key_values=cache, attention_mask=covered).logits)
-        start += size
-    return torch.cat(logits, dim=1), cache
-
-
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("name", PLANS)
 def test_one_forward(model: Any, name: str, use_cache: bool) -> None:
@@ -290,21 +267,7 @@ def test_any_chunks(sizes: list[int], window: tuple[int, int], spare: int, paddi
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(steps=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=8))
 def test_rollback_and_other_tokens(steps: list[tuple[int, int]]) -> None:
-    """As in speculative decoding: drafts are appended, some are taken back, others follow."""
-    model = tiny_llama(2, dtype=torch.float64)
-    plan = LayerPlan(("streaming", "full"), sink=2, recent=4)
-    zigzag.attach(model, plan, spare=4)
-    cache, ids = DynamicCache(config=model.config), random_ids(1, 0)
-    for seed, (size, back) in enumerate(steps):
-        ids = torch.cat([ids, random_ids(1, size, seed)], dim=1)
-        with torch.inference_mode():
-            logits = model(ids[:, -size:], past_key_values=cache).logits
-        zigzag.detach(model)
-        assert_same_logits(logits, expected_logits(model, ids, plan)[:, -size:])
-        zigzag.attach(model, plan, spare=4)
-        back = min(back, size)
-        cache.crop(-back)
-        ids = ids[:, : ids.shape[1] - back]
+    check_rollback(LayerPlan(("streaming", "full"), sink=2, recent=4), expected_logits, steps)
 
 
 def test_one_cache_for_two_calls(llama: Any) -> None:
@@ -319,14 +282,7 @@ def test_one_cache_for_two_calls(llama: Any) -> None:
 
 
 def test_reset_cache_starts_anew(llama: Any) -> None:
-    ids = random_ids(1, 40)
-    zigzag.attach(llama, MIXED, spare=4)
-    _, cache = forward_in_pieces(llama, random_ids(1, 30, seed=7), [30])
-    cache.reset()
-    with torch.inference_mode():
-        logits = llama(ids, past_key_values=cache).logits
-    zigzag.detach(llama)
-    assert_same_logits(logits, expected_logits(llama, ids, MIXED))
+    check_reset(llama, MIXED, expected_logits)
 
 
 # Memory

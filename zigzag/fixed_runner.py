@@ -194,16 +194,7 @@ class FixedRunner(Runner):
     def _run(self, ids: Tensor, places: Tensor, keep_logits: int, hidden: Tensor | None, from_start: bool) -> Tensor:
         """One forward; nothing in it waits for the device."""
         self._receive(places, from_start)
-        self.host.attending = self
-        try:
-            output = self.host.model(
-                input_ids=ids, position_ids=self.now.clamp(min=0), past_key_values=self.cache, use_cache=True,
-                attention_mask=ids.new_zeros(1, 1, 1, 1),  # never looked at: spares transformers building one
-                logits_to_keep=keep_logits, **({} if hidden is None else {"hidden": hidden}),
-            )  # fmt: skip
-        finally:
-            self.host.attending = None
-        return output.logits
+        return self._call_model(ids, self.now, keep_logits, hidden)
 
     def _receive(self, places: Tensor, from_start: bool) -> None:
         self.now = places[0]
@@ -225,8 +216,8 @@ class FixedRunner(Runner):
         if hidden is not None:
             step.hidden.copy_(hidden)
         step.graph.replay()
-        # A copy: the next replay overwrites the states, and an MTP layer may want them later.
-        self.host.last_hidden = step.last_hidden.clone()
+        # The next replay overwrites the states: who collects them needs a copy.
+        self.host.last_hidden = step.last_hidden.clone() if self.keep_hidden else step.last_hidden
         return step.logits
 
     def _captured(self, ids: Tensor, hidden: Tensor | None) -> Step:

@@ -1,6 +1,6 @@
 """Small modules of a transformers model as one kernel each, while zigzag runs it on a GPU.
 
-A decoding step of GLM-4.5 is hundreds of tiny kernels: a norm is seven, a router about thirty. Inside `fused_modules`
+A decoding step of GLM-4.5 is hundreds of tiny kernels: a norm is about seven, a router twenty. Inside `fused_modules`
 norms go through torch's fused `rms_norm`, and sigmoid routers through `zigzag.ops.route_experts`. A module is only
 replaced if it looks like one and, on random inputs, gives what its replacement gives; others stay as they are.
 """
@@ -62,10 +62,10 @@ def _router(module: Any) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | 
         "top_k": module.top_k, "num_groups": module.num_group, "top_groups": module.topk_group,
         "normalize": module.norm_topk_prob, "scaling": module.routed_scaling_factor,
     }  # fmt: skip
-    weight = module.weight.detach().float()
 
+    # The weight is converted in every call: a CUDA graph may outlive a copy that is made here.
     def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = linear(hidden_states.view(-1, weight.shape[1]).float(), weight)
+        logits = linear(hidden_states.view(-1, module.weight.shape[1]).float(), module.weight.float())
         ids, weights = ops.route_experts(logits, module.e_score_correction_bias, **options)
         return logits, weights, ids
 

@@ -268,9 +268,8 @@ class _Loop:
             mine = [i for i, r in enumerate(rules) if r is rule]
             some = slice(None) if len(mine) == len(rows) else torch.tensor(mine, device=ids.device)
             verdict = rule.verify(
-                ids[some], None if draft.probs is None else draft.probs[some], logits[some], self.distribution.probs,
-                coins[some], counts[some], draft.parents, draft.replacement, temperature=self.distribution.temperature,
-                is_plain=self.distribution.is_plain,
+                ids[some], None if draft.probs is None else draft.probs[some], logits[some], self.distribution,
+                coins[some], counts[some], draft.parents, draft.replacement,
             )  # fmt: skip
             drawn = draft.probs is not None and (draft.parents is None or draft.replacement)
             q = draft.probs[some] if drawn else None  # without replacement a sibling may come from outside q

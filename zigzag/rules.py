@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zigzag import ops
 from zigzag.reference.errors import ArgumentError
 from zigzag.reference.verification import LOSSY_RULES, Verdict
+
+if TYPE_CHECKING:
+    from zigzag.distribution import Distribution
 
 NEEDS_DRAFT_PROBS = ("residual", "block", "lenient", "k_seq")
 TREE_RULES = ("greedy", "residual", "k_seq")
@@ -46,23 +49,24 @@ class Rule:
             raise ArgumentError(f"rule 'greedy' is lossless at temperature 0 only, got temperature {temperature}")
 
     def verify(
-        self, ids: Any, draft_probs: Any, logits: Any, to_probs: Any, uniforms: Any, counts: Any,
-        parents: Sequence[int] | None, replacement: bool, *, temperature: float, is_plain: bool,
+        self, ids: Any, draft_probs: Any, logits: Any, distribution: "Distribution", uniforms: Any, counts: Any,
+        parents: Sequence[int] | None, replacement: bool,
     ) -> Verdict:  # fmt: skip
-        """The verdict on drafts `ids` [B, K] after the target's `logits` [B, K + 1, V].
+        """The verdict on drafts `ids` [B, K] after the target's `logits` [B, K + 1, V], of which `distribution` draws.
 
-        is_plain: `to_probs` is the softmax over the temperature; then the rules for chains take the logits themselves.
+        Where nothing is cut off the rules for chains take the logits themselves.
         """
+        temperature = distribution.temperature
         rest: dict[str, Any] = {"num_draft_tokens": counts, "validate": False}
         if temperature == 0 and self.lossless:  # the argmax, without making probabilities of it
             if parents is None:
                 return ops.verify_greedy(ids, logits, **rest)
             return ops.verify_tree_greedy(ids, logits, parents=parents, **rest)
         rest |= self.options
-        if is_plain and parents is None:
+        if distribution.is_plain and parents is None:
             target, rest["temperature"] = logits, temperature
         else:
-            target = to_probs(logits)
+            target = distribution.probs(logits)
         if parents is not None:
             verify = ops.verify_tree_k_seq if self.name == "k_seq" else ops.verify_tree_residual
             if self.name != "k_seq":

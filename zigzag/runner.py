@@ -280,10 +280,14 @@ class Runner:
         for layer in self.streaming:
             layer.receive(now, padding)
         self.attention = _Attention(self, now, before, parents)
+        return self._call_model(ids, now, keep_logits, hidden)
+
+    def _call_model(self, ids: Tensor, positions: Tensor, keep_logits: int, hidden: Tensor | None) -> Tensor:
+        """Logits of the last `keep_logits` tokens, with this runner's cache and attention."""
         self.host.attending = self
         try:
             output = self.host.model(
-                input_ids=ids, position_ids=now.clamp(min=0), past_key_values=self.cache, use_cache=True,
+                input_ids=ids, position_ids=positions.clamp(min=0), past_key_values=self.cache, use_cache=True,
                 attention_mask=ids.new_zeros(1, 1, 1, 1),  # never looked at: spares transformers building one
                 logits_to_keep=keep_logits, **({} if hidden is None else {"hidden": hidden}),
             )  # fmt: skip

@@ -1,0 +1,83 @@
+"""Shapes that hurt: nothing, one token, odd vocabularies, many drafts; and heads as large models have them."""
+
+import numpy as np
+import pytest
+from arrays import DTYPES, convert, kind_of, supports, to_numpy
+from tolerance import assert_no_worse
+
+from zigzag import ops, reference
+
+SHAPES = [(0, 4, 9), (2, 0, 9), (1, 16, 9), (2, 3, 1), (1, 1, 100_003), (1, 1, 152_064)]  # B, K, V
+RULES = ("verify_greedy", "verify_residual", "verify_block", "verify_exact")
+
+
+def tables(rng: np.random.Generator, rows: tuple[int, ...], vocabulary: int) -> np.ndarray:
+    """Probabilities in multiples of 2^-12 on at most five tokens each, the last of the vocabulary among them."""
+    found = np.zeros((*rows, vocabulary))
+    for row in np.ndindex(*rows):
+        support = np.append(rng.integers(0, vocabulary, 4), vocabulary - 1)
+        np.add.at(found[row], support, rng.multinomial(2**12, np.full(5, 0.2)) / 2**12)
+    return found
+
+
+def arguments(op: str, shape: tuple[int, int, int], seed: int) -> list[np.ndarray]:
+    batch, drafts, vocabulary = shape
+    rng = np.random.default_rng(seed)
+    draft, target = tables(rng, (batch, drafts), vocabulary), tables(rng, (batch, drafts + 1), vocabulary)
+    likely = np.where(rng.random((batch, drafts)) < 0.7, target[:, :drafts].argmax(-1), draft.argmax(-1))
+    ids = np.where(np.take_along_axis(draft, likely[..., None], -1)[..., 0] > 0, likely, draft.argmax(-1))
+    coins = rng.integers(0, 2**12, (batch, drafts + 1)) / 2**12
+    return {
+        "verify_greedy": [ids, target], "verify_residual": [ids, draft, target, coins],
+        "verify_block": [ids, draft, target, coins], "verify_exact": [ids, target, coins],
+    }[op]  # fmt: skip
+
+
+def emitted(op: str, backend: str, given: list[np.ndarray]) -> np.ndarray:
+    kind = kind_of(backend)
+    dtype = "float64" if op == "verify_block" and backend != "triton" else "float32"  # it divides
+    result = getattr(ops, op)(*(convert(a, kind, dtype) for a in given), backend=backend)
+    return to_numpy(result.output_token_ids)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("op", RULES)
+def test_same_tokens(backend: str, op: str, shape: tuple[int, int, int]) -> None:
+    supports(backend, op)
+    for seed in range(2):
+        given = arguments(op, shape, seed)
+        expected = getattr(reference, op)(*given).output_token_ids
+        assert emitted(op, backend, given).tolist() == expected.tolist()
+
+
+HEADS = [(16, 128, 16, 1), (12, 96, 64, 5), (1, 64, 256, 16)]  # H / G, D, page size, queries
+
+
+@pytest.mark.parametrize("window", [{}, {"sink": 4, "recent": 60}], ids=["full", "streaming"])
+@pytest.mark.parametrize(("share", "size", "page", "queries"), HEADS)
+def test_paged_decoding(backend: str, share: int, size: int, page: int, queries: int, window: dict) -> None:
+    """Two rows of different lengths; pages that no row has hold NaN."""
+    supports(backend, "attention")
+    rng = np.random.default_rng(size)
+    pages, kind = -(-300 // page), kind_of(backend)
+    table = rng.permutation(2 * pages + 1)[: 2 * pages].reshape(2, pages)
+    key, value = (np.full((2 * pages + 1, 1, page, size), np.nan) for _ in range(2))
+    key[table], value[table] = rng.standard_normal((2, 2, pages, 1, page, size)).astype(np.float16)
+    query = rng.standard_normal((2, share, queries, size)).astype(np.float16).astype(np.float64)
+    ends = np.array([[300], [page + queries]])
+    options = {**window, "query_positions": ends - queries + np.arange(queries), "block_table": table}
+    for dtype in DTYPES.get(backend, ("float32",))[:2]:
+        arrays = [convert(a, kind, dtype) for a in (query, key, value)]
+        placed = {k: convert(v, kind, "") if isinstance(v, np.ndarray) else v for k, v in options.items()}
+        out, _ = ops.attention(*arrays, **placed, backend=backend)
+        exact, _ = reference.attention(*(to_numpy(a) for a in arrays), **options)
+        assert_no_worse(to_numpy(out), exact, to_numpy(convert(exact, kind, dtype)), dtype=dtype, terms=300)
+
+
+def test_another_draw_is_noticed() -> None:
+    """The last token of the vocabulary instead of the first: the comparison must see it."""
+    first, last = np.zeros((1, 1, 100_003)), np.zeros((1, 1, 100_003))
+    first[..., 0], last[..., -1] = 1, 1
+    ids, coins = np.zeros((1, 0), dtype=np.int64), np.zeros((1, 1))
+    outcomes = [reference.verify_exact(ids, rows, coins).output_token_ids.tolist() for rows in (first, last)]
+    assert outcomes[0] != outcomes[1]

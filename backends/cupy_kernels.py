@@ -61,6 +61,11 @@ __device__ __forceinline__ int warp_min_int(int x) {
     for (int offset = 16; offset; offset /= 2) x = min(x, __shfl_xor_sync(ALL, x, offset));
     return x;
 }
+// Not -warp_min_int(-x): NVRTC 13.0 drops a sign of that on sm_90.
+__device__ __forceinline__ int warp_max_int(int x) {
+    for (int offset = 16; offset; offset /= 2) x = max(x, __shfl_xor_sync(ALL, x, offset));
+    return x;
+}
 """
 
 

@@ -238,7 +238,7 @@ __device__ __forceinline__ float sum_before(float x, float* held, float& all) {
 // The smallest of `first`; where all are FAR, the largest of `last`. One barrier.
 __device__ __forceinline__ int pick(int first, int last, int (*held)[2]) {
     first = warp_min_int(first);
-    last = -warp_min_int(-last);
+    last = warp_max_int(last);
     if (threadIdx.x % 32 == 0) {
         held[threadIdx.x / 32][0] = first;
         held[threadIdx.x / 32][1] = last;
@@ -259,8 +259,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) recover(
     const float* __restrict__ lefts, const float* __restrict__ notes, const long long* __restrict__ num_accepted,
     long long* tokens, int drafts, int vocabulary, int chunks, float scale
 ) {
-    __shared__ float held[3][WARPS], before_chunk;
-    __shared__ int places[2][WARPS][2];
+    alignas(16) __shared__ float held[3][WARPS];  // aligned: else a read by 16 bytes takes in a neighbour
+    alignas(16) __shared__ int places[2][WARPS][2];
+    __shared__ float before_chunk;
     const int thread = threadIdx.x;
     const long long b = blockIdx.x, accepted = num_accepted[b];
     const Note note = ((const Note*)notes)[b];

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from typer.testing import CliRunner  # noqa: E402
 
 from zigzag import cli_bench  # noqa: E402
-from zigzag.bench import attention, report, timing  # noqa: E402
+from zigzag.bench import attention, counters, report, timing  # noqa: E402
 from zigzag.bench.cases import Adapted, Case, Row, poison, relative, run_case, share_unequal  # noqa: E402
 from zigzag.bench.verification import verify  # noqa: E402
 from zigzag.cli import app  # noqa: E402
@@ -278,3 +278,17 @@ def test_a_typo_names_the_suites(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("zigzag", run_name="__main__")
     assert stop.value.code == 2 and "decode" in capsys.readouterr().err
+
+
+def test_counters_are_told_by_case() -> None:
+    """Kernels stand between marks; a table that is not there is told."""
+    metric = "gpu__time_duration.sum"
+    lines = ["==PROF== x", "case a", "case b, c", f'"Kernel Name","{metric}"', '"","us"', '"at::spin_kernel(long)","1"',
+             '"one(int)","5"', '"two","6"', '"spin_kernel","1"', '"three","7"']  # fmt: skip
+    found = counters.read("\n".join(lines))
+    assert [(case, cells["kernel"], cells["time"]) for case, cells in found] == [
+        ("a", "one", "5 us"), ("a", "two", "6 us"), ("b, c", "three", "7 us"),
+    ]  # fmt: skip
+    assert "b, c: three\n  time 7 us" in counters.text(found)
+    with pytest.raises(SystemExit, match="no table"):
+        counters.read("case a")

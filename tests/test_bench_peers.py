@@ -104,7 +104,7 @@ def rows_of(case: Any, name: str) -> list[Row]:
 ])  # fmt: skip
 def test_flashinfer_attention(batch: int, queries: int, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", FLASHINFER)
-    case = attention._decode_case(CPU, "g", SMALL, batch, 64, queries=queries)
+    case = attention.decode_case(CPU, "g", SMALL, batch, 64, queries=queries)
     rows = rows_of(case, "FlashInfer")
     assert [row.method for row in rows] == names
     assert not any(row.note for row in rows), rows
@@ -114,7 +114,7 @@ def test_flashinfer_attention(batch: int, queries: int, names: list[str], monkey
 def test_flashinfer_verification(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", FLASHINFER)
     for rate in verification.ACCEPTANCE:
-        (row,) = rows_of(verification._case(CPU, 4, rate, "dense"), "FlashInfer")
+        (row,) = rows_of(verification.verify_case(CPU, 4, rate, "dense"), "FlashInfer")
         assert (row.note, row.error) == ("", 0) and "float32" in row.remark
 
 
@@ -124,15 +124,15 @@ def test_a_wrong_peer_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     never.chain_speculative_sampling = lambda q, ids, p, **options: chain(0 * q + 1e9, ids, p, **options)
     wrong.sampling = never
     monkeypatch.setitem(sys.modules, "flashinfer", wrong)
-    (row,) = rows_of(attention._decode_case(CPU, "g", SMALL, 1, 64), "FlashInfer")
+    (row,) = rows_of(attention.decode_case(CPU, "g", SMALL, 1, 64), "FlashInfer")
     assert row.note.startswith("wrong: error")
-    (row,) = rows_of(verification._case(CPU, 4, 1.0, "dense"), "FlashInfer")
+    (row,) = rows_of(verification.verify_case(CPU, 4, 1.0, "dense"), "FlashInfer")
     assert row.note.startswith("wrong: error 1")
 
 
 def test_a_shape_that_pages_do_not_divide_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", FLASHINFER)
-    (row,) = rows_of(attention._decode_case(CPU, "g", SMALL, 2, 60), "FlashInfer")
+    (row,) = rows_of(attention.decode_case(CPU, "g", SMALL, 2, 60), "FlashInfer")
     assert row.eager is None and row.note.startswith("RuntimeError")
 
 
@@ -175,7 +175,7 @@ def test_cupy_attention(cupy: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append((os.environ[cupy_kernels.RAW], [type(a) for a in arrays]))
         return len(asked) > 9  # never
 
-    case = attention._decode_case(CPU, "g", SMALL, 2, 64, streaming=True)
+    case = attention.decode_case(CPU, "g", SMALL, 2, 64, streaming=True)
     window = {"sink": attention.SINK, "recent": attention.RECENT}
     object.__setattr__(case, "methods", on_gpu("attention", takes, **window))
     plain, raw = run_case(case, CPU)
@@ -189,7 +189,7 @@ def test_cupy_attention(cupy: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
 def test_cupy_verification(cupy: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(cupy_kernels.RAW, raising=False)
     for rule in ("greedy", "one-hot", "dense"):
-        case = verification._case(CPU, 3, 0.7, rule)
+        case = verification.verify_case(CPU, 3, 0.7, rule)
         op, options = ("verify_greedy", {}) if rule == "greedy" else ("verify_residual", {"temperature": 1.0})
         object.__setattr__(case, "methods", on_gpu(op, lambda *arrays: True, validate=False, **options))
         rows = list(run_case(case, CPU))

@@ -256,7 +256,8 @@ def test_one_layer() -> None:
     step = Case(shape, LayerPlan(("streaming",), 4, 16), 1000).decode()
     assert step.kv_read_bytes == 2 * 2 * 3 * 64 * 20
     assert {part.name for part in step.parts} == {
-        "attention projections", "dense feed-forward", "routers and norms", "KV cache", "head",
+        "attention projections", "dense feed-forward", "routers and norms", "norms and sums", "KV cache", "head",
+        "embedding",
     }  # fmt: skip
 
 
@@ -276,7 +277,7 @@ def test_monotone(shape, share: float, more: float, context: int, data) -> None:
         step, prefill = made.decode(drafts), made.prefill()
         return np.array([
             step.read_bytes, step.flops, step.seconds(hardware), made.memory_bytes(drafts), prefill.flops,
-            prefill.seconds(hardware),
+            prefill.seconds(hardware), step.expected_seconds(hardware),
         ])  # fmt: skip
 
     low, high = sorted((share, more))
@@ -355,6 +356,18 @@ def test_seconds_by_hand() -> None:
     cost = Cost((Part("a", 20, 100), Part("b", 10, 1000), Part("c", sent_bytes=4)))
     assert cost.seconds(hardware) == 2 + 10 + 2
     assert (cost.read_bytes, cost.flops, cost.sent_bytes, cost.kv_read_bytes) == (30, 1100, 4, 0)
+    assert cost.expected_seconds(hardware) == cost.seconds(hardware)  # where all is reached and kernels are free
+    real = replace(hardware, memory_share=0.5, flop_share=0.25, kernel_seconds=3)
+    assert Cost((Part("a", 20, 100, kernels=2), Part("b", 10, 1000))).expected_seconds(real) == 4 + 2 * 3 + 40
+
+
+def test_kernels_of_a_step() -> None:
+    """As docs/glm-sizes.md says: 38 in an expert layer, 30 in a dense one, 9 around them."""
+    for dense in (0, 1, 2, 3):
+        shape = replace(AIR, num_layers=3, num_dense_layers=dense)
+        parts = Case(shape, streaming_plan(shape, 0), 1000).decode().parts
+        assert sum(part.kernels for part in parts) == 9 + 30 * dense + 38 * (3 - dense)
+
 
 
 # Bad input.

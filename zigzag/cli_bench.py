@@ -20,6 +20,7 @@ KERNELS = {  # suite: where the function of that name gives its cases, or rows t
     "scores": "zigzag.bench.attention",
     "step": "zigzag.bench.step",
     "experts": "zigzag.bench.experts",
+    "slices": "zigzag.bench.slices",
 }
 Suite = Enum("Suite", {s: s for s in ("speculation", *KERNELS, "all")}, type=str)
 SPECULATION = Suite("speculation")

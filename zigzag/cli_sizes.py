@@ -62,6 +62,7 @@ def sizes(
     given: dict[str, Any] = {"contexts": context, "shares": streaming, "batches": batch}
     card, measured = hardware_by_name(hardware), {"memory": memory_rate, "flop": flop_rate, "link": link_rate}
     rates = {f"{name}_rate": rate * _UNITS[name] for name, rate in measured.items() if rate is not None}
+    rates |= {f"{name}_share": 1.0 for name in ("memory", "flop") if measured[name] is not None}  # as reached
     question = Question(
         **{name: tuple(values) for name, values in given.items() if values}, layout=Layout(tp, ep), sink=sink,
         recent=recent, hardware=replace(card, **rates), drafts=drafts, acceptance=acceptance, weight_bits=weight_bits,

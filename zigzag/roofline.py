@@ -1,11 +1,13 @@
-"""What a step of a model costs on given hardware, on paper: bytes, FLOPs and the time that they need at least.
+"""What a step of a model costs on given hardware, on paper: bytes, FLOPs, the time that they need at least, and the
+time to expect of zigzag's kernels.
 
-Roofline: each part of a step takes the larger of bytes / rate and FLOPs / rate, and the parts follow each other.
+Roofline: each part of a step takes the larger of bytes / rate and FLOPs / rate, and the parts follow each other. The
+expected time goes by the rates that are reached, and adds a fixed cost for each kernel that waits for the one before.
 What is assumed is written on docs/glm-sizes.md.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from zigzag.plans import LayerPlan
 from zigzag.reference.errors import ArgumentError
@@ -16,25 +18,59 @@ _ACTIVATION = 2  # bytes of a number that GPUs send each other
 
 @dataclass(frozen=True)
 class Hardware:
-    """One GPU: bytes a second from its memory, FLOPs a second (bf16), memory bytes, bytes a second that it sends."""
+    """One GPU: bytes a second from its memory, FLOPs a second (bf16), memory bytes, bytes a second that it sends.
+
+    memory_share, flop_share: of the rates, what a large copy and a large matrix product reach
+    kernel_seconds: what a kernel costs, beside its bytes, that waits for the one before in a CUDA graph
+    """
 
     name: str
     memory_rate: float
     flop_rate: float
     memory_bytes: float
     link_rate: float
+    memory_share: float = 1.0
+    flop_share: float = 1.0
+    kernel_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self)[1:]:
-            if not getattr(self, field.name) > 0:
-                raise ArgumentError(f"Hardware: {field.name} must be above 0, got {getattr(self, field.name)}")
+            value = getattr(self, field.name)
+            if not (value > 0 or (field.name == "kernel_seconds" and value == 0)):
+                raise ArgumentError(f"Hardware: {field.name} must be above 0, got {value}")
+
+    @property
+    def reached(self) -> "Hardware":
+        """The same GPU with the rates that are reached."""
+        return replace(
+            self, memory_rate=self.memory_rate * self.memory_share, flop_rate=self.flop_rate * self.flop_share,
+            memory_share=1.0, flop_share=1.0,
+        )  # fmt: skip
 
 
-# From NVIDIA's datasheets of the SXM cards: dense bf16 is half of the figure "with sparsity", a direction of NVLink
-# half of the figure for both.
+# Rates from NVIDIA's datasheets of the SXM cards: dense bf16 is half of the figure "with sparsity", a direction of
+# NVLink half of the figure for both. Shares: what `zigzag bench` measured on one H100, 2.99 of 3.35 TB/s and 783 of
+# 989.5 TFLOP/s. kernel_seconds: there, a decode step's time beyond its bytes over its kernels. The H200 has the same
+# processor; its memory was not measured for this.
+_REACHED = {"memory_share": 0.89, "flop_share": 0.79, "kernel_seconds": 2.5e-6}
 HARDWARE = {
-    "H100": Hardware("H100", 3.35e12, 989.5e12, 80e9, 450e9),
-    "H200": Hardware("H200", 4.8e12, 989.5e12, 141e9, 450e9),
+    "H100": Hardware("H100", 3.35e12, 989.5e12, 80e9, 450e9, **_REACHED),
+    "H200": Hardware("H200", 4.8e12, 989.5e12, 141e9, 450e9, **_REACHED),
+}
+
+# Kernels of a decode step, one after the other: transformers' modules as zigzag captures them, for each layer that has
+# the part. Attention is one launch, whose reads, last-arriver ticket and merge wait for each other like three.
+KERNELS = {
+    "attention projections": 18,  # four products, twelve of the rotary embedding, two writes into the cache
+    "KV cache": 3,
+    "dense feed-forward": 5,
+    "shared experts": 6,
+    "routed experts": 2,
+    "routers and norms": 5,  # of the router; and of each layer, with experts or not:
+    "norms and sums": 4,
+    "head": 2,
+    "embedding": 7,
+    "projection": 3,
 }
 
 
@@ -89,15 +125,30 @@ ONE_GPU = Layout()
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a step on one GPU: bytes read from its memory, FLOPs, bytes that it sends to others."""
+    """A part of a step on one GPU: bytes read from its memory, FLOPs, bytes sent to others, kernels in a row."""
 
     name: str
     read_bytes: float = 0.0
     flops: float = 0.0
     sent_bytes: float = 0.0
+    kernels: int = 0
 
     def times(self, count: int, name: str) -> "Part":
-        return Part(f"{name}: {self.name}", count * self.read_bytes, count * self.flops, count * self.sent_bytes)
+        return Part(
+            f"{name}: {self.name}", count * self.read_bytes, count * self.flops, count * self.sent_bytes,
+            count * self.kernels,
+        )  # fmt: skip
+
+    def seconds(self, hardware: Hardware) -> float:
+        """At least: the larger of bytes / rate and FLOPs / rate, then what is sent."""
+        return (
+            max(self.read_bytes / hardware.memory_rate, self.flops / hardware.flop_rate)
+            + self.sent_bytes / hardware.link_rate
+        )
+
+    def expected_seconds(self, hardware: Hardware) -> float:
+        """By the rates that are reached, with the fixed cost of the kernels."""
+        return self.seconds(hardware.reached) + self.kernels * hardware.kernel_seconds
 
 
 @dataclass(frozen=True)
@@ -105,6 +156,9 @@ class Cost:
     """The parts of a step on one GPU."""
 
     parts: tuple[Part, ...]
+
+    def part(self, name: str) -> Part:
+        return next(part for part in self.parts if part.name == name)
 
     @property
     def read_bytes(self) -> float:
@@ -124,12 +178,12 @@ class Cost:
         return sum(part.sent_bytes for part in self.parts)
 
     def seconds(self, hardware: Hardware) -> float:
-        """Sum over the parts of the larger of bytes / rate and FLOPs / rate, then of what is sent."""
-        return sum(
-            max(part.read_bytes / hardware.memory_rate, part.flops / hardware.flop_rate)
-            + part.sent_bytes / hardware.link_rate
-            for part in self.parts
-        )
+        """At least, over all parts."""
+        return sum(part.seconds(hardware) for part in self.parts)
+
+    def expected_seconds(self, hardware: Hardware) -> float:
+        """To expect of zigzag's kernels in a CUDA graph, over all parts; transfers count by their bytes alone."""
+        return sum(part.expected_seconds(hardware) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -168,27 +222,28 @@ class Case:
             raise ArgumentError(f"sizes: drafts must be a whole number of at least 0, got {drafts!r}")
         if drafts and not self.shape.num_mtp_layers:
             raise ArgumentError(f"sizes: {self.shape.name} has no MTP layer that could draft; give drafts = 0")
-        shape, tokens = self.shape, drafts + 1
+        mtp = [part.times(drafts, "MTP") for part in self._draft()] if drafts else []
+        return Cost((*self.forward(drafts + 1).parts, *_cost(*mtp).parts))
+
+    def forward(self, tokens: int = 1) -> Cost:
+        """One forward of the main model over `tokens` new tokens of every sequence, each with its logits."""
+        shape = self.shape
         seen = sum(visible_tokens(self.plan, layer, self.context) for layer in range(shape.num_layers))
-        parts = [
+        return _cost(
             *self._layers(shape.num_dense_layers, shape.num_expert_layers, tokens),
-            self._attention(self._kv_bytes(), tokens * seen),
+            self._attention(self._kv_bytes(), tokens * seen, shape.num_layers),
             *self._ends(tokens, tokens),
-        ]
-        if drafts:
-            parts += [part.times(drafts, "MTP") for part in self._draft()]
-        return Cost(tuple(part for part in parts if part != Part(part.name)))
+        )
 
     def prefill(self) -> Cost:
         """Reading the context at once: keys and values are written once, in full; the head serves the last token."""
         shape, layers = self.shape, range(self.shape.num_layers)
         pairs = sum(visible_pairs(self.plan, layer, self.context) for layer in layers)
-        parts = [
+        return _cost(
             *self._layers(shape.num_dense_layers, shape.num_expert_layers, self.context),
-            self._attention(len(layers) * self._full_layer_bytes, pairs),
+            self._attention(len(layers) * self._full_layer_bytes, pairs, len(layers)),
             *self._ends(self.context, min(self.context, 1)),
-        ]
-        return Cost(tuple(part for part in parts if part != Part(part.name)))
+        )
 
     def memory_bytes(self, drafts: int = 0) -> float:
         """Of one GPU: all weights and the KV cache of the context, with the MTP layer if it drafts."""
@@ -241,8 +296,12 @@ class Case:
         """Layers without attention's core, for `tokens` tokens of each sequence."""
         shape, layout = self.shape, self.layout
         chosen = expected_experts(shape.num_experts, shape.experts_per_token, self.batch * tokens)
+        having = {"attention projections": dense + experts, "dense feed-forward": dense}  # the other parts: experts
         for name, parameters in self._weights(dense, experts, chosen).items():
-            yield Part(name, parameters * self.weight_itemsize, self._flops(name, parameters, experts, tokens))
+            kernels = KERNELS[name] * having.get(name, experts)
+            flops = self._flops(name, parameters, experts, tokens)
+            yield Part(name, parameters * self.weight_itemsize, flops, kernels=kernels if parameters else 0)
+        yield Part("norms and sums", kernels=KERNELS["norms and sums"] * (dense + experts))
         state = self.rows * tokens * shape.hidden_size * _ACTIVATION
         sums = 2 * (dense + experts) * _all_reduce(state, layout.tp)
         away = (layout.ep - 1) / layout.ep if layout.ep > layout.tp else 0.0  # else the sums above carry it
@@ -255,24 +314,33 @@ class Case:
         used = experts * self.shape.experts_per_token * self.shape.expert_parameters
         return 2 * self.batch * tokens * used / self.layout.gpus
 
-    def _attention(self, kv_bytes: float, pairs: int) -> Part:
-        return Part("KV cache", kv_bytes, self.rows * self.shape.pair_flops * pairs / self.layout.tp)
+    def _attention(self, kv_bytes: float, pairs: int, layers: int) -> Part:
+        flops = self.rows * self.shape.pair_flops * pairs / self.layout.tp
+        return Part("KV cache", kv_bytes, flops, kernels=KERNELS["KV cache"] * layers)
 
     def _ends(self, embedded: int, scored: int) -> Iterable[Part]:
         """The embedding's sum over GPUs, then the last norm and the head, with logits gathered."""
         shape, tp = self.shape, self.layout.tp
-        yield Part("embedding", sent_bytes=_all_reduce(self.rows * embedded * shape.hidden_size * _ACTIVATION, tp))
+        summed = _all_reduce(self.rows * embedded * shape.hidden_size * _ACTIVATION, tp)
+        yield Part("embedding", sent_bytes=summed, kernels=KERNELS["embedding"])
         parameters = shape.embedding_parameters / tp + shape.hidden_size
         gathered = self.rows * scored * shape.vocab_size * _ACTIVATION * (tp - 1) / tp
-        yield Part("head", parameters * self.weight_itemsize, 2 * self.rows * scored * parameters, gathered)
+        yield Part(
+            "head", parameters * self.weight_itemsize, 2 * self.rows * scored * parameters, gathered, KERNELS["head"]
+        )
 
     def _draft(self) -> Iterable[Part]:
         """One token of every sequence through an MTP layer with full attention, and the head."""
         yield from self._layers(0, 1, 1)
-        yield self._attention(self._full_layer_bytes, self.context)
+        yield self._attention(self._full_layer_bytes, self.context, 1)
         extra = self._projection - self.shape.hidden_size  # its last norm is counted with the head
-        yield Part("projection", extra * self.weight_itemsize, 2 * self.rows * extra)
+        yield Part("projection", extra * self.weight_itemsize, 2 * self.rows * extra, kernels=KERNELS["projection"])
         yield from self._ends(1, 1)
+
+
+def _cost(*parts: Part) -> Cost:
+    """Without the parts that cost nothing."""
+    return Cost(tuple(part for part in parts if part != Part(part.name)))
 
 
 def _all_reduce(size: float, gpus: int) -> float:

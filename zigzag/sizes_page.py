@@ -6,14 +6,14 @@ from itertools import product
 
 from zigzag.reference import expected_tokens
 from zigzag.reference.errors import ArgumentError
-from zigzag.roofline import HARDWARE, ONE_GPU, Case, Hardware, Layout
+from zigzag.roofline import HARDWARE, ONE_GPU, Case, Cost, Hardware, Layout
 from zigzag.sizes import RECENT, SINK, ModelShape, streaming_plan
 
 ASSUMPTIONS = """\
-- **Nothing here is measured.** It is arithmetic on a model's configuration and a data sheet: a bound for what hardware
-  can do, not a promise. Kernels, launches, scheduling, sampling, norms' and softmax's own work, activations in memory
-  and the latency of each transfer between GPUs cost nothing here; at batch 1 on many GPUs the last alone can be as
-  long as the step.
+- **Nothing here is measured on these models.** It is arithmetic on a model's configuration: *step* from a data sheet
+  alone, a bound; *expected* with the rates that one H100 reaches and the cost of its kernels, checked against slices of
+  Air on one H100 (docs/benchmarks/slices_h100.md). Sampling, activations in memory, uneven experts and the latency of
+  each transfer between GPUs cost nothing in either; at batch 1 on many GPUs the last alone can be as long as the step.
 - **Parameters.** Every weight, bias and norm. *Active*: what one token is multiplied with; an embedding row is not
   counted. *Stored*: with the MTP layer and the copies of embedding and head that GLM-4.5's checkpoints keep in it.
 - **KV cache.** `LayerPlan.kv_bytes`: full layers keep the context, streaming layers at most sink + recent tokens; no
@@ -30,6 +30,9 @@ ASSUMPTIONS = """\
 - **Time.** Roofline: each part of a step (projections, attention, routed and shared experts, norms, head) takes the
   larger of bytes / memory rate and FLOPs / bf16 rate, also with 8-bit weights; the parts and the transfers between GPUs
   follow each other. In a prefill weights are read and keys and values written once; nothing else moves.
+- **Expected time.** The same by 0.89 of the memory rate and 0.79 of the bf16 rate, what a large copy and a large matrix
+  product reach on one H100, and 2.5 µs for each kernel that waits for the one before. Kernels are counted as zigzag's
+  decode step in a CUDA graph has them: 38 in an expert layer, 30 in a dense one, 9 around them.
 - **GPUs.** max(tp, ep) of them. Split by tp: heads, dense and shared feed-forward, embedding, head, the MTP layer
   likewise. KV heads are split while there are enough, then copied. Copied: routers and norms. Routed experts: whole
   ones on ep groups, evenly used; their matrices are split where tp is larger. With ep > tp, ep / tp groups of tp GPUs
@@ -147,29 +150,31 @@ def _on_gpus(shape: ModelShape, question: Question) -> Grid:
     drafts, hardware, layout = question.drafts_of(shape), question.hardware, question.layout
     head: tuple[str, ...] = (
         "batch", "context", "streaming layers", "a GPU holds, GB", "prefill, s", "sent a step, MB", "step, ms",
-        "tokens/s",
+        "expected, ms", "tokens/s",
     )  # fmt: skip
     if drafts:
-        head += (f"step with {_count(drafts)}, ms", f"tokens/s, a = {question.acceptance:g}")
+        head += (f"with {_count(drafts)}, ms", "expected, ms", f"tokens/s, a = {question.acceptance:g}")
     rows = []
     for cells, case in question.cases(shape, layout):
         step, held = case.decode(), case.memory_bytes(drafts)
         fits = "" if held <= hardware.memory_bytes else ", too much"
         cells += [
             f"{held / 1e9:.1f}{fits}", f"{case.prefill().seconds(hardware):.3f}", f"{step.sent_bytes / 1e6:.2f}",
-            *_speed(step.seconds(hardware), case.batch),
+            *_speed(step, hardware, case.batch),
         ]  # fmt: skip
         if drafts:
             tokens = case.batch * expected_tokens(question.acceptance, drafts)
-            cells += _speed(case.decode(drafts).seconds(hardware), tokens)
+            cells += _speed(case.decode(drafts), hardware, tokens)
         rows.append(cells)
     gpus = f"{layout.gpus} x {hardware.name} of {hardware.memory_bytes / 1e9:g} GB, tp {layout.tp}, ep {layout.ep}"
     rates = f"{hardware.memory_rate / 1e12:g} TB/s, {hardware.flop_rate / 1e12:g} TFLOP/s"
     return Grid(f"{shape.name}: on {gpus} ({rates}, links {hardware.link_rate / 1e9:g} GB/s)", head, rows)
 
 
-def _speed(seconds: float, tokens: float) -> list[str]:
-    return [f"{1e3 * seconds:.3f}", f"{tokens / seconds:,.0f}"]
+def _speed(step: Cost, hardware: Hardware, tokens: float) -> list[str]:
+    """Milliseconds at least and as expected, and tokens a second as expected."""
+    expected = step.expected_seconds(hardware)
+    return [f"{1e3 * step.seconds(hardware):.3f}", f"{1e3 * expected:.3f}", f"{tokens / expected:,.0f}"]
 
 
 def _billions(count: int) -> str:

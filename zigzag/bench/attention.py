@@ -68,16 +68,16 @@ def decode(device: torch.device) -> Iterator[Case]:
     keys = SMALL if small else LONG
     for name, geometry in GEOMETRIES.items():
         for batch, full in FULL_SHAPES[:2] if small else FULL_SHAPES:
-            yield _decode_case(device, name, geometry, batch, full)
+            yield decode_case(device, name, geometry, batch, full)
         for queries in (5, 16):
-            yield _decode_case(device, name, geometry, 1, keys, queries=queries)
+            yield decode_case(device, name, geometry, 1, keys, queries=queries)
         for batch in (1,) if small else (1, 64):
-            yield _decode_case(device, name, geometry, batch, SINK + RECENT, streaming=True)
+            yield decode_case(device, name, geometry, batch, SINK + RECENT, streaming=True)
     for name, geometry in VARIANTS.items():
-        yield _decode_case(device, name, geometry, 1, keys)
+        yield decode_case(device, name, geometry, 1, keys)
 
 
-def _decode_case(
+def decode_case(
     device: torch.device, name: str, geometry: Geometry, batch: int, keys: int, *, queries: int = 1,
     streaming: bool = False,
 ) -> Case:  # fmt: skip

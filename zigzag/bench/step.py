@@ -53,11 +53,11 @@ def step(device: torch.device) -> Iterator[list[Row]]:
             yield _loops(model, cache, name, plan)
 
 
-def slice_of_air(device: torch.device, sizes: dict[str, int]) -> Any:
-    """One dense layer and seven with experts, random."""
+def slice_of_air(device: torch.device, sizes: dict[str, int], *, layers: int = LAYERS, dense: int = 1) -> Any:
+    """The first `dense` layers dense, the others with experts; random."""
     rope = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
     config = Glm4MoeConfig(
-        **sizes, num_hidden_layers=LAYERS, first_k_dense_replace=1, attention_bias=True, use_qk_norm=False,
+        **sizes, num_hidden_layers=layers, first_k_dense_replace=dense, attention_bias=True, use_qk_norm=False,
         rope_parameters=rope, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -152,15 +152,24 @@ def _of_runner(
     runner: FixedRunner, ids: Tensor, truth: Tensor | None, shared: dict[str, Any]
 ) -> tuple[Row, Tensor]:
     """Without a truth from outside, the logits are the truth for the rows to come."""
-    logits = [_fed(runner, ids).clone() for _ in range(3)][-1]  # as it is, captured, replayed
-    replay = runner.steps[(1, ids.shape[1])].graph.replay if runner.graphs else None
+    logits = fed(runner, ids)
     row = Row(
         **shared, method="zigzag, graph" if runner.graphs else "zigzag, no graph",
-        error=relative(logits, logits if truth is None else truth), graph=replay_time(replay) if replay else None,
+        error=relative(logits, logits if truth is None else truth), graph=replayed(runner, ids),
         eager=_wall(lambda: _fed(runner, ids), ids.device),
         remark="error: beside the same kernels without a graph" if runner.ring is not None else "",
     )  # fmt: skip
     return row, logits
+
+
+def fed(runner: FixedRunner, ids: Tensor) -> Tensor:
+    """The logits of a step that has been captured, where graphs are used, and replayed."""
+    return [_fed(runner, ids).clone() for _ in range(3)][-1]
+
+
+def replayed(runner: FixedRunner, ids: Tensor) -> float | None:
+    """Microseconds of the step's graph, after `fed`; None without graphs."""
+    return replay_time(runner.steps[(1, ids.shape[1])].graph.replay) if runner.graphs else None
 
 
 def _stock(model: Any, ids: Tensor, cache: DynamicCache) -> Tensor:

@@ -19,7 +19,7 @@ from zigzag.bench.cupy_methods import cupy_methods
 from zigzag.bench.peers import flashinfer_sampling
 
 VOCABULARY, DRAFTS = 151_552, 4  # GLM-4.5's vocabulary
-BATCHES, ACCEPTANCE = (1, 64), (0.0, 0.7, 1.0)
+BATCHES, ACCEPTANCE, RULES = (1, 64), (0.0, 0.7, 1.0), ("greedy", "one-hot", "dense")
 SURE = 60.0  # a logit that leaves nothing to the others
 REACH = 150  # ids: a draw within float32 rounding of a threshold lands on a token nearby
 
@@ -28,11 +28,11 @@ def verify(device: torch.device) -> Iterator[Case]:
     """Greedy, one-hot drafts and drafts with their rows, at three rates of acceptance."""
     for batch in BATCHES if device.type == "cuda" else (1,):
         for rate in ACCEPTANCE:
-            for rule in ("greedy", "one-hot", "dense"):
-                yield _case(device, batch, rate, rule)
+            for rule in RULES:
+                yield verify_case(device, batch, rate, rule)
 
 
-def _case(device: torch.device, batch: int, rate: float, rule: str) -> Case:
+def verify_case(device: torch.device, batch: int, rate: float, rule: str) -> Case:
     rows, greedy = batch * (DRAFTS + 1), rule == "greedy"
     op = "verify_greedy" if greedy else "verify_residual"
     options = {"validate": False} | ({} if greedy else {"temperature": 1.0})

@@ -8,6 +8,7 @@ row's drafts are a vector of PLACES.
 import triton
 import triton.language as tl
 
+from zigzag.backends.triton_launch import wait_for_earlier
 from zigzag.backends.triton_sampling import choose, choose_chunk, clean, load_row, probability, row_statistics
 
 
@@ -94,8 +95,9 @@ def sum_terms(
     ids, counts, target, draft, high, total, best, target_batch, target_row, target_token, draft_batch, draft_row,
     draft_token, drafts, vocabulary, chunks, scale, terms,
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
-    CHUNKS: tl.constexpr, CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
     batch, row = (tl.program_id(0) // drafts).to(tl.int64), tl.program_id(0) % drafts
     token, count = _read_drafts(ids, counts, batch, drafts, vocabulary, RAGGED, PLACES)
     if row < count:
@@ -152,8 +154,9 @@ def judge(
     draft_token, drafts, vocabulary, chunks, scale,
     uniforms, own, aheads, terms, lefts, plains, cappeds, tokens, accepteds, scale_of_q, epsilon, delta, most,
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
-    CHUNKS: tl.constexpr, CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
     batch, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = tl.arange(0, PLACES)
     token, count = _read_drafts(ids, counts, batch, drafts, vocabulary, RAGGED, PLACES)
@@ -240,8 +243,9 @@ def recover(
     ids, counts, target, draft, high, total, best, target_batch, target_row, target_token, draft_batch, draft_row,
     draft_token, drafts, vocabulary, chunks, scale, uniforms, lefts, plains, cappeds, tokens, accepteds,
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
-    CHUNKS: tl.constexpr, CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
     batch = tl.program_id(0).to(tl.int64)
     token, count = _read_drafts(ids, counts, batch, drafts, vocabulary, RAGGED, PLACES)
     accepted = tl.load(accepteds + batch).to(tl.int32)

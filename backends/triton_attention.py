@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends import triton_workspace
+from zigzag.backends import triton_launch, triton_workspace
 from zigzag.backends.torch_eager import positions_of, related_nodes
 from zigzag.backends.triton_blocks import blocks_of, splits_of
+from zigzag.backends.triton_launch import wait_for_earlier
 from zigzag.backends.triton_masks import causal, extremes, in_window, related, span, window_start
 from zigzag.reference.checks import check_window
 from zigzag.reference.errors import KindError
@@ -67,6 +68,7 @@ def attention(
         ALIGN=align, STREAMING=window is not None, QUERY_AT=where is not None, KEY_AT=keys_where is not None,
         TREE=tree is not None, PAGE=0 if block_table is None else key.shape[2], SHARE=heads // groups,
         SPLITS=triton.next_power_of_2(splits), D=size, DV=value_size, **launch_options(blocks, size, value_size),
+        **triton_launch.dependent(query.device),
     )  # fmt: skip
     return output, lse
 
@@ -78,8 +80,9 @@ def _kernel(
     where_batch, keys_where_batch, table_batch, num_queries, num_keys, groups, nodes, scale, sink, recent,
     ALIGN: tl.constexpr, STREAMING: tl.constexpr, QUERY_AT: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr,
     PAGE: tl.constexpr, SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
     tile, split, pair = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, group = (pair // groups).to(tl.int64), pair % groups
     q, at, token, head = rows_of(

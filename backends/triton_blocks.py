@@ -1,7 +1,7 @@
 """How the attention kernel is cut into programs: a table by shape class, found by `python -m zigzag.bench.tuning`.
 
-Nothing is timed when the kernel runs. The table was made on an H100 (docs/benchmarks/tuning.md); other Hopper cards
-have the same multiprocessors, and other cards take it as it is.
+Nothing is timed when the kernel runs. The table was made on an H100 (docs/benchmarks/tuning_h100.txt); other Hopper
+cards have the same multiprocessors, and other cards take it as it is.
 """
 
 from typing import NamedTuple
@@ -12,19 +12,21 @@ from zigzag.backends.triton_workspace import multiprocessors
 
 
 class Blocks(NamedTuple):
-    """tile: rows of queries a program; block: keys a step; waves: programs a multiprocessor that keys are split for."""
+    """tile: rows of queries a program; block: keys a step; waves: programs a multiprocessor that keys are split for;
+    least: steps of a program at least."""
 
     tile: int
     block: int
     warps: int
     stages: int
     waves: int
+    least: int = 2
 
 
 ANY = 1 << 30
 # (rows of a KV group, KV heads of the whole batch, keys, head size): the first line that is nowhere smaller is taken.
 _HALF = (  # numbers of two bytes
-    ((16, 16, 2_048, 128), Blocks(16, 64, 4, 3, 1)),
+    ((16, 16, 2_048, 128), Blocks(16, 128, 8, 2, 1, least=1)),
     ((16, 16, 65_536, 128), Blocks(16, 128, 8, 3, 1)),
     ((16, 16, ANY, 128), Blocks(16, 64, 4, 3, 1)),
     ((16, 128, ANY, 128), Blocks(16, 64, 4, 3, 1)),
@@ -53,6 +55,6 @@ def mixed_blocks_of(blocks: Blocks) -> Blocks:
 
 
 def splits_of(blocks: Blocks, device: torch.device, programs: int, key_blocks: int) -> int:
-    """How many programs share the keys of a tile: enough to fill the card, each with two blocks of keys or more."""
+    """How many programs share the keys of a tile: enough to fill the card, each with some blocks of keys."""
     wanted = blocks.waves * multiprocessors(device) // max(1, programs)
-    return max(1, min(64, wanted, key_blocks // 2))
+    return max(1, min(64, wanted, key_blocks // blocks.least))

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zigzag.backends import triton_launch
 from zigzag.backends.torch_eager import join_heads, positions_of
 from zigzag.backends.triton_attention import (
     DTYPES,
@@ -25,6 +26,7 @@ from zigzag.backends.triton_attention import (
     workspace,
 )
 from zigzag.backends.triton_blocks import blocks_of, mixed_blocks_of, splits_of
+from zigzag.backends.triton_launch import wait_for_earlier
 from zigzag.backends.triton_masks import extremes
 from zigzag.reference.errors import KindError
 from zigzag.reference.mixed_heads import Calls, by_two_calls
@@ -82,7 +84,7 @@ def mixed_attention(
         num_queries, num_keys, key.shape[2], groups, (size**-0.5 if scale is None else scale) * LOG2E.value,
         sink, recent, ALIGN=align, QUERY_AT=query_positions is not None, FULL_AT=key_positions is not None,
         STREAM_AT=streaming_positions is not None, SHARE=share, SPLITS=triton.next_power_of_2(splits),
-        D=size, DV=value_size, **launch_options(blocks, size, value_size),
+        D=size, DV=value_size, **launch_options(blocks, size, value_size), **triton_launch.dependent(query.device),
     )  # fmt: skip
     return output, lse
 
@@ -95,8 +97,9 @@ def mixed(
     num_queries, full_keys, keys, groups, scale, sink, recent,
     ALIGN: tl.constexpr, QUERY_AT: tl.constexpr, FULL_AT: tl.constexpr, STREAM_AT: tl.constexpr, SHARE: tl.constexpr,
     SPLITS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
-    SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
+    SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
     tile, split, pair = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, group = (pair // groups).to(tl.int64), pair % groups
     splits, place = tl.num_programs(1), tl.load(places + group)

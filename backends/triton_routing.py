@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends import torch_routing
+from zigzag.backends import torch_routing, triton_launch
+from zigzag.backends.triton_launch import wait_for_earlier
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST = 1024  # experts that a program holds
@@ -39,6 +40,7 @@ def route_experts(
             rows, bias.detach().contiguous(), ids, weights, float(scaling), EXPERTS=experts, TOP_K=top_k,
             GROUPS=num_groups if top_groups < num_groups else 1, TOP_GROUPS=top_groups, NORMALIZE=normalize,
             WIDTH=triton.next_power_of_2(experts), SLOTS=triton.next_power_of_2(top_k), num_warps=1,
+            **triton_launch.dependent(rows.device),
         )  # fmt: skip
     shape = (*router_logits.shape[:-1], top_k)
     return ids.view(shape), weights.view(shape)
@@ -48,7 +50,9 @@ def route_experts(
 def _route(
     logits, bias, ids, weights, scaling, EXPERTS: tl.constexpr, TOP_K: tl.constexpr, GROUPS: tl.constexpr,
     TOP_GROUPS: tl.constexpr, NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
     token, expert, slot = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH), tl.arange(0, SLOTS)
     is_expert = expert < EXPERTS
     x = tl.load(logits + token * EXPERTS + expert, mask=is_expert, other=0.0).to(tl.float32)

@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zigzag.backends import triton_launch
 from zigzag.backends.torch_sampling import filtered
+from zigzag.backends.triton_launch import wait_for_earlier
 from zigzag.reference.errors import KindError
 
 LOG2E = 1.4426950408889634
@@ -37,6 +39,7 @@ def to_probs(
         _write_probs[(len(rows), parts.chunks)](
             rows, probs, parts.high, parts.total, parts.best, *rows.stride(), rows.shape[1], parts.chunks, scale,
             MODE=mode, CHUNKS=parts.width, CHUNK=parts.chunk, num_warps=warps_of(parts.chunk),
+            **triton_launch.dependent(rows.device),
         )  # fmt: skip
     return filtered(probs.view(logits.shape), top_k=top_k, top_p=top_p, min_p=min_p)
 
@@ -56,7 +59,7 @@ def draw_rows(rows: Tensor, uniforms: Tensor, mode: str, scale: float, counts: T
             rows, uniforms.contiguous(), tokens, tokens if counts is None else counts,
             parts.high, parts.total, parts.best, *rows.stride(), *rows.shape[1:], parts.chunks, scale,
             MODE=mode, RAGGED=counts is not None, CHUNKS=parts.width, CHUNK=parts.chunk,
-            num_warps=warps_of(parts.chunk),
+            num_warps=warps_of(parts.chunk), **triton_launch.dependent(rows.device),
         )  # fmt: skip
     return tokens
 
@@ -110,7 +113,7 @@ class Parts:
             rows, self.best if ids is None else ids, self.best if counts is None else counts,
             self.high, self.total, self.best, self.ahead, *rows.stride(), length, vocabulary, scale,
             MODE=mode, RANK=ids is not None, SUM=sums, RAGGED=counts is not None, CHUNK=self.chunk,
-            num_warps=warps_of(self.chunk),
+            num_warps=warps_of(self.chunk), **triton_launch.dependent(rows.device),
         )  # fmt: skip
 
 
@@ -118,7 +121,9 @@ class Parts:
 def scan(
     rows, ids, counts, highs, totals, bests, aheads, batch_stride, row_stride, token_stride, length, vocabulary, scale,
     MODE: tl.constexpr, RANK: tl.constexpr, SUM: tl.constexpr, RAGGED: tl.constexpr, CHUNK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
     batch, row = tl.program_id(0) // length, tl.program_id(0) % length
     if RAGGED:  # noqa: SIM102  (known when compiled, the other is not)
         if row > tl.maximum(tl.load(counts + batch), 0):
@@ -230,8 +235,9 @@ def choose_chunk(weight, uniform, CHUNKS: tl.constexpr):
 def _draw(
     rows, uniforms, tokens, counts, highs, totals, bests, batch_stride, row_stride, token_stride,
     length, vocabulary, chunks, scale,
-    MODE: tl.constexpr, RAGGED: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr,
+    MODE: tl.constexpr, RAGGED: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
     line = tl.program_id(0)
     batch, row = line // length, line % length
     if RAGGED:  # noqa: SIM102  (known when compiled, the other is not)
@@ -268,8 +274,9 @@ def _draw(
 @triton.jit(do_not_specialize=["chunks"])
 def _write_probs(
     rows, probs, highs, totals, bests, row_stride, token_stride, vocabulary, chunks, scale,
-    MODE: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr,
+    MODE: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
     row = tl.program_id(0)
     highest, inverse, best = row_statistics(
         highs, totals, bests, row + tl.arange(0, 1), tl.full((1,), True, tl.int1), chunks, scale, MODE, CHUNKS

@@ -118,11 +118,12 @@ def fails(launch: Callable[[], object]) -> bool:
 
 
 def main() -> None:
-    from zigzag.backends import triton_ops
+    from zigzag.backends import triton_launch, triton_ops
 
     found: list[tuple[str, str, int]] = []
     driver.set_active(Hopper())
     JITFunction.run = compiling(found)
+    triton_launch.dependent = lambda device: {"DEPENDENT": True, "launch_pdl": True}
     for dtype, (batch, drafts, vocabulary, size, temperatures) in SIZES.items():
         verify_all(triton_ops, dtype, batch, drafts, vocabulary, temperatures)
         attend_all(triton_ops, dtype, size)

@@ -127,7 +127,7 @@ def prefill(device: torch.device) -> Iterator[Case]:
                     (out[0] if isinstance(out, tuple) else out)[:, :, _rows(out[0].shape[-2])], truth
                 ),
                 tolerance=TOLERANCE[dtype_on(device)],
-                contrasts={"SDPA, all keys": causal},
+                contrasts=causal(device, "all keys"),
             )  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def scores(device: torch.device) -> Iterator[Case]:
             truth=_first(partial(_exact_score, op, window), count),
             error=relative,
             tolerance=5 * TOLERANCE[dtype_on(device)],  # a difference of two outputs: its own size is smaller
-            contrasts={"SDPA, one forward": _first(causal, 3)},
+            contrasts=causal(device, "one forward"),
         )  # fmt: skip
 
 

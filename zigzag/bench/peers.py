@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from zigzag.bench.cases import Adapted, share_unequal
+from zigzag.bench.cases import Adapted, Method, share_unequal
 from zigzag.bench.timing import reason
 from zigzag.reference.verification import Verdict
 
@@ -27,10 +27,13 @@ WORKSPACE = 128 << 20  # bytes, as its documentation recommends
 
 def sdpa(device: torch.device, queries: int) -> Peers:
     """PyTorch's fused kernels for the last queries over a cache."""
-    kinds = {"SDPA flash": SDPBackend.FLASH_ATTENTION, "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION}
+    return {name: Adapted(partial(_sdpa, kind, queries)) for name, kind in _kinds(device).items()}
+
+
+def _kinds(device: torch.device) -> dict[str, SDPBackend]:
     if device.type != "cuda":
-        kinds = {"SDPA": SDPBackend.FLASH_ATTENTION}  # PyTorch's only fused kernel there
-    return {name: Adapted(partial(_sdpa, kind, queries)) for name, kind in kinds.items()}
+        return {"SDPA": SDPBackend.FLASH_ATTENTION}  # PyTorch's only fused kernel there
+    return {"SDPA flash": SDPBackend.FLASH_ATTENTION, "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION}
 
 
 def _sdpa(kind: SDPBackend, queries: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -42,9 +45,14 @@ def _sdpa(kind: SDPBackend, queries: int, query: Tensor, key: Tensor, value: Ten
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
 
 
-def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Full causal attention of a whole prompt."""
-    return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+def causal(device: torch.device, what: str) -> dict[str, Method]:
+    """PyTorch's fused kernels for full causal attention of a whole prompt; `what` ends their names."""
+    return {f"{name}, {what}": partial(_causal, kind) for name, kind in _kinds(device).items()}
+
+
+def _causal(kind: SDPBackend, query: Tensor, key: Tensor, value: Tensor, *_: Tensor) -> Tensor:
+    with sdpa_kernel(kind):
+        return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
 
 
 def flex(device: torch.device, queries: int, keys: int, visible: Callable[..., Any] | None) -> Adapted | str:

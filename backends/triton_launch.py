@@ -1,0 +1,30 @@
+"""Dependent launches: a kernel's programs come onto the card while the one before ends, and wait there for its results.
+
+Between two small kernels the card would stand idle for a microsecond otherwise. CUDA calls it programmatic dependent
+launch; cards from Hopper on have it. Every kernel that is launched so begins with `wait_for_earlier`, so it reads and
+writes nothing before all earlier kernels are done. Not for kernels with many programs that are bound by memory, as the
+experts': the programs that wait take places of those that work, and five tokens took a fifth longer.
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+HOPPER = (9, 0)
+
+
+@cache
+def dependent(device: torch.device) -> dict[str, bool]:
+    """What a launch on the device is given: DEPENDENT for the kernel, launch_pdl for Triton."""
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
+    return {"DEPENDENT": able, "launch_pdl": able}
+
+
+@triton.jit
+def wait_for_earlier(DEPENDENT: tl.constexpr):
+    """The first statement of a kernel; afterwards the next one's programs may come."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import windows
-from tolerance import assert_no_worse
 
 from zigzag import reference
 from zigzag.backends import cupy_attention, cupy_attention_kernel, cupy_kernels
+from zigzag.conformance.strategies import windows
+from zigzag.conformance.tolerance import assert_no_worse
 from zigzag.reference.visibility import default_positions
 
 pytestmark = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="there is no C++ compiler (g++)")

@@ -18,11 +18,11 @@ from test_cupy_attention_kernel import (
     use_host,
 )
 from test_cupy_kernels import HOPPER, FakeArray, fake
-from tolerance import assert_no_worse
 
 from zigzag import reference
 from zigzag.backends import cupy_attention_kernel, cupy_kernels
 from zigzag.backends import cupy_attention_mma as mma
+from zigzag.conformance.tolerance import assert_no_worse
 
 needs_compiler = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="there is no C++ compiler (g++)")
 

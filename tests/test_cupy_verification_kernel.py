@@ -6,12 +6,12 @@ from functools import partial
 import cuda_on_host
 import numpy as np
 import pytest
-from drafts import Round, rounds, settle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from zigzag import reference
 from zigzag.backends import cupy_kernels, cupy_verification, cupy_verification_kernel
+from zigzag.conformance.drafts import Round, rounds, settle
 from zigzag.reference import acceptance
 from zigzag.reference.verification import Verdict, first
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGE_DIR: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
+PACKAGE_DATA: dict[str, list[str]] = PROJECT["tool"]["setuptools"]["package-data"]
 
 
 def folders_with_python(root: Path, top_folders: Iterable[str]) -> set[str]:
@@ -31,19 +32,19 @@ def differences(expected: Iterable[str], found: Iterable[str]) -> list[str]:
 
 
 def shipped_files() -> set[str]:
-    """Every file of the package folders but the Markdown, by its name in the wheel."""
+    """Every file of the package folders, Markdown only where it is asked for, by its name in the wheel."""
     files = {
         f"{package.replace('.', '/')}/{path.name}"
         for package in PACKAGES
         for path in (ROOT / PACKAGE_DIR[package]).iterdir()
-        if path.is_file() and path.suffix != ".md"
+        if path.is_file() and (path.suffix != ".md" or "*.md" in PACKAGE_DATA.get(package, ()))
     }
     assert len(files) > len(PACKAGES)
     return files
 
 
 def test_packages_list_is_complete() -> None:
-    folders = folders_with_python(ROOT, ["reference", "backends", "zigzag"])
+    folders = folders_with_python(ROOT, ["reference", "backends", "zigzag"]) | {"tests/parity"}
     assert differences((PACKAGE_DIR[package] for package in PACKAGES), folders) == []
     assert [folder for folder in sorted(folders) if not (ROOT / folder / "__init__.py").is_file()] == []
 
@@ -77,7 +78,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for folder in ("reference", "backends", "zigzag"):
+    for folder in ("reference", "backends", "zigzag", "tests/parity"):
         shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     isolation = ["--no-isolation"] if new_setuptools() else []  # isolation needs a network
     # The folder to build in must not be the tree's root, where an old build/ would hide the module of that name.
@@ -94,14 +95,35 @@ def test_wheel_holds_every_file(wheel: Path) -> None:
     assert any(name.endswith("LICENSE") for name in names)
 
 
-def test_wheel_imports(wheel: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked").resolve()
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "unpacked")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+        archive.extractall(folder)
+    return folder
+
+
+def run_with(package: Path, folder: Path, *arguments: str) -> str:
+    env = os.environ | {"PYTHONPATH": str(package)}
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_wheel_imports(unpacked: Path, tmp_path: Path) -> None:
     code = "import zigzag.ops, zigzag.reference.checks as c; print(zigzag.__file__, c.__file__, sep='\\n')"
-    env = os.environ | {"PYTHONPATH": str(tmp_path / "unpacked")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    unpacked = (tmp_path / "unpacked").resolve()
-    assert [Path(line).resolve().is_relative_to(unpacked) for line in done.stdout.splitlines()] == [True, True]
+    found = run_with(unpacked, tmp_path, "-c", code).splitlines()
+    assert [Path(line).resolve().is_relative_to(unpacked) for line in found] == [True, True]
+
+
+def test_wheel_runs_its_suite(unpacked: Path, tmp_path: Path) -> None:
+    """From another folder, without a trace; pytest names the file of the test that it skips."""
+    pytest.importorskip("typer", reason="typer is not installed")
+    pytest.importorskip("rich", reason="rich is not installed")
+    suite = unpacked / "zigzag/conformance"
+    before = sorted(suite.rglob("*"))
+    printed = run_with(
+        unpacked, tmp_path, "-m", "zigzag", "conform", "numpy", "--only", "test_visible or test_triton_says"
+    )
+    assert "1 passed, 1 skipped" in printed and f"{unpacked.name}/zigzag/conformance" in printed, printed
+    assert sorted(suite.rglob("*")) == before and not list(tmp_path.iterdir())

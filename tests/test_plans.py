@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import scores as score_tables
 
 from zigzag import formats
+from zigzag.conformance.strategies import scores as score_tables
 from zigzag.plans import HeadScores, LayerPlan, head_plan, make_plan
 from zigzag.reference import assign_layers
 from zigzag.reference.errors import ArgumentError, PlanError, ZigzagError

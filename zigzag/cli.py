@@ -14,6 +14,7 @@ from rich.text import Text
 from zigzag import __version__
 from zigzag.backends import list_backends
 from zigzag.cli_bench import bench
+from zigzag.cli_conform import conform
 from zigzag.cli_sizes import show, sizes
 from zigzag.plans import HeadScores, LayerPlan, make_plan
 from zigzag.reference import CRITERIA, LOSSLESS_RULES, LOSSY_RULES, OPS
@@ -275,6 +276,7 @@ def evidence(
 
 
 app.command()(bench)
+app.command()(conform)
 app.command()(sizes)
 
 

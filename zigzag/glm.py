@@ -7,6 +7,7 @@ transformers loads no MTP layer with a model, and its own drafting reads that la
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zigzag import tiny_glm
 from zigzag.checkpoint import Checkpoint, open_checkpoint
 from zigzag.reference.errors import ModelError
 
@@ -25,7 +26,8 @@ def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[
     become equal, and tokens go to other experts (seen with GLM-5.2, sglang#37133). ``model.to(dtype)`` afterwards would
     do that too.
 
-    path: a folder of an official checkpoint, or of one that transformers or `save_checkpoint` wrote
+    path: a folder of an official checkpoint, or of one that transformers or `save_checkpoint` wrote; "tiny-glm" is the
+        small model that ships with zigzag (a folder of that name: "./tiny-glm")
     dtype: of all else, a torch dtype by name; options: for transformers' `from_pretrained`, as device_map
 
     Raises ModelError if the checkpoint is not whole (`open_checkpoint`), has several MTP layers, or `dtype` is not
@@ -37,12 +39,14 @@ def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ModelError(f"glm.load: dtype must be a floating-point dtype of torch by name, got {dtype!r}")
+    path = tiny_glm.folder() if str(path) == tiny_glm.NAME else Path(path)
     checkpoint = open_checkpoint(path)
     if checkpoint.has_mtp and checkpoint.config.num_nextn_predict_layers > 1:
         raise ModelError(
             f"glm.load: one MTP layer can be used, {path} has {checkpoint.config.num_nextn_predict_layers}"
         )
-    model = Glm4MoeForCausalLM.from_pretrained(path, dtype=kind, **options).eval()
+    model = _without_mtp(checkpoint).from_pretrained(path, dtype=kind, **options).eval()
+    model.__class__ = Glm4MoeForCausalLM
     _restore_biases(model, checkpoint)
     if not checkpoint.has_mtp:
         return model, None
@@ -51,6 +55,14 @@ def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[
     prefix = f"model.layers.{checkpoint.config.num_hidden_layers}."
     own = {name.removeprefix(prefix): name for name in checkpoint if name.startswith(prefix)}
     return model, MtpHead(model).load({n: checkpoint.torch(name) for n, name in own.items() if n not in DUPLICATES})
+
+
+def _without_mtp(checkpoint: Checkpoint) -> Any:
+    """transformers' class, told which layer it shall leave out: by itself it knows those of the published sizes."""
+    from transformers import Glm4MoeForCausalLM
+
+    left_out = [rf"model\.layers\.{checkpoint.config.num_hidden_layers}\..*"]
+    return type(Glm4MoeForCausalLM.__name__, (Glm4MoeForCausalLM,), {"_keys_to_ignore_on_load_unexpected": left_out})
 
 
 def _restore_biases(model: Any, checkpoint: Checkpoint) -> None:

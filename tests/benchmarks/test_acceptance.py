@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 import pytest
-from arrays import convert, interpreted, kind_of, to_numpy
 
 from zigzag import ops, reference
 from zigzag.backends import get_backend
+from zigzag.conformance.arrays import convert, interpreted, kind_of, to_numpy
 
 VOCABULARY, DRAFTS = 49152, 4
 RNG = np.random.default_rng(0)

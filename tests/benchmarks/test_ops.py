@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 import pytest
-from arrays import convert, interpreted, kind_of
 
 from zigzag import ops, reference
 from zigzag.backends import get_backend
+from zigzag.conformance.arrays import convert, interpreted, kind_of
 
 RNG = np.random.default_rng(0)
 WINDOW = {"sink": 16, "recent": 112}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Case, cases, scores
 
 from zigzag import reference
+from zigzag.conformance.strategies import Case, cases, scores
 from zigzag.reference import CRITERIA, cache
 from zigzag.reference.errors import ArgumentError, CacheError, KindError
 

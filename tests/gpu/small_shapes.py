@@ -19,10 +19,10 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1]), str(HERE.parent)]  #
 
 import numpy as np  # noqa: E402
 from kernels import NAMES  # noqa: E402
-from tolerance import EPSILON, assert_no_worse  # noqa: E402
 
 from zigzag import ops, reference  # noqa: E402
 from zigzag.backends import cupy_attention_kernel, cupy_attention_mma, cupy_kernels  # noqa: E402
+from zigzag.conformance.tolerance import EPSILON, assert_no_worse  # noqa: E402
 
 VOCABULARY = 4_104  # of three chunks, the last not full; rows begin at multiples of 16 bytes
 UNEVEN = 1_101  # they do not

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from tolerance import assert_no_worse
+
+from zigzag.conformance.tolerance import assert_no_worse
 
 EXACT = np.array([[1.0, 2.0], [3.0, -np.inf]])
 

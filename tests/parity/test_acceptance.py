@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from arrays import DTYPES, convert, examples, interpreted, kind_of, supports, to_numpy, widest
-from drafts import Round, is_inside, rounds, settle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import zigzag
 from zigzag import ops, reference
+from zigzag.conformance.arrays import convert, dtypes_of, examples, interpreted, kind_of, supports, to_numpy, widest
+from zigzag.conformance.drafts import Round, is_inside, rounds, settle
 from zigzag.reference import acceptance
 from zigzag.reference.verification import Verdict, first, last
 
@@ -91,7 +91,7 @@ def test_exact_numbers(op: str, backend: str) -> None:
     is_greedy = "greedy" in op or op == "verify_top_k"
 
     def check(data) -> None:
-        dtype = data.draw(st.sampled_from(DTYPES.get(backend, ("float32",))))
+        dtype = data.draw(st.sampled_from(dtypes_of(backend)))
         made = data.draw(
             rounds(tree=op == "verify_tree_greedy", parts=PARTS[dtype], logits=is_greedy, nans=not is_greedy)
         )  # fmt: skip
@@ -107,7 +107,7 @@ def test_away_from_thresholds(case: str, backend: str) -> None:
     supports(backend, op)
 
     def check(data) -> None:
-        dtype = data.draw(st.sampled_from([d for d in DTYPES.get(backend, ("float32",)) if d in MARGIN]))
+        dtype = data.draw(st.sampled_from([d for d in dtypes_of(backend) if d in MARGIN]))
         made = data.draw(rounds(**{"honest": True, "nans": dtype == "float64", **shape}))
         assume(settle(made, partial(rule, **options), walk, MARGIN[dtype]))
         if op == "verify_typical":
@@ -126,7 +126,7 @@ def test_exact_logits(op: str, backend: str) -> None:
     supports(backend, op)
 
     def check(data) -> None:
-        dtype = data.draw(st.sampled_from(DTYPES.get(backend, ("float32",))))
+        dtype = data.draw(st.sampled_from(dtypes_of(backend)))
         made = data.draw(rounds(parts=PARTS[dtype], honest=True))
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
         made.target = power_rows(rng, made.target.shape)
@@ -165,7 +165,7 @@ def test_logits_away_from_thresholds(op: str, backend: str) -> None:
     supports(backend, op)
 
     def check(data) -> None:
-        dtype = data.draw(st.sampled_from([d for d in DTYPES.get(backend, ("float32",)) if d in MARGIN]))
+        dtype = data.draw(st.sampled_from([d for d in dtypes_of(backend) if d in MARGIN]))
         made = data.draw(rounds(honest=True))
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
         logits = rng.integers(-6, 7, made.target.shape) / 2
@@ -224,7 +224,7 @@ def test_many_rows(case: str, backend: str) -> None:
 def test_half_precision_is_computed_in_float32(case: str, dtype: str, backend: str) -> None:
     op = case.partition(",")[0]
     supports(backend, op)
-    if dtype not in DTYPES.get(backend, ()):
+    if dtype not in dtypes_of(backend):
         pytest.skip(f"backend {backend} has no {dtype}")
     made = many(op, 24 if interpreted(backend) else 2000)
     half = {name: to_numpy(convert(getattr(made, name), "torch", dtype)) for name in ("draft", "target", "uniforms")}
@@ -334,7 +334,7 @@ def test_to_probs(backend: str) -> None:
 def check_drawn_logits(backend: str, data) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     shape = data.draw(st.sampled_from([(7,), (3, 9), (2, 1, 5), (2, 300)]))
-    dtype = data.draw(st.sampled_from(DTYPES.get(backend, ("float32",))))
+    dtype = data.draw(st.sampled_from(dtypes_of(backend)))
     logits = rng.integers(-6, 7, shape) / 2  # many ties, exact in every dtype
     logits[rng.random(shape) < 0.2] = -np.inf
     if data.draw(st.booleans()):
@@ -387,7 +387,7 @@ def test_sample_of_exact_numbers(backend: str) -> None:
 def check_exact_weights(backend: str, data) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     shape = data.draw(st.sampled_from([(3,), (2, 4), (3, 0), ()]))
-    dtype = data.draw(st.sampled_from(DTYPES.get(backend, ("float32",))))
+    dtype = data.draw(st.sampled_from(dtypes_of(backend)))
     weights = rng.integers(0, 5, (*shape, data.draw(st.integers(1, 9)))) / 8
     weights[rng.random(weights.shape) < 0.3] = rng.choice([0.0, np.nan, -1.0])
     uniforms = np.array(rng.integers(0, 64, shape) / 64)

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from arrays import DTYPES, convert, kind_of, supports, to_numpy
-from tolerance import assert_no_worse
 
 from zigzag import ops, reference
+from zigzag.conformance.arrays import convert, dtypes_of, kind_of, supports, to_numpy, widest
+from zigzag.conformance.tolerance import assert_no_worse
 
 SHAPES = [(0, 4, 9), (2, 0, 9), (1, 16, 9), (2, 3, 1), (1, 1, 100_003), (1, 1, 152_064)]  # B, K, V
 RULES = ("verify_greedy", "verify_residual", "verify_block", "verify_exact")
@@ -35,7 +35,7 @@ def arguments(op: str, shape: tuple[int, int, int], seed: int) -> list[np.ndarra
 
 def emitted(op: str, backend: str, given: list[np.ndarray]) -> np.ndarray:
     kind = kind_of(backend)
-    dtype = "float64" if op == "verify_block" and backend != "triton" else "float32"  # it divides
+    dtype = widest(backend) if op == "verify_block" else "float32"  # it divides
     result = getattr(ops, op)(*(convert(a, kind, dtype) for a in given), backend=backend)
     return to_numpy(result.output_token_ids)
 
@@ -66,7 +66,7 @@ def test_paged_decoding(backend: str, share: int, size: int, page: int, queries:
     query = rng.standard_normal((2, share, queries, size)).astype(np.float16).astype(np.float64)
     ends = np.array([[300], [page + queries]])
     options = {**window, "query_positions": ends - queries + np.arange(queries), "block_table": table}
-    for dtype in DTYPES.get(backend, ("float32",))[:2]:
+    for dtype in dtypes_of(backend)[:2]:
         arrays = [convert(a, kind, dtype) for a in (query, key, value)]
         placed = {k: convert(v, kind, "") if isinstance(v, np.ndarray) else v for k, v in options.items()}
         out, _ = ops.attention(*arrays, **placed, backend=backend)

@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import arrays
 import numpy as np
 import pytest
-from arrays import DTYPES, convert, examples, interpreted, kind_of, supports, to_numpy, widest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerance import assert_no_worse
 
 import zigzag
 from zigzag import ArgumentError, KindError, ops, reference
+from zigzag.conformance import arrays
+from zigzag.conformance.arrays import convert, dtypes_of, examples, interpreted, kind_of, supports, to_numpy, widest
+from zigzag.conformance.tolerance import assert_no_worse
 
 
 @dataclass
@@ -86,7 +86,7 @@ def check(case: Tokens, backend: str, dtype: str) -> None:
 
 def test_parity(backend: str) -> None:
     supports(backend, "apply_experts")
-    dtypes = DTYPES.get(backend, ("float32",))
+    dtypes = dtypes_of(backend)
 
     @settings(max_examples=examples(backend, 60))
     @given(case=cases(), number=st.integers(0, 3))
@@ -105,7 +105,7 @@ def test_reference_is_the_definition(case: Tokens) -> None:
 def test_every_way_to_compute(backend: str, tokens: int) -> None:
     """One token, a tile of tokens, the fullest tile, more than a tile; each expert shared by some tokens."""
     supports(backend, "apply_experts")
-    for dtype in DTYPES.get(backend, ("float32",)):
+    for dtype in dtypes_of(backend):
         check(made(tokens, tokens, 2, 5, 37, 21, 0.2), backend, dtype)
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import DTYPES, convert, examples, kind_of, supports, to_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import parents, windows
-from tolerance import assert_no_worse
 
 import zigzag
 from zigzag import ArgumentError, KindError, ops, reference
+from zigzag.conformance.arrays import convert, dtypes_of, examples, kind_of, supports, to_numpy
+from zigzag.conformance.strategies import parents, windows
+from zigzag.conformance.tolerance import assert_no_worse
 
 ARRAYS = ("query", "full_key", "full_value", "streaming_key", "streaming_value")
 
@@ -157,7 +157,7 @@ def check(backend: str, dtype: str, case: Mixed) -> None:
 
 def test_backends(backend: str) -> None:
     supports(backend, "mixed_attention")
-    dtypes = DTYPES.get(backend, ("float32",))
+    dtypes = dtypes_of(backend)
 
     @settings(max_examples=examples(backend, 40))
     @given(case=layers(), number=st.integers(0, 3))
@@ -175,7 +175,7 @@ def test_one_kind_only(groups: tuple[bool, ...], backend: str) -> None:
     query, key = rng.standard_normal((1, 2 * heads, 2, 4)), rng.standard_normal((1, heads, 9, 4))
     none = np.zeros((1, 0, 0 if groups[0] else 9, 4))
     caches = [key, key, none, none] if groups[0] else [none, none, key, key]
-    kind, dtype = kind_of(backend), DTYPES.get(backend, ("float32",))[0]
+    kind, dtype = kind_of(backend), dtypes_of(backend)[0]
     arrays = [convert(a, kind, dtype) for a in (query, *caches)]
     out = ops.mixed_attention(*arrays, full_groups=groups, sink=2, recent=3, backend=backend)
     expected = reference.attention(query, key, key, **({} if groups[0] else {"sink": 2, "recent": 3}))

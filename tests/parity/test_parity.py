@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from arrays import DTYPES, convert, examples, kind_of, supports, to_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Case, cases, paged, scores, spoiled
-from tolerance import assert_no_worse
 
 from zigzag import ops, reference
+from zigzag.conformance.arrays import convert, dtypes_of, examples, kind_of, supports, to_numpy
+from zigzag.conformance.strategies import Case, cases, paged, scores, spoiled
+from zigzag.conformance.tolerance import assert_no_worse
 
 ARGUMENTS = {
     "attention": ("query", "key", "value"),
@@ -47,7 +47,7 @@ def scaled(op: str, result: np.ndarray, case: Case) -> np.ndarray:
 @pytest.mark.parametrize("op", ARGUMENTS)
 def test_attention_ops(op: str, backend: str) -> None:
     supports(backend, op)
-    dtypes = DTYPES.get(backend, ("float32",))
+    dtypes = dtypes_of(backend)
 
     @settings(max_examples=25 if op == "attention" else examples(backend, 25))
     @given(case=cases(), number=st.integers(0, 3), full=st.booleans())
@@ -66,7 +66,7 @@ def test_attention_ops(op: str, backend: str) -> None:
 def test_paged_attention(backend: str, drawn: tuple[Case, np.ndarray], number: int, full: bool) -> None:
     supports(backend, "attention")
     case, table = drawn
-    dtypes = DTYPES.get(backend, ("float32",))
+    dtypes = dtypes_of(backend)
     window = {} if full else case.window
     check("attention", backend, dtypes[number % len(dtypes)], case, {**window, **case.options, "block_table": table})
 
@@ -92,7 +92,7 @@ def test_merge(backend: str, seed: int, parts: int, hidden: bool) -> None:
     lses[:, 0, 0, 0] = -np.inf if hidden else lses[:, 0, 0, 0]
     outputs = np.where(np.isinf(lses)[..., None], 0, outputs)
     kind = kind_of(backend)
-    for dtype in DTYPES.get(backend, ("float32",))[:2]:
+    for dtype in dtypes_of(backend)[:2]:
         arrays = [convert(a, kind, dtype) for a in (outputs, lses)]
         out = ops.merge(*arrays, backend=backend)
         exact = reference.merge(*(to_numpy(a) for a in arrays))

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from arrays import DTYPES, convert, kind_of, supports, to_numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerance import assert_no_worse
 
 import zigzag
 from zigzag import ArgumentError, KindError, ops, reference
+from zigzag.conformance.arrays import convert, dtypes_of, kind_of, supports, to_numpy
+from zigzag.conformance.tolerance import assert_no_worse
 
 LOGITS = [-60.0, -2.5, -0.75, 0.0, 0.5, 1.25, 3.0]  # exact in every dtype; few, so that ties are common
 BIASES = [-0.375, 0.0, 0.0, 0.25, 4.0]
@@ -97,7 +97,7 @@ def check(tokens: Tokens, backend: str, dtype: str) -> None:
 @given(tokens=routings(), number=st.integers(0, 3))
 def test_parity(backend: str, tokens: Tokens, number: int) -> None:
     supports(backend, "route_experts")
-    dtypes = DTYPES.get(backend, ("float32",))
+    dtypes = dtypes_of(backend)
     check(tokens, backend, dtypes[number % len(dtypes)])
 
 

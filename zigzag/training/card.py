@@ -89,12 +89,13 @@ def _evaluation(found: dict[str, Any]) -> list[str]:
         lines += [*table(["digits", "thinking", "direct"], rows), ""]
     if "drafting" in found:
         rows = [
-            [kind, name, drafts, " ".join("-" if a is None else f"{a:.2f}" for a in cell["conditional"]),
-             f"{cell['tokens_per_verification']:.2f}"]
+            [kind, name, drafts, *(" ".join("-" if a is None else f"{a:.2f}" for a in cell[share])
+             for share in ("of_rounds", "conditional")), f"{cell['tokens_per_verification']:.2f}"]
             for kind in ("thinking", "text") for name, cells in found["drafting"][kind].items()
             for drafts, cell in cells.items()
         ]  # fmt: skip
-        lines += [*table(["text", "drafts", "K", "accepted of tested, by position", "tokens a verification"], rows), ""]
+        head = ["text", "drafts", "K", "accepted of all rounds, by position", "of tested", "tokens a verification"]
+        lines += [*table(head, rows), ""]
     if "curves" in found:
         lines += _shares(found["curves"])
     return lines
@@ -104,17 +105,22 @@ def _shares(found: dict[str, Any]) -> list[str]:
     """Retrieval and loss by how many layers stream."""
     counts = list(found["random"])
     rows = [
-        [f"{how}, {method}" if method else how, *(f"{cells[n]['right']:.2f} ({cells[n]['loss']:.2f})" for n in counts)]
+        [f"{how}, {method}" if method else how, *(_cell(cells[n]) for n in counts)]
         for how, method, cells in [
             *((how, method, cells) for how in ("layer", "head") for method, cells in found[how].items()),
             ("random", "", found["random"]),
         ]
     ]
     return [
-        f"Passkeys found at {found['length']:,} tokens (loss) by how many of {found['layers']} layers stream, or as "
-        f"many heads; none: {found['full']['right']:.2f} ({found['full']['loss']:.2f}).", "",
+        f"Passkeys found at {found['length']:,} tokens (loss on them; loss on held-out text) by how many of "
+        f"{found['layers']} layers stream, or as many heads; none: {_cell(found['full'])}, all: "
+        f"{_cell(found['streaming'])}.", "",
         *table(["plan", *counts], rows), "",
     ]  # fmt: skip
+
+
+def _cell(measured: dict[str, float]) -> str:
+    return f"{measured['right']:.2f} ({measured['loss']:.2f}; {measured['text_loss']:.2f})"
 
 
 def table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> list[str]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import strategies as st
-from strategies import parents as trees
 
+from zigzag.conformance.strategies import parents as trees
 from zigzag.reference.acceptance import Tables, without
 from zigzag.reference.trees import chain, children
 

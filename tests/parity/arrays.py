@@ -5,8 +5,8 @@ import pytest
 
 from zigzag.backends import get_backend
 
-DEVICE = "cpu"  # where torch tensors are made; `pytest --device cuda` sets it
-DTYPES = {
+DEVICE = "cpu"  # where torch tensors are made; --device sets it
+DTYPES = {  # of the backends that are built in
     "numpy": ("float64", "float32"),
     "torch": ("float64", "float32", "float16", "bfloat16"),
     "triton": ("float32", "float16"),  # on a GPU bfloat16 too: the interpreter's bfloat16 product is wrong
@@ -15,9 +15,14 @@ DTYPES = {
 }
 
 
+def dtypes_of(backend: str) -> tuple[str, ...]:
+    """The float dtypes that it takes, the widest first: those of its attribute `DTYPES`, if it is somebody else's."""
+    return DTYPES.get(backend) or getattr(get_backend(backend), "DTYPES", ("float64", "float32"))
+
+
 def widest(backend: str) -> str:
     """The dtype in which the backend is nearest to the reference."""
-    return DTYPES.get(backend, ("float64",))[0]
+    return dtypes_of(backend)[0]
 
 
 def interpreted(backend: str) -> bool:

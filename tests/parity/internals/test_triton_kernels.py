@@ -6,10 +6,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("triton", reason="triton is not installed")
 
-from arrays import DEVICE  # noqa: E402
-
 from zigzag import KindError, backends, ops, reference  # noqa: E402
 from zigzag.backends import triton_ops, triton_sampling  # noqa: E402
+from zigzag.conformance.arrays import DEVICE  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(triton_ops.unavailable()), reason=triton_ops.unavailable() or "it is available")
 

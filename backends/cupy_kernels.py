@@ -10,8 +10,7 @@ from typing import Any
 
 from zigzag.backends.cupy_arrays import Array
 
-RAW = "ZIGZAG_CUPY_RAW"  # this environment variable: 1 asks for the raw kernels, 0 leaves everything to array calls
-RAN_ON_GPU = False  # whether the kernels as they are now passed `make test-gpu`; until then they must be asked for
+RAW = "ZIGZAG_CUPY_RAW"  # with this environment variable 0 everything is left to array calls
 
 OPTIONS = ("--std=c++17",)
 
@@ -70,9 +69,8 @@ __device__ __forceinline__ int warp_max_int(int x) {
 
 
 def may_run(*arrays: Array) -> bool:
-    """Whether raw kernels may be chosen for these arrays: of CuPy, and the kernels asked for or with a record."""
-    asked = os.environ.get(RAW, "1" if RAN_ON_GPU else "0") == "1"
-    return asked and all(type(array).__module__.partition(".")[0] == "cupy" for array in arrays)
+    """Whether raw kernels may be chosen for these arrays: of CuPy, and the kernels not switched off."""
+    return os.environ.get(RAW) != "0" and all(type(array).__module__.partition(".")[0] == "cupy" for array in arrays)
 
 
 def has_element(*arrays: Array) -> bool:

@@ -297,11 +297,18 @@ def _full_and_streaming(
     query, key, value = (t.to(_compute_dtype(query)) for t in (query, key, value))
     rest = {"scale": scale, "query_positions": query_positions, "key_positions": key_positions, "parents": parents}
     if query_positions is None and parents is None and query.shape[2] == key.shape[2]:  # fused: no T * T scores
-        full = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+        full = _causal(query, key, value, scale)
     else:
         full, _ = attention(query, key, value, **rest)
     streaming, _ = attention(query, key, value, sink=sink, recent=recent, align=align, **rest)
     return full, streaming
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    if query.is_cuda:  # the fused kernel for float32 wants a key for each head; without it there are T * T scores
+        share = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
+    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=not query.is_cuda)
 
 
 def _streaming_prefill(

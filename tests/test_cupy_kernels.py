@@ -99,12 +99,8 @@ def fake(*shape: int, dtype: str = "float32") -> FakeArray:
     return np.zeros(shape, dtype=dtype).view(FakeArray)
 
 
-@pytest.mark.parametrize("ran", [False, True])
-def test_nothing_is_chosen_silently(ran: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cupy_kernels, "RAN_ON_GPU", ran)
+def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(cupy_kernels.RAW, raising=False)
-    assert cupy_kernels.may_run(fake(1)) is ran
-    monkeypatch.setenv(cupy_kernels.RAW, "1")
     assert cupy_kernels.may_run(fake(1))
     assert not cupy_kernels.may_run(fake(1), np.zeros(1))
     monkeypatch.setenv(cupy_kernels.RAW, "0")

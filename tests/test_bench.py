@@ -16,10 +16,10 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from zigzag import cli_bench  # noqa: E402
+from zigzag import cli_bench, ops  # noqa: E402
 from zigzag.bench import attention, counters, report, timing  # noqa: E402
 from zigzag.bench.cases import Adapted, Case, Row, poison, relative, run_case, share_unequal  # noqa: E402
-from zigzag.bench.verification import verify  # noqa: E402
+from zigzag.bench.verification import BAND, near_thresholds, verify, verify_case  # noqa: E402
 from zigzag.cli import app  # noqa: E402
 from zigzag.reference import Verdict  # noqa: E402
 
@@ -154,6 +154,67 @@ def test_share_of_unequal_verdicts(tokens: list[int], accepted: int, share: floa
     result = Verdict(torch.tensor([same, tokens]), torch.tensor([2, accepted]))
     truth = Verdict(torch.tensor([same, [2, 30, -1]]), torch.tensor([2, 1]))
     assert share_unequal(result, truth) == share and share_unequal(result, truth, reach=5) == near
+
+
+FLAT, HALVES = [0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0]
+
+
+def near(uniforms: list[list[float]], q: list[float] | None = None) -> tuple[int, int]:
+    """Of rows with two drafts of token 0, target rows all alike."""
+    rows, double = len(uniforms), torch.float64
+    ids, coins = torch.zeros(rows, 2, dtype=torch.int64), torch.tensor(uniforms, dtype=double)
+    logits = torch.tensor(FLAT, dtype=double).log().expand(rows, 3, 4)
+    draft = None if q is None else torch.tensor(q, dtype=double).expand(rows, 2, 4)
+    return near_thresholds((ids, draft, logits, coins), ops.verify_residual(ids, draft, logits, coins, temperature=1.0))
+
+
+@pytest.mark.parametrize(
+    ("q", "uniforms", "found"),
+    [
+        (None, [0.3, 0.9, 0.5], (0, 2)),  # rejected at once: weights 0, 1, 1, 1, and the second coin is not looked at
+        (None, [0.25, 0.9, 0.5], (1, 2)),  # the coin is p(x)
+        (None, [0.25 + 0.9 * BAND, 0.9, 0.5], (1, 2)),
+        (None, [0.25 + 1.1 * BAND, 0.9, 0.5], (0, 2)),
+        (None, [0.3, 0.25, 0.5], (0, 2)),  # nobody looks at the second
+        (None, [0.1, 0.25, 0.5], (1, 3)),
+        (None, [0.3, 0.9, 1 / 3], (1, 2)),  # the draw
+        (None, [0.3, 0.9, 1 / 3 + 0.9 * BAND], (1, 2)),
+        (None, [0.3, 0.9, 1 / 3 + 1.1 * BAND], (0, 2)),
+        (None, [0.1, 0.1, 0.6], (0, 3)),  # all accepted: weights 1, 1, 1, 1
+        (None, [0.1, 0.1, 0.75], (1, 3)),
+        (HALVES, [0.3, 0.25, 0.6], (0, 3)),  # accepted below 0.5; weights 1, 1, 1, 1
+        (HALVES, [0.5, 0.9, 0.75], (1, 2)),  # rejected: 0, 0, 1, 1
+        (HALVES, [0.6, 0.9, 0.5], (1, 2)),
+        (FLAT, [0.1, 0.1, 0.1], (0, 3)),  # nothing can be rejected
+    ],
+)
+def test_draws_near_a_threshold(q: list[float] | None, uniforms: list[float], found: tuple[int, int]) -> None:
+    assert near([uniforms], q) == found
+    clear = [0.3, 0.9, 0.6] if q is None else [0.1, 0.1, 0.6]
+    assert near([clear, uniforms, clear], q) == (found[0], found[1] + 2 * near([clear], q)[1])
+
+
+def test_verdicts_that_differ_are_told() -> None:
+    """Every verdict of a method that takes the next token, though the case's error lets it pass."""
+
+    def beside(ids: Any, q: Any, logits: Any, uniforms: Any) -> Verdict:
+        tokens, accepted, _ = ops.verify_residual(ids, q, logits, uniforms, temperature=1.0)
+        return Verdict(tokens.scatter_add(1, accepted[:, None], torch.ones_like(accepted)[:, None]), accepted)
+
+    case = verify_case(CPU, 1, 0.7, "one-hot")
+    other = Adapted(beside, error=lambda result, truth: 0.0)  # draws numbers of its own
+    case = replace(case, methods={"torch": case.methods["torch"], "beside": beside, "other": other}, contrasts={})
+    case = replace(case, near=lambda inputs, truth: (1, 4))
+    rows = {row.method: row for row in run_case(case, CPU)}
+    assert [row.note for row in rows.values()] == ["", "", ""]
+    assert (rows["torch"].unequal, rows["beside"].unequal, rows["other"].unequal) == (0, 1, None)
+    assert (rows["torch"].near, rows["beside"].near, rows["other"].near) == (0.25, 0.25, None)
+    *said, nothing = [line[-1] for line in report.cells(list(rows.values()))]
+    assert said == [f"{n}.00% of verdicts differ, 25.00% of draws are near a threshold" for n in (0, 100)]
+    assert nothing == ""
+    assert report.as_json({}, [rows["beside"]])["rows"][0]["near"] == 0.25
+    (greedy, *_) = run_case(verify_case(CPU, 1, 0.7, "greedy"), CPU)
+    assert greedy.near is None and report.cells([greedy])[0][-1] in ("0.00% of verdicts differ", greedy.note)
 
 
 def test_slow_calls_are_measured_less_often(monkeypatch: pytest.MonkeyPatch) -> None:

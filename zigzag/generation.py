@@ -13,10 +13,11 @@ from zigzag.distribution import Distribution
 from zigzag.drafting.draft import Draft, Drafter, Request, padded, until_stop
 from zigzag.drafting.lookup import LookupDrafter
 from zigzag.drafting.model import ModelDrafter, streaming_drafter
+from zigzag.drafting.uniform_blocks import ROUNDS, UniformBlocks
 from zigzag.fixed_runner import open_runner
 from zigzag.generation_statistics import Statistics
 from zigzag.head_plans import Plan
-from zigzag.noise import row_seeds, uniforms
+from zigzag.noise import row_seeds
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
 from zigzag.reference.trees import chain, check_tree, node_depths
 from zigzag.reference.verification import Verdict
@@ -186,6 +187,9 @@ class _Loop:
         begin = time.perf_counter()
         self.target.fill([row[:-1] for row in self.sequences])
         self.statistics.seconds_prefill = time.perf_counter() - begin
+        longest = 0 if self.drafter is None else self.drafter.longest
+        rounds = min(ROUNDS, self.ends[0] - self.starts[0])  # each gives every row a token
+        self.uniforms = UniformBlocks("verify", self.target.device, slots=longest + 1, rounds=rounds)
         round_ = 0
         while self.alive:
             self._round(round_)
@@ -260,8 +264,7 @@ class _Loop:
         if self.distribution.temperature == 0 and all(rule.lossless for rule in rules):
             coins = torch.empty(len(rows), ids.shape[1] + 1, device=ids.device)  # nobody looks at them
         else:
-            noise = uniforms([self.seeds[b] for b in self.alive], round_, ids.shape[1] + 1, "verify")
-            coins = torch.from_numpy(noise).to(ids.device)
+            coins = self.uniforms([self.seeds[b] for b in self.alive], round_, ids.shape[1] + 1)
         emitted: list[list[int]] = [[] for _ in rows]
         paths: list[list[int]] = [[] for _ in rows]
         for rule in {id(r): r for r in rules}.values():

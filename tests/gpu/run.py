@@ -79,7 +79,8 @@ def parts(python: str, sanitizer: str) -> list[Part]:
         )
         for name, backend, environment in suites
     ]  # fmt: skip
-    steps = ("tests/test_fixed_runner.py", "-k", "graphs or beside_transformers", "--device", "cuda")
+    files = ("tests/test_fixed_runner.py", "tests/test_noise.py")
+    steps = (*files, "-k", "graphs or beside_transformers or waits", "--device", "cuda")
     found.append(Part("decoding steps as CUDA graphs", ((python, "-m", "pytest", "-q", *steps),)))
     plain = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor in memory of its own, so that its end is seen
     for tool, options, limit in (("memcheck", ("--report-api-errors", "no"), LIMIT), ("racecheck", (), RACE_LIMIT)):

@@ -46,6 +46,8 @@ class Case:
     truth: the result in higher precision from the same inputs
     error: (result, truth) -> how wrong it is; more than `tolerance` makes the row wrong
     contrasts: what computes something else and is shown for its time alone
+    near: (inputs, truth) -> (draws near a threshold, draws), where rounding may decide; None: nothing is drawn
+    unequal: (result, truth) -> share of verdicts that differ at all, for `Row.unequal`
     """
 
     suite: str
@@ -58,6 +60,8 @@ class Case:
     error: Callable[[Any, Any], float]
     tolerance: float
     contrasts: Mapping[str, Method | Adapted | str] = field(default_factory=dict)
+    near: Callable[[tuple[Any, ...], Any], tuple[int, int]] | None = None
+    unequal: Callable[[Any, Any], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Row:
     """One method on one case. Times in microseconds, `first` in seconds.
 
     note: why there are no times, or why they do not count; remark: what must be known of them
+    near: share of the case's draws so near a threshold that rounding may decide them
+    unequal: share of the method's verdicts that are not the truth's, also where `error` allows them
     """
 
     suite: str
@@ -77,6 +83,8 @@ class Row:
     error: float | None = None
     note: str = ""
     remark: str = ""
+    near: float | None = None
+    unequal: float | None = None
 
     @property
     def best(self) -> float | None:
@@ -91,10 +99,12 @@ def run_case(case: Case, device: torch.device) -> Iterator[Row]:
     floor = 1e6 * max(case.bytes / copy_rate(device), case.operations / matrix_rate(device))
     sets: list[tuple[Any, ...]] = []
     truths: list[Any] = []
+    near: float | None = None
     missing = ""
     try:
         sets = _input_sets(case, device)
         truths = [case.truth(*inputs) for inputs in sets]
+        near = _near(case, sets, truths)
     except Exception as failure:  # e.g. too large for this device
         missing = f"no inputs: {reason(failure)}"
     for name, given in {**case.methods, **case.contrasts}.items():
@@ -104,7 +114,7 @@ def run_case(case: Case, device: torch.device) -> Iterator[Row]:
             continue
         method = given if isinstance(given, Adapted) else Adapted(given)
         try:
-            error, timing = _measured(method, sets, [] if name in case.contrasts else truths, case.error, device)
+            error, unequal, timing = _measured(method, sets, [] if name in case.contrasts else truths, case, device)
         except Exception as failure:  # a peer may refuse a shape in whatever way it likes
             yield Row(**shared, note=reason(failure))
             continue
@@ -113,7 +123,8 @@ def run_case(case: Case, device: torch.device) -> Iterator[Row]:
         no_graph = f"no CUDA graph: {timing.refused}" if timing.refused else ""
         yield Row(
             **shared, graph=timing.graph, eager=timing.eager, first=timing.first, error=finite, note=wrong,
-            remark="; ".join(filter(None, (method.remark, no_graph))),
+            remark="; ".join(filter(None, (method.remark, no_graph))), near=None if unequal is None else near,
+            unequal=unequal,
         )  # fmt: skip
 
 
@@ -122,11 +133,22 @@ def _input_sets(case: Case, device: torch.device) -> list[tuple[Any, ...]]:
     return [case.inputs(seed) for seed in range(count)]
 
 
+def _near(case: Case, sets: Sequence[tuple[Any, ...]], truths: Sequence[Any]) -> float | None:
+    """Share of the draws over all input sets."""
+    if case.near is None:
+        return None
+    counts = [case.near(inputs, truth) for inputs, truth in zip(sets, truths, strict=True)]
+    return sum(near for near, _ in counts) / sum(draws for _, draws in counts)
+
+
 def _measured(
-    method: Adapted, sets: Sequence[tuple[Any, ...]], truths: Sequence[Any], error: Callable[[Any, Any], float],
-    device: torch.device,
-) -> tuple[float | None, Timing]:  # fmt: skip
-    """The largest error over all input sets (None without truths) and the times."""
+    method: Adapted, sets: Sequence[tuple[Any, ...]], truths: Sequence[Any], case: Case, device: torch.device
+) -> tuple[float | None, float | None, Timing]:
+    """The largest error over all input sets (None without truths), the share of unequal verdicts, and the times.
+
+    A method with an error of its own draws other numbers: its verdicts are not those of the truth.
+    """
+    counted = case.unequal if method.error is None else None
     with method.within():
         adapted = [method.adapt(*inputs) for inputs in sets]
         synchronize(device)
@@ -134,14 +156,18 @@ def _measured(
         result = method.call(*adapted[0])
         synchronize(device)
         first = time.perf_counter() - begin
-        errors = []
+        errors, unequal = [], []
         for given, truth in zip(adapted, truths, strict=False):  # a contrast has no truths
             poison(method.back(result))  # the next call will likely be given this memory: what it leaves out, shows
             del result
             result = method.call(*given)
-            errors.append((method.error or error)(method.back(result), truth))
+            verdict = method.back(result)
+            errors.append((method.error or case.error)(verdict, truth))
+            unequal += [] if counted is None else [counted(verdict, truth)]
+            del verdict
         del result
-        return max(errors, default=None), time_call(method.call, adapted, device, first=first)
+        share = sum(unequal) / len(unequal) if unequal else None  # the sets are of one size
+        return max(errors, default=None), share, time_call(method.call, adapted, device, first=first)
 
 
 def poison(result: Any) -> None:

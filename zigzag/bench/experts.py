@@ -10,6 +10,7 @@ from torch import Tensor
 from zigzag import ops
 from zigzag.bench.attention import TOLERANCE, Methods, backends, dtype_on, width_on
 from zigzag.bench.cases import Adapted, Case, relative
+from zigzag.bench.cupy_methods import cupy_methods
 
 Geometry = tuple[int, int, int, int]  # experts, experts a token, width, inner width
 
@@ -35,11 +36,16 @@ def _case(device: torch.device, name: str, geometry: Geometry, tokens: int) -> C
         bytes=int(width_on(device) * (read * 3 * inner * width + 2 * tokens * width)),
         operations=6 * tokens * top_k * inner * width,
         inputs=partial(_inputs, device, geometry, tokens),
-        methods=backends("apply_experts", device, validate=False) | _transformers(),
+        methods=backends("apply_experts", device, validate=False) | _composed(device) | _transformers(),
         truth=_exact,
         error=relative,
         tolerance=TOLERANCE[dtype_on(device)],
     )
+
+
+def _composed(device: torch.device) -> Methods:
+    """CuPy's array calls; it has no kernel of its own for this op."""
+    return {"cupy": cupy_methods("apply_experts", device, takes=lambda *_: False, validate=False)["cupy"]}
 
 
 def _inputs(device: torch.device, geometry: Geometry, tokens: int, seed: int) -> tuple[Tensor, ...]:

@@ -88,8 +88,14 @@ def _line(row: Row, case: Sequence[Row]) -> list[str]:
         "" if row.first is None else f"{row.first:.2f}", f"{row.floor:,.1f}",
         "" if row.best is None else f"{row.best / row.floor:.2f}",
         beside(row, case, "graph"), beside(row, case, "eager"),
-        "" if row.error is None else f"{row.error:.1e}", "; ".join(filter(None, (row.note, row.remark))),
+        "" if row.error is None else f"{row.error:.1e}",
+        "; ".join(filter(None, (row.note, row.remark, _near_thresholds(row)))),
     ]  # fmt: skip
+
+
+def _near_thresholds(row: Row) -> str:
+    unequal = "" if row.unequal is None else f"{row.unequal:.2%} of verdicts differ"
+    return unequal if row.near is None else f"{unequal}, {row.near:.2%} of draws are near a threshold"
 
 
 def beside(row: Row, case: Sequence[Row], kind: str) -> str:
@@ -119,7 +125,7 @@ def page(facts: dict[str, Any], rows: Sequence[Row], pictures: Mapping[str, str]
         f"large matrix product ({facts['matrix_operations_per_second'] / 1e12:.1f} TFLOP/s), whichever is longer. "
         f"*Over others* is the time over each peer's, below 1 is faster; in brackets over what computes something "
         f"else. *Error*, over all input sets, is relative to a computation in higher precision, or the share of rows "
-        f"with other tokens.",
+        f"with other tokens. Draws *near a threshold* are those that float32 rounding may decide.",
     ]
     for suite in dict.fromkeys(row.suite for row in rows):
         lines += ["", f"## {suite}", ""]

@@ -34,7 +34,8 @@ class Request:
 
     sequences: the committed tokens of each row, prompt included. Read, do not change.
     most: the draft must not be longer; 0 where the row may only emit one more token
-    seeds, round_: for `zigzag.noise.uniforms(seeds, round_, count, "draft")`, the only noise a drafter should use
+    seeds, round_: for `zigzag.noise.uniforms(seeds, round_, count, "draft")`, the only noise a drafter should use, or
+        for `UniformBlocks("draft", device)(seeds, round_, count)`, the same numbers on the device, uploaded ahead
     to_probs: what turns logits [B, V] of the next token into the distribution that the target samples from too:
         `to_probs(logits, sequences)`, sequences with the drafts so far
     hidden: for drafters with `wants_hidden`: of each row [n, hidden] the target's final states at the positions that

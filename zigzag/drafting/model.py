@@ -10,8 +10,8 @@ from torch import Tensor
 from zigzag import ops
 from zigzag.drafting.draft import Draft, Law, Request
 from zigzag.drafting.termination import Fixed
+from zigzag.drafting.uniform_blocks import UniformBlocks
 from zigzag.fixed_runner import open_runner
-from zigzag.noise import uniforms
 from zigzag.plans import LayerPlan
 from zigzag.reference.errors import ArgumentError
 from zigzag.reference.trees import check_tree, children, node_depths
@@ -56,6 +56,7 @@ class ModelDrafter:
     def open(self, host: Host) -> None:
         """Take a fresh cache on `host`; called by the loop, which holds the model's attention."""
         self.runner = open_runner(host, self.plan, spare=max(64, self.longest + 1), trees=self.parents is not None)
+        self.uniforms = UniformBlocks("draft", self.runner.device, slots=self.longest)
 
     def draft(self, request: Request) -> Draft:
         assert self.runner is not None
@@ -81,7 +82,7 @@ class ModelDrafter:
     def _chain(self, request: Request, logits: Tensor) -> Draft:
         assert self.runner is not None
         most = np.minimum(request.most, self.stop.length)
-        coins, before = self._coins(request, int(most.max())), self.runner.width
+        coins, before = self.uniforms(request.seeds, request.round_, int(most.max())), self.runner.width
         ids: list[Tensor] = []
         rows: list[Tensor] = []
         for step in range(int(most.max())):
@@ -110,7 +111,7 @@ class ModelDrafter:
     def _tree(self, request: Request, logits: Tensor) -> Draft:
         """Level by level; the levels before are fed again, since a forward can only see one tree."""
         assert self.runner is not None and self.parents is not None
-        parents, coins = self.parents, self._coins(request, len(self.parents))
+        parents, coins = self.parents, self.uniforms(request.seeds, request.round_, len(self.parents))
         depths = node_depths(parents)
         chosen: list[Tensor] = []
         sources: list[Tensor] = []
@@ -148,11 +149,6 @@ class ModelDrafter:
                 left = probs.scatter(-1, drawn, 0.0)
                 rest = torch.ones_like(left).scatter(-1, drawn, 0.0)  # q is used up: uniformly from the rest
                 left = torch.where(left.sum(-1, keepdim=True) > 0, left, rest)
-
-    def _coins(self, request: Request, count: int) -> Tensor:
-        assert self.runner is not None
-        drawn = uniforms(request.seeds, request.round_, count, "draft")
-        return torch.from_numpy(drawn).to(self.runner.device)
 
 
 def streaming_drafter(num_layers: int, *, sink: int = 16, recent: int = 240, stop: Fixed | int = 4) -> ModelDrafter:

@@ -71,6 +71,19 @@ def _owed(
 
 
 @triton.jit
+def _weights(
+    target, batch, row, chunk, target_batch, target_row, target_token, highest, inverse, best, vocabulary, scale,
+    MODE: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """(ids, probabilities) of one chunk of a row; 0 beyond the vocabulary."""
+    place = chunk * CHUNK + tl.arange(0, CHUNK)
+    is_place = (place >= 0) & (place < vocabulary)
+    start = target + batch * target_batch + row.to(tl.int64) * target_row
+    x = tl.load(start + place.to(tl.int64) * target_token, mask=is_place, other=0.0).to(tl.float32)
+    return place, tl.where(is_place, probability(x, place, highest, inverse, best, scale, MODE), 0.0)
+
+
+@triton.jit
 def _chunk_of_row(
     target, batch, row, chunk, target_batch, target_row, target_token, high, total, best, length, vocabulary, chunks,
     scale, MODE: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr,
@@ -83,11 +96,10 @@ def _chunk_of_row(
         highest, inverse, argmax = row_statistics(
             high, total, best, line, tl.full((1,), True, tl.int1), chunks, scale, MODE, CHUNKS
         )  # fmt: skip
-    place = chunk * CHUNK + tl.arange(0, CHUNK)
-    is_place = (place >= 0) & (place < vocabulary)
-    start = target + batch * target_batch + row.to(tl.int64) * target_row
-    x = tl.load(start + place.to(tl.int64) * target_token, mask=is_place, other=0.0).to(tl.float32)
-    return place, tl.where(is_place, probability(x, place, highest, inverse, argmax, scale, MODE), 0.0)
+    return _weights(
+        target, batch, row, chunk, target_batch, target_row, target_token, highest, inverse, argmax, vocabulary, scale,
+        MODE, CHUNK,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["drafts", "chunks"])
@@ -152,20 +164,20 @@ def _over_chunks(values, rows, is_row, chunks, CHUNKS: tl.constexpr):
 def judge(
     ids, counts, target, draft, high, total, best, target_batch, target_row, target_token, draft_batch, draft_row,
     draft_token, drafts, vocabulary, chunks, scale,
-    uniforms, own, aheads, terms, lefts, plains, cappeds, tokens, accepteds, scale_of_q, epsilon, delta, most,
+    uniforms, own_tokens, aheads, terms, notes, chosen, tokens, accepteds, scale_of_q, epsilon, delta, most,
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    """Decides one batch row, and notes what its draw needs: see `_noted`."""
     wait_for_earlier(DEPENDENT)
-    batch, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    place = tl.arange(0, PLACES)
+    batch, place = tl.program_id(0).to(tl.int64), tl.arange(0, PLACES)
     token, count = _read_drafts(ids, counts, batch, drafts, vocabulary, RAGGED, PLACES)
     is_draft = place < count
     line = batch * (drafts + 1) + place
     capped = 1.0
     last = tl.full((PLACES,), -1, tl.int64)  # what a row emits if it is not drawn
     if RULE == "exact":
-        last = tl.load(own + line, mask=place <= count, other=-1)
+        last = tl.load(own_tokens + line, mask=place <= count, other=-1)
         accepted = _leading((last == token) & is_draft, place, PLACES)
     elif RULE == "greedy":
         _, _, argmax = row_statistics(high, total, best, line, place <= count, chunks, scale, MODE, CHUNKS)
@@ -208,28 +220,17 @@ def judge(
             passed = (coin < tl.where(place + 1 == count, after, share)) & is_draft
             accepted = tl.max(tl.where(passed, place + 1, 0), 0)
             capped = tl.where(accepted == 0, 1.0, tl.sum(tl.where(place + 1 == accepted, after, 0.0), 0))
-    if part == 0:
-        emitted = tl.where(place < accepted, token.to(tl.int64), tl.where(place == accepted, last, -1))
-        tl.store(tokens + line, emitted, mask=place <= drafts)
-        tl.store(accepteds + batch, accepted.to(tl.int64))
+    emitted = tl.where(place < accepted, token.to(tl.int64), tl.where(place == accepted, last, -1))
+    tl.store(tokens + line, emitted, mask=place <= drafts)
+    tl.store(accepteds + batch, accepted.to(tl.int64))
     if (RULE == "residual") | (RULE == "block") | (RULE == "typical"):
-        drawn, weight = _chunk_of_row(
-            target, batch, accepted, part, target_batch, target_row, target_token, high, total, best, drafts + 1,
-            vocabulary, chunks, scale, MODE, CHUNKS, CHUNK,
-        )  # fmt: skip
-        tl.store(plains + batch * chunks + part, tl.sum(clean(weight), 0))
-        left = 0.0
-        if RULE != "typical":
-            rejected = tl.sum(tl.where(place == accepted, token, 0), 0)
-            if accepted < count:
-                rest = _owed(
-                    weight, draft, rejected, drawn, capped, batch, accepted, draft_batch, draft_row, draft_token,
-                    vocabulary, DRAWN,
-                )  # fmt: skip
-                left = tl.sum(rest, 0)
-        tl.store(lefts + batch * chunks + part, left)
-        if part == 0:
-            tl.store(cappeds + batch, capped)
+        own = place == accepted  # the row that is drawn from
+        tl.store(notes + 4 * batch, tl.sum(tl.where(own, highest, 0.0), 0))
+        tl.store(notes + 4 * batch + 1, tl.sum(tl.where(own, inverse, 0.0), 0))
+        tl.store(notes + 4 * batch + 2, capped)
+        tl.store(notes + 4 * batch + 3, tl.load(uniforms + batch * (drafts + 1) + count).to(tl.float32))
+        tl.store(chosen + 2 * batch, tl.sum(tl.where(own, argmax, 0), 0))
+        tl.store(chosen + 2 * batch + 1, tl.sum(tl.where(own & is_draft, token + 1, 0), 0) - 1)
 
 
 @triton.jit
@@ -238,32 +239,65 @@ def _leading(passed, place, PLACES: tl.constexpr):
     return tl.min(tl.where(passed, PLACES, place), 0)
 
 
+@triton.jit
+def _noted(notes, chosen, batch):
+    """(highest, inverse, best) of the row that is drawn from, as `row_statistics` gives them; the factor of its
+    probabilities where a draft was rejected; the number to draw with; the rejected token, or -1."""
+    note, choice = notes + 4 * batch, chosen + 2 * batch
+    return tl.load(note), tl.load(note + 1), tl.load(choice), tl.load(note + 2), tl.load(note + 3), tl.load(choice + 1)
+
+
 @triton.jit(do_not_specialize=["drafts", "chunks"])
-def recover(
+def weigh(
     ids, counts, target, draft, high, total, best, target_batch, target_row, target_token, draft_batch, draft_row,
-    draft_token, drafts, vocabulary, chunks, scale, uniforms, lefts, plains, cappeds, tokens, accepteds,
+    draft_token, drafts, vocabulary, chunks, scale, notes, chosen, accepteds, lefts, plains,
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
+    """The sums of one chunk of the row that is drawn from: of its probabilities, and of what is left of them."""
     wait_for_earlier(DEPENDENT)
-    batch = tl.program_id(0).to(tl.int64)
-    token, count = _read_drafts(ids, counts, batch, drafts, vocabulary, RAGGED, PLACES)
+    batch, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     accepted = tl.load(accepteds + batch).to(tl.int32)
-    chunk = tl.arange(0, CHUNKS)
+    highest, inverse, argmax, capped, _, rejected = _noted(notes, chosen, batch)
+    place, p = _weights(
+        target, batch, accepted, part, target_batch, target_row, target_token, highest, inverse, argmax, vocabulary,
+        scale, MODE, CHUNK,
+    )  # fmt: skip
+    tl.store(plains + batch * chunks + part, tl.sum(clean(p), 0))
+    left = 0.0
+    if RULE != "typical":  # noqa: SIM102  (known when compiled, the other is not)
+        if rejected >= 0:
+            rest = _owed(
+                p, draft, rejected, place, capped, batch, accepted, draft_batch, draft_row, draft_token, vocabulary,
+                DRAWN,
+            )  # fmt: skip
+            left = tl.sum(rest, 0)
+    tl.store(lefts + batch * chunks + part, left)
+
+
+@triton.jit(do_not_specialize=["drafts", "chunks"])
+def recover(
+    ids, counts, target, draft, high, total, best, target_batch, target_row, target_token, draft_batch, draft_row,
+    draft_token, drafts, vocabulary, chunks, scale, notes, chosen, accepteds, lefts, plains, tokens,
+    RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
+    CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Draws a batch row's last token: the chunk by the sums that `weigh` left, then the token in it."""
+    wait_for_earlier(DEPENDENT)
+    batch, chunk = tl.program_id(0).to(tl.int64), tl.arange(0, CHUNKS)
+    accepted = tl.load(accepteds + batch).to(tl.int32)
+    highest, inverse, argmax, capped, uniform, rejected = _noted(notes, chosen, batch)
     left = tl.load(lefts + batch * chunks + chunk, mask=chunk < chunks, other=0.0)
     weight = tl.load(plains + batch * chunks + chunk, mask=chunk < chunks, other=0.0)
     is_left = tl.sum(left, 0) > 0  # not by rounding nor with a NaN: then the target row itself
     weight = tl.where(is_left, left, weight)
-    uniform = tl.load(uniforms + batch * (drafts + 1) + count).to(tl.float32)
-    chosen, before, threshold = choose_chunk(weight, uniform, CHUNKS)
-    place, p = _chunk_of_row(
-        target, batch, accepted, chosen, target_batch, target_row, target_token, high, total, best, drafts + 1,
-        vocabulary, chunks, scale, MODE, CHUNKS, CHUNK,
+    drawn, before, threshold = choose_chunk(weight, uniform, CHUNKS)
+    place, p = _weights(
+        target, batch, accepted, drawn, target_batch, target_row, target_token, highest, inverse, argmax, vocabulary,
+        scale, MODE, CHUNK,
     )  # fmt: skip
     if is_left:
-        rejected = tl.sum(tl.where(tl.arange(0, PLACES) == accepted, token, 0), 0)
         p = _owed(
-            p, draft, rejected, place, tl.load(cappeds + batch), batch, accepted, draft_batch, draft_row, draft_token,
-            vocabulary, DRAWN,
-        )  # fmt: skip
+            p, draft, rejected, place, capped, batch, accepted, draft_batch, draft_row, draft_token, vocabulary, DRAWN
+        )
     tl.store(tokens + batch * (drafts + 1) + accepted, choose(clean(p), place, before, threshold).to(tl.int64))

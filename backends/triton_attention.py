@@ -18,7 +18,7 @@ from zigzag.backends import triton_launch, triton_workspace
 from zigzag.backends.torch_eager import positions_of, related_nodes
 from zigzag.backends.triton_blocks import blocks_of, splits_of
 from zigzag.backends.triton_launch import wait_for_earlier
-from zigzag.backends.triton_masks import causal, extremes, in_window, related, span, window_start
+from zigzag.backends.triton_masks import causal, extremes, in_window, related, span, window_start, within
 from zigzag.reference.checks import check_window
 from zigzag.reference.errors import KindError
 
@@ -66,7 +66,8 @@ def attention(
         (size**-0.5 if scale is None else scale) * LOG2E.value,
         *((0, 0) if window is None else window),
         ALIGN=align, STREAMING=window is not None, QUERY_AT=where is not None, KEY_AT=keys_where is not None,
-        TREE=tree is not None, PAGE=0 if block_table is None else key.shape[2], SHARE=heads // groups,
+        TREE=tree is not None, PAGE=0 if block_table is None else key.shape[2],
+        GAPS=window is not None and may_have_gaps(where, num_queries), SHARE=heads // groups,
         SPLITS=triton.next_power_of_2(splits), D=size, DV=value_size, **launch_options(blocks, size, value_size),
         **triton_launch.dependent(query.device),
     )  # fmt: skip
@@ -79,8 +80,9 @@ def _kernel(
     q_batch, q_head, q_token, q_size, k_batch, k_head, k_token, k_size, v_batch, v_head, v_token, v_size,
     where_batch, keys_where_batch, table_batch, num_queries, num_keys, groups, nodes, scale, sink, recent,
     ALIGN: tl.constexpr, STREAMING: tl.constexpr, QUERY_AT: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr,
-    PAGE: tl.constexpr, SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-    D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
+    PAGE: tl.constexpr, GAPS: tl.constexpr, SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     wait_for_earlier(DEPENDENT)
     tile, split, pair = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -97,7 +99,7 @@ def _kernel(
         q, at, token, lowest, first, last, key + group * k_head, value + group * v_head,
         keys_where + batch * keys_where_batch, tree, table + batch * table_batch, split, tl.num_programs(1),
         k_batch, k_token, k_size, v_batch, v_token, v_size, num_queries, num_keys, nodes, scale, sink, recent,
-        ALIGN, STREAMING, KEY_AT, TREE, PAGE, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+        ALIGN, STREAMING, KEY_AT, TREE, PAGE, GAPS, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
     )  # fmt: skip
     line = pair * tl.num_programs(0) + tile
     finish(
@@ -131,10 +133,13 @@ def attend(
     q, at, token, lowest, first, last, key, value, keys_where, tree, table, split, splits,
     k_page, k_token, k_size, v_page, v_token, v_size, num_queries, num_keys, nodes, scale, sink, recent,
     ALIGN: tl.constexpr, STREAMING: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr, PAGE: tl.constexpr,
-    TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr,
-    VALUE_SIZE: tl.constexpr,
+    GAPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The tile's softmax over this split's share of the keys: (largest score, sum, weighted values)."""
+    """The tile's softmax over this split's share of the keys: (largest score, sum, weighted values).
+
+    GAPS: between the windows of a tile's rows there may be keys that no row sees
+    """
     column, value_column = tl.arange(0, SIZE), tl.arange(0, VALUE_SIZE)
     highest = tl.full((TILE,), float("-inf"), tl.float32)
     total = tl.zeros((TILE,), tl.float32)
@@ -172,7 +177,8 @@ def attend(
         if KEY_AT:
             key_at, ahead = ahead, _positions(keys_where, place + BLOCK, num_keys)  # a step ahead: nobody waits for it
             key_at = tl.where(is_key, key_at, -1)
-            v = tl.where((key_at >= 0)[:, None], v, 0.0)  # an empty slot may hold NaN
+            if not GAPS:  # what no row sees may hold NaN
+                v = tl.where(within(key_at, first, last, sink, recent, ALIGN, STREAMING)[:, None], v, 0.0)
         else:
             key_at = tl.where(is_key, place, -1)
         # Most blocks of a long cache are seen whole: no masks there.
@@ -184,6 +190,8 @@ def attend(
             if TREE:
                 seen = seen & related(tree, token, place, num_queries, num_keys, nodes)
             scores = tl.where(seen, scores, float("-inf"))
+            if GAPS:
+                v = tl.where((tl.max(seen.to(tl.int32), 0) > 0)[:, None], v, 0.0)
         new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
         base = tl.where(new_highest == float("-inf"), 0.0, new_highest)
         p = tl.exp2(scores * scale - base[:, None])
@@ -275,6 +283,11 @@ def positions_for_kernel(
         return where, None if key_positions is None else torch.atleast_2d(key_positions), None
     where, keys_where = positions_of(query, num_keys, query_positions, key_positions, parents)
     return where, keys_where, ancestors(tuple(parents), query.device)
+
+
+def may_have_gaps(where: Tensor | None, num_queries: int) -> bool:
+    """Whether queries may lie further apart than a window: only where their positions are given."""
+    return where is not None and num_queries > 1
 
 
 def or_unused(like: Tensor, *arrays: Tensor | None) -> list[Tensor]:

@@ -47,6 +47,15 @@ def causal(at, key_at):
 
 
 @triton.jit
+def within(key_at, first, last, sink, recent, ALIGN: tl.constexpr, STREAMING: tl.constexpr):
+    """[block]: the key lies where a query from `first` to `last` may see it."""
+    found = (key_at >= 0) & (key_at <= last)
+    if STREAMING:
+        found = found & ((key_at < sink) | (key_at >= window_start(first, recent, ALIGN)))
+    return found
+
+
+@triton.jit
 def in_window(at, key_at, sink, recent, ALIGN: tl.constexpr):
     """[tile, block]: the key is a sink, or recent for the query."""
     return (key_at < sink)[None, :] | (key_at[None, :] >= window_start(at, recent, ALIGN)[:, None])

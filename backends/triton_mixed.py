@@ -21,6 +21,7 @@ from zigzag.backends.triton_attention import (
     attention,
     finish,
     launch_options,
+    may_have_gaps,
     or_unused,
     rows_of,
     workspace,
@@ -83,8 +84,9 @@ def mixed_attention(
         *(0 if a is None or a.shape[0] == 1 else a.stride(0) for a in positions),
         num_queries, num_keys, key.shape[2], groups, (size**-0.5 if scale is None else scale) * LOG2E.value,
         sink, recent, ALIGN=align, QUERY_AT=query_positions is not None, FULL_AT=key_positions is not None,
-        STREAM_AT=streaming_positions is not None, SHARE=share, SPLITS=triton.next_power_of_2(splits),
-        D=size, DV=value_size, **launch_options(blocks, size, value_size), **triton_launch.dependent(query.device),
+        STREAM_AT=streaming_positions is not None, GAPS=may_have_gaps(query_positions, num_queries), SHARE=share,
+        SPLITS=triton.next_power_of_2(splits), D=size, DV=value_size, **launch_options(blocks, size, value_size),
+        **triton_launch.dependent(query.device),
     )  # fmt: skip
     return output, lse
 
@@ -95,9 +97,9 @@ def mixed(
     q_batch, q_head, q_token, q_size, fk_batch, fk_head, fk_token, fk_size, fv_batch, fv_head, fv_token, fv_size,
     k_batch, k_head, k_token, k_size, v_batch, v_head, v_token, v_size, where_batch, full_batch, stream_batch,
     num_queries, full_keys, keys, groups, scale, sink, recent,
-    ALIGN: tl.constexpr, QUERY_AT: tl.constexpr, FULL_AT: tl.constexpr, STREAM_AT: tl.constexpr, SHARE: tl.constexpr,
-    SPLITS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
-    SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
+    ALIGN: tl.constexpr, QUERY_AT: tl.constexpr, FULL_AT: tl.constexpr, STREAM_AT: tl.constexpr, GAPS: tl.constexpr,
+    SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
+    DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     wait_for_earlier(DEPENDENT)
     tile, split, pair = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -113,7 +115,7 @@ def mixed(
             q, at, token, lowest, first, last, full_key + batch * fk_batch + place * fk_head,
             full_value + batch * fv_batch + place * fv_head, full_where + batch * full_batch, places, places,
             split, splits, 0, fk_token, fk_size, 0, fv_token, fv_size, num_queries, full_keys, 0, scale, 0, 0,
-            1, False, FULL_AT, False, 0, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+            1, False, FULL_AT, False, 0, False, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
         )  # fmt: skip
     else:
         # Without positions the cache may be taken for a shorter prompt: the mask knows distances, and who is a sink.
@@ -123,7 +125,7 @@ def mixed(
             q, near, token, lowest, first, last, key + batch * k_batch + (-1 - place) * k_head,
             value + batch * v_batch + (-1 - place) * v_head, stream_where + batch * stream_batch, places, places,
             split, splits, 0, k_token, k_size, 0, v_token, v_size, num_queries, keys, 0, scale, sink, recent,
-            ALIGN, True, STREAM_AT, False, 0, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+            ALIGN, True, STREAM_AT, False, 0, GAPS, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
         )  # fmt: skip
     line = pair * tl.num_programs(0) + tile
     finish(

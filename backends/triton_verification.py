@@ -1,14 +1,14 @@
 """The acceptance rules for chains of drafts in Triton, from probabilities or from logits, memory bound.
 
-At most four launches, one after the other, none waits, and nothing is allocated but outputs and a small workspace:
+At most five launches, one after the other, none waits, and nothing is allocated but outputs and a small workspace:
 
 1. `scan` (triton_sampling): largest value, sum and argmax of every chunk of every row, and how many tokens precede the
    draft. Not for the rules that need only the drafted tokens of probabilities.
 2. `sum_terms`: what block and typical sum of a row. From logits this reads the rows again: both need the row's mass
    first, and block that of all rows before.
-3. `judge`: every program joins the parts of its batch row, which is little, and decides; then it sums its chunk of the
-   recovery weights. The programs of chunk 0 write the verdict.
-4. `recover`: the chunk and the token of the draw.
+3. `judge`: a program a batch row joins its parts and decides, and notes what the draw needs.
+4. `weigh`: the recovery weights of every chunk of the row that is drawn from.
+5. `recover`: the chunk and the token of the draw.
 
 So a row of logits is read once, twice for block and typical, and the recovery row twice more. verify_exact draws in
 every row instead, then matches. Counts are cut to [0, K], and the first id outside [0, V) ends its row's drafts.
@@ -20,13 +20,14 @@ import triton
 from torch import Tensor
 
 from zigzag.backends import triton_launch
-from zigzag.backends.triton_acceptance import judge, recover, sum_terms
+from zigzag.backends.triton_acceptance import judge, recover, sum_terms, weigh
 from zigzag.backends.triton_sampling import Parts, check_dtypes, chunk_of, draw_rows, mode_of
 from zigzag.reference.verification import Verdict
 
 RANKING = ("relaxed", "top_k")
 DRAWING = ("residual", "block", "typical")  # what follows is drawn from a row; else it is the argmax
-MOST_WARPS = 8  # twice those of `scan`: fewer programs read, and each first joins the parts
+MOST_WARPS = 8  # of programs that read a chunk here: twice those of `scan`, since there are fewer of them
+JUDGE_WARPS = 2  # few numbers: sums over many threads would only wait
 
 
 def verify_greedy(draft_token_ids: Tensor, target_logits: Tensor, *, num_draft_tokens: Tensor | None = None) -> Verdict:
@@ -164,11 +165,13 @@ def _verdict(
     if rule in ("block", "typical") and drafts:
         sum_terms[(batch * drafts, chunks)](*given, terms, **shape)
     coins = terms if uniforms is None else uniforms
-    capped = torch.empty(batch, dtype=torch.float32, device=ids.device)
-    judge[(batch, chunks if rule in DRAWING else 1)](
-        *given, coins, own, ahead, terms, left, plain, capped, tokens, accepted,
-        scale_of_q, epsilon, delta, most, **shape,
+    notes = torch.empty((batch, 4), dtype=torch.float32, device=ids.device)
+    chosen = torch.empty((batch, 2), dtype=torch.int32, device=ids.device)
+    judge[(batch,)](
+        *given, coins, own, ahead, terms, notes, chosen, tokens, accepted, scale_of_q, epsilon, delta, most,
+        **shape | {"num_warps": JUDGE_WARPS},
     )  # fmt: skip
     if rule in DRAWING:
-        recover[(batch,)](*given, coins, left, plain, capped, tokens, accepted, **shape)
+        weigh[(batch, chunks)](*given, notes, chosen, accepted, left, plain, **shape)
+        recover[(batch,)](*given, notes, chosen, accepted, left, plain, tokens, **shape)
     return Verdict(tokens, accepted)

@@ -100,7 +100,7 @@ def rows_of(case: Any, name: str) -> list[Row]:
 
 
 @pytest.mark.parametrize(("batch", "queries", "names"), [
-    (1, 1, ["FlashInfer"]), (1, 5, ["FlashInfer", "FlashInfer FA2"]), (3, 1, ["FlashInfer"]),
+    (1, 1, ["FlashInfer"]), (1, 5, ["FlashInfer"]), (3, 1, ["FlashInfer"]),
 ])  # fmt: skip
 def test_flashinfer_attention(batch: int, queries: int, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", FLASHINFER)

@@ -74,6 +74,29 @@ def test_paged_decoding(backend: str, share: int, size: int, page: int, queries:
         assert_no_worse(to_numpy(out), exact, to_numpy(convert(exact, kind, dtype)), dtype=dtype, terms=300)
 
 
+@pytest.mark.parametrize("placed", [False, True], ids=["in order", "anywhere"])
+@pytest.mark.parametrize("at", [[115], [40, 115]], ids=["one query", "far apart"])
+def test_what_nobody_sees_may_be_nan(backend: str, at: list[int], placed: bool) -> None:
+    """Keys older than all windows, between two windows and in empty slots, in order of position or not."""
+    supports(backend, "attention")
+    rng = np.random.default_rng(0)
+    kind, positions = kind_of(backend), np.arange(130)[None]
+    if placed:
+        positions = rng.permuted(np.concatenate([np.arange(116), np.full(14, -1)]))[None]
+    options = {"sink": 2, "recent": 9, "query_positions": np.array([at])} | (
+        {"key_positions": positions} if placed else {}
+    )
+    seen = reference.visible(options["query_positions"], positions, sink=2, recent=9).any(axis=1)[0]
+    query, key, value = (rng.standard_normal((1, heads, n, 64)) for heads, n in ((4, len(at)), (2, 130), (2, 130)))
+    key[:, :, ~seen], value[:, :, ~seen] = np.nan, np.nan
+    for dtype in dtypes_of(backend)[:2]:
+        arrays = [convert(a, kind, dtype) for a in (query, key, value)]
+        given = {k: convert(v, kind, "") if isinstance(v, np.ndarray) else v for k, v in options.items()}
+        out, _ = ops.attention(*arrays, **given, backend=backend)
+        exact, _ = reference.attention(*(to_numpy(a) for a in arrays), **options)
+        assert_no_worse(to_numpy(out), exact, to_numpy(convert(exact, kind, dtype)), dtype=dtype, terms=130)
+
+
 def test_another_draw_is_noticed() -> None:
     """The last token of the vocabulary instead of the first: the comparison must see it."""
     first, last = np.zeros((1, 1, 100_003)), np.zeros((1, 1, 100_003))

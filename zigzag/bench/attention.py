@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -69,12 +70,12 @@ def decode(device: torch.device) -> Iterator[Case]:
     for name, geometry in GEOMETRIES.items():
         for batch, full in FULL_SHAPES[:2] if small else FULL_SHAPES:
             yield decode_case(device, name, geometry, batch, full)
-        for queries in (5, 16):
-            yield decode_case(device, name, geometry, 1, keys, queries=queries)
         for batch in (1,) if small else (1, 64):
             yield decode_case(device, name, geometry, batch, SINK + RECENT, streaming=True)
     for name, geometry in VARIANTS.items():
         yield decode_case(device, name, geometry, 1, keys)
+    for (name, geometry), queries in product(GEOMETRIES.items(), (5, 16)):
+        yield decode_case(device, name, geometry, 1, keys, queries=queries)
 
 
 def decode_case(

@@ -11,6 +11,7 @@ import torch
 
 from zigzag.bench.timing import Timing, copy_rate, matrix_rate, reason, synchronize, time_call
 
+SETTLE = 2.0  # seconds without work before a GPU's times: the truths heat it, and its clock stays low for a while
 COLD_BYTES = 256 << 20  # input sets together are at least so large on a GPU: several times any L2
 Method = Callable[..., Any]
 
@@ -107,6 +108,9 @@ def run_case(case: Case, device: torch.device) -> Iterator[Row]:
         near = _near(case, sets, truths)
     except Exception as failure:  # e.g. too large for this device
         missing = f"no inputs: {reason(failure)}"
+    if device.type == "cuda":
+        synchronize(device)
+        time.sleep(SETTLE)
     for name, given in {**case.methods, **case.contrasts}.items():
         shared: dict[str, Any] = {"suite": case.suite, "method": name, "labels": dict(case.labels), "floor": floor}
         if isinstance(given, str) or missing:

@@ -46,6 +46,7 @@ class Passed:
 
 def _run(options: list[str]) -> tuple[int, int]:
     """Exit code and number of passed tests, whatever the user's own pytest settings say."""
+    sys.dont_write_bytecode = True  # pytest would write into the installed package
     from zigzag import conformance
 
     suite, passed = Path(conformance.__file__).parent, Passed()
@@ -56,7 +57,6 @@ def _run(options: list[str]) -> tuple[int, int]:
             os.environ.pop(variable, None)
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = scratch
-        sys.dont_write_bytecode = True  # pytest would write into the installed package
 
         import pytest
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from zigzag import cli_bench, ops  # noqa: E402
 from zigzag.bench import attention, counters, report, timing  # noqa: E402
-from zigzag.bench.cases import Adapted, Case, Row, poison, relative, run_case, share_unequal  # noqa: E402
+from zigzag.bench.cases import Adapted, Case, Later, Row, poison, relative, run_case, share_unequal  # noqa: E402
 from zigzag.bench.verification import BAND, near_thresholds, verify, verify_case  # noqa: E402
 from zigzag.cli import app  # noqa: E402
 from zigzag.reference import Verdict  # noqa: E402
@@ -316,7 +316,8 @@ def test_no_such_case_is_an_error(tmp_path: Path) -> None:
 def test_all_is_every_suite_of_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_bench, "KERNELS", {"one": "bench_suites", "two": "bench_suites"})
     own = [Row("two", "measured by itself", {"context": 7}, 1.0, eager=2.0, error=0.0)]
-    module = SimpleNamespace(one=lambda device: [toy(right=lambda x: 2 * x)], two=lambda device: [own])
+    later = Later("two", {"context": 7}, lambda: own)
+    module = SimpleNamespace(one=lambda device: [toy(right=lambda x: 2 * x)], two=lambda device: [later])
     monkeypatch.setitem(sys.modules, "bench_suites", module)
     result = CliRunner().invoke(app, ["bench", "all", "--out", str(tmp_path / "all.json")])
     assert result.exit_code == 0, result.output
@@ -330,7 +331,37 @@ def test_suites_are_where_the_table_says(suite: str) -> None:
     if suite == "step":
         pytest.importorskip("transformers", reason="transformers is not installed")
     found = next(iter(getattr(cli_bench.import_module(cli_bench.KERNELS[suite]), suite)(CPU)))
-    assert (found[0] if isinstance(found, list) else found).suite == suite
+    assert found.suite == suite
+
+
+def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is kept and not measured again; a run of another commit is not joined."""
+    measured = []
+
+    def suite(device: torch.device) -> list[Later]:
+        def measure(n: int) -> list[Row]:
+            measured.append(n)
+            if len(measured) == 2:
+                raise KeyboardInterrupt
+            return [Row("toy", "m", {"n": n}, 1.0, eager=2.0, error=0.0, remark="x", near=0.5)]
+
+        return [Later("toy", {"n": n}, partial(measure, n)) for n in (1, 2, 3)]
+
+    monkeypatch.setattr(cli_bench, "KERNELS", {"decode": "bench_suites"})
+    monkeypatch.setitem(sys.modules, "bench_suites", SimpleNamespace(decode=suite))
+    monkeypatch.setenv("ZIGZAG_COMMIT", "one")
+    call = ["bench", "decode", "--out", str(tmp_path / "r.json"), "--resume"]
+    assert CliRunner().invoke(app, call).exit_code != 0 and measured == [1, 2]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    assert measured == [1, 2, 2, 3]
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [row["labels"]["n"] for row in rows] == [1, 2, 3] and {row["near"] for row in rows} == {0.5}
+    monkeypatch.setenv("ZIGZAG_COMMIT", "two")
+    other = CliRunner().invoke(app, call)
+    assert other.exit_code != 0 and "commit one, now two" in str(other.exception)
+    (tmp_path / "r.json").write_text("{}")
+    assert "wrote" in str(CliRunner().invoke(app, call).exception)
 
 
 def test_a_typo_names_the_suites(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,7 @@ def bench(
     task: Annotated[list[Task] | None, typer.Option(help="For speculation: default all; may be repeated.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="For speculation: tokens to generate each time.")] = 64,
     device: Annotated[str, typer.Option(help="As torch names it.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="For kernels: measure what --out lacks.")] = False,
 ) -> None:
     """Measure kernels beside the best there are, or decoding with drafts beside transformers' own, in one run."""
     console = Console()
@@ -45,7 +46,7 @@ def bench(
         tasks = tuple(t.value for t in task or Task)
         _speculation(console, model, device, out, tuple(length) if length else None, tasks, new_tokens)
     else:
-        _kernels(console, suite.value, only, device, out)
+        _kernels(console, suite.value, only, device, out, resume)
 
 
 def _speculation(
@@ -70,24 +71,26 @@ def _speculation(
     _write(console, out, content, work.page(content, command))
 
 
-def _kernels(console: Console, wanted: str, only: str, device: str, out: Path) -> None:
+def _kernels(console: Console, wanted: str, only: str, device: str, out: Path, resume: bool) -> None:
     import torch
 
     from zigzag.bench import report
-    from zigzag.bench.cases import Row, run_case
+    from zigzag.bench.cases import run
+    from zigzag.jsonfile import read_json
 
     place = torch.device(device)
     if place.type != "cuda":
         console.print("no GPU: measuring the CPU, on small shapes; the numbers say nothing about a GPU")
-    rows: list[Row] = []
     given = f" --only {shlex.quote(only)}" if only else ""
     facts = report.conditions(place, f"zigzag bench {wanted} --device {device}{given}")
+    rows = report.rows_to_keep(read_json(out), facts) if resume and out.exists() else []
+    done = {(row.suite, report.words(row.labels)) for row in rows}
     for suite in KERNELS if wanted == "all" else (wanted,):
         for case in getattr(import_module(KERNELS[suite]), suite)(place):
-            measured = case if isinstance(case, list) else []
-            if only not in report.words(measured[0].labels if measured else case.labels):
+            words = report.words(case.labels)
+            if only not in words or (case.suite, words) in done:
                 continue
-            measured = measured or list(run_case(case, place))
+            measured = run(case, place)
             rows += measured
             _write(None, out, report.as_json(facts, rows), report.page(facts, rows, {}))  # a run may break off
             _show(console, suite, measured)

@@ -13,8 +13,9 @@ import torch
 from zigzag import __version__
 from zigzag.bench.cases import Row
 from zigzag.bench.timing import copy_rate, matrix_rate
+from zigzag.reference.errors import ArgumentError
 
-FORMAT = "zigzag-kernel-bench"
+FORMAT, VERSION = "zigzag-kernel-bench", 2
 COLUMNS = (
     "shape", "method", "graph, µs", "eager, µs", "first, s", "floor, µs", "over floor", "over others, graph",
     "over others, eager", "error", "note",
@@ -53,7 +54,18 @@ def _commit() -> str:
 
 
 def as_json(facts: dict[str, Any], rows: Iterable[Row]) -> dict[str, Any]:
-    return {"format": FORMAT, "version": 2, "conditions": facts, "rows": [row.as_dict() for row in rows]}
+    return {"format": FORMAT, "version": VERSION, "conditions": facts, "rows": [row.as_dict() for row in rows]}
+
+
+def rows_to_keep(found: dict[str, Any], facts: dict[str, Any]) -> list[Row]:
+    """The rows of an earlier run that broke off; ArgumentError if its device, versions or commit are others."""
+    if found.get("format") != FORMAT or found.get("version") != VERSION:
+        raise ArgumentError("bench: --resume needs a JSON that this command wrote; give another --out")
+    before = found["conditions"]
+    if other := [name for name in ("device", "versions", "commit") if before[name] != facts[name]]:
+        said = "; ".join(f"{name} {before[name]}, now {facts[name]}" for name in other)
+        raise ArgumentError(f"bench: --resume cannot join two runs ({said}); give another --out")
+    return [Row(**row) for row in found["rows"]]
 
 
 def is_peer(method: str) -> bool:

@@ -6,12 +6,13 @@ predictions come from a data sheet and constants, not from the run: `python -m z
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from zigzag.bench.attention import RECENT, SINK, decode_case
-from zigzag.bench.cases import Row, run_case
+from zigzag.bench.cases import Later, Row, run_case
 from zigzag.bench.step import AIR, TINY, RandomCache, fed, replayed, slice_of_air, step_bytes
 from zigzag.bench.timing import copy_rate
 from zigzag.plans import LayerPlan
@@ -25,16 +26,22 @@ TOKENS = (1, 5)
 PLANS = {kind: LayerPlan((kind,), SINK, RECENT) for kind in ("full", "streaming")}  # of one layer
 
 
-def slices(device: torch.device) -> Iterator[list[Row]]:
+def slices(device: torch.device) -> Iterator[Later]:
     """Attention, then the layer, each with a full and a streaming cache."""
     context, sizes = (CONTEXT, AIR) if device.type == "cuda" else (SMALL, TINY)
     for layer in PLANS:
-        yield _attention(device, sizes, layer, context)
+        labels = _labels("attention", context, layer, 1)
+        yield Later("slices", labels, partial(_attention, device, sizes, layer, context))
     model = slice_of_air(device, sizes | {"vocab_size": VOCABULARY}, layers=1, dense=0)
     cache = RandomCache(model, context, device)
     for layer, plan in PLANS.items():
         for tokens in TOKENS:
-            yield _layer(model, cache, layer, plan, tokens)
+            labels = _labels("expert layer", context, layer, tokens)
+            yield Later("slices", labels, partial(_layer, model, cache, layer, plan, tokens))
+
+
+def _labels(name: str, context: int, layer: str, tokens: int) -> dict[str, Any]:
+    return {"slice": name, "context": context, "layer": layer, "tokens": tokens}
 
 
 def predictions(context: int = CONTEXT, card: str = "H100") -> dict[tuple[str, str, int], float]:
@@ -61,7 +68,7 @@ def _attention(device: torch.device, sizes: dict[str, int], layer: str, context:
     geometry = sizes["num_attention_heads"], sizes["num_key_value_heads"], sizes["head_dim"]
     case = decode_case(device, "GLM-4.5-Air", geometry, 1, keys, streaming=streaming)
     own = "triton" if device.type == "cuda" else "torch"
-    labels = {"slice": "attention", "context": context, "layer": layer, "tokens": 1}
+    labels = _labels("attention", context, layer, 1)
     case = replace(case, suite="slices", labels=labels, methods={own: case.methods[own]}, contrasts={})
     return [_beside(row, device) for row in run_case(case, device)]
 
@@ -75,7 +82,7 @@ def _layer(model: Any, cache: RandomCache, layer: str, plan: LayerPlan, tokens: 
         time = replayed(runner, ids)
     row = Row(
         suite="slices", method="zigzag", graph=time,
-        labels={"slice": "expert layer", "context": cache.length, "layer": layer, "tokens": tokens},
+        labels=_labels("expert layer", cache.length, layer, tokens),
         floor=1e6 * step_bytes(model, cache.length, plan, tokens) / copy_rate(device),
         note="" if time is not None else "no CUDA graph on a CPU",
     )  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, Glm4MoeConfig, Glm4MoeForCausalLM
 from transformers.initialization import no_init_weights
 
-from zigzag.bench.cases import Row, relative
+from zigzag.bench.cases import Later, Row, relative
 from zigzag.bench.timing import copy_rate, replay_time, synchronize
 from zigzag.drafting.draft import Draft, Request
 from zigzag.fixed_runner import FixedRunner
@@ -40,7 +40,7 @@ CONTEXTS = (131_072, 2_048, 32_768)  # the longest first: a run may break off
 ERROR_RATES = (0.0, 0.2)  # of synthetic drafts, a token
 
 
-def step(device: torch.device) -> Iterator[list[Row]]:
+def step(device: torch.device) -> Iterator[Later]:
     """For each context: a step of 1 and of 5 tokens, full and half streaming, then whole loops."""
     gpu = device.type == "cuda"
     model = slice_of_air(device, AIR if gpu else TINY)
@@ -48,9 +48,11 @@ def step(device: torch.device) -> Iterator[list[Row]]:
     for context in CONTEXTS if gpu else (min(CONTEXTS),):
         cache = RandomCache(model, context, device)
         for name, plan in {"full": None, "half streaming": half}.items():
+            shared = {"context": context, "layers": name}
             for tokens in (1, 1 + DRAFTS):
-                yield _one_step(model, cache, name, plan, tokens)
-            yield _loops(model, cache, name, plan)
+                yield Later("step", shared | {"tokens": tokens}, partial(_one_step, model, cache, name, plan, tokens))
+            loops = shared | {"tokens": f"loop of {NEW_TOKENS}"}
+            yield Later("step", loops, partial(_loops, model, cache, name, plan))
 
 
 def slice_of_air(device: torch.device, sizes: dict[str, int], *, layers: int = LAYERS, dense: int = 1) -> Any:

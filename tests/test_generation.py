@@ -348,8 +348,13 @@ def test_bad_inputs() -> None:
         generate(model, [[1], []])
     with pytest.raises(ArgumentError, match=r"tokens of row 0 must be in \[0, 96\)"):
         generate(model, [[VOCAB]])
+    with pytest.raises(ArgumentError, match=r"tokens of row 0 must be in \[0, 96\)"):
+        generate(model, [[1, -1]])
     with pytest.raises(ArgumentError, match="integers"):
         generate(model, torch.zeros(1, 3))
+    for row in ([1.5], ["1"], 5):
+        with pytest.raises(ArgumentError, match="rows of whole numbers"):
+            generate(model, [row])
     with pytest.raises(ModelError, match="vocabulary of 50 tokens"):
         generate(model, [[1]], drafter=tiny_llama(2, vocab_size=50))
     with pytest.raises(ArgumentError, match="trees there are"):

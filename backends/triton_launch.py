@@ -3,7 +3,7 @@
 Between two small kernels the card would stand idle for a microsecond otherwise. CUDA calls it programmatic dependent
 launch; cards from Hopper on have it. Every kernel that is launched so begins with `wait_for_earlier`, so it reads and
 writes nothing before all earlier kernels are done. Not for kernels with many programs that are bound by memory, as the
-experts': the programs that wait take places of those that work, and five tokens took a fifth longer.
+experts': the programs that wait take places of those that work.
 """
 
 from functools import cache

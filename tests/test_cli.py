@@ -1,6 +1,8 @@
 """The command line: what it prints, what it writes, and one line for an error."""
 
+import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,13 @@ pytest.importorskip("typer", reason="typer is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 
 from models import smollm2
+from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
 from zigzag import cli
+from zigzag.cli_options import print_whole
+from zigzag.jsonfile import write_text
 from zigzag.plans import HeadScores, LayerPlan
 
 RUN = CliRunner()
@@ -36,6 +42,34 @@ def test_plan_writes_what_it_says(scores: Path, tmp_path: Path) -> None:
     assert "sssF" in result.output and LayerPlan.load(out).map() == "sssF"
 
 
+def test_files_are_for_whom_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "x", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_tables_are_not_cut_in_a_narrow_terminal() -> None:
+    narrow = Console(width=20, record=True, file=io.StringIO())
+    table = Table("a long head", "another long head")
+    table.add_row("1234567890123", "9876543210987")
+    print_whole(narrow, table)
+    printed = narrow.export_text()
+    assert all(cell in printed for cell in ("another long head", "1234567890123", "9876543210987"))
+    narrow.print(table)
+    assert "9876543210987" not in narrow.export_text()  # what would happen otherwise
+
+
+@pytest.mark.parametrize(("model", "code"), [("tiny-glm", 0), ("smollm2", 1)])
+def test_mtp_drafts(model: str, code: int) -> None:
+    call = ["generate", "What is 12+34?", "--model", model, "--drafter", "mtp", "--new-tokens", "8"]
+    result = RUN.invoke(cli.app, call)
+    assert result.exit_code == code, result.output
+    assert ("acceptance by position" in result.output) if code == 0 else "MTP layer" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -46,13 +80,29 @@ def test_plan_writes_what_it_says(scores: Path, tmp_path: Path) -> None:
         (["generate", "hello", "--model", "nowhere.gguf"], "no such file"),
         (["generate", "hello", "--drafter", "model"], "go together"),
         (["generate", "@nowhere.txt"], "cannot read the prompt"),
+        (["generate", "hello", "--model", "tiny-gml"], "did you mean tiny-glm?"),
+        (["generate", "hello", "--model", "."], "holds no config.json"),
+        (["generate", "hello", "--device", "gpu"], "--device must be as torch names it"),
+        (["generate", "hello", "--device", "cuda:7"], "finds no CUDA device"),
+        (["generate", "hello", "--model", "tiny-glm", "--plan", "PLAN"], "the plan is for 4 layers, the model has 12"),
+        (["prove", "PLAN", "--model", "tiny-glm"], "the plan is for 4 layers, the model has 12"),
+        (["refine", "PLAN", "--out", "x.json", "--model", "tiny-glm"], "the plan is for 4 layers, the model has 12"),
+        (["calibrate", "--out", "."], "--out must be a file"),
+        (["plan", "SCORES", "--out", "scores.json/x.json", "--num-full", "1"], "nothing can be written"),
+        (["bench", "decode", "--out", "."], "--out must be a file"),
+        (["sizes", "nowhere"], "there is no file"),
+        (["conform", "numpy", "--load", "mine.py"], "takes the name of a module, mine"),
     ],
 )
 def test_errors_are_one_line(
     arguments: list, message: str, scores: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture
 ) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["zigzag", *(str(scores) if a == "SCORES" else a for a in arguments)])
+    LayerPlan(("full",) * 4, 4, 16).save("plan.json")
+    files = {"SCORES": str(scores), "PLAN": "plan.json"}
+    monkeypatch.setattr("sys.argv", ["zigzag", *(files.get(a, a) for a in arguments)])
     with pytest.raises(SystemExit) as stop:
         cli.app_entry()
     assert stop.value.code == 1

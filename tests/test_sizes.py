@@ -412,7 +412,7 @@ def test_files(tmp_path: Path) -> None:
     file.write_text(json.dumps(LLAMA_3_8B))
     assert model_shape(file) == model_shape(tmp_path) == ModelShape.from_config(LLAMA_3_8B, tmp_path.name)
     file.write_text("{")
-    for source, message in ((file, "a JSON file is needed"), ("GLM-4", "GLM-4.5, GLM-4.5-Air, or a config.json")):
+    for source, message in ((file, "a JSON file is needed"), ("GLM-4", "GLM-4.5-Air, tiny-glm, or a config.json")):
         with pytest.raises(ModelError, match=message):
             model_shape(source)
 

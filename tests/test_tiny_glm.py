@@ -60,6 +60,13 @@ def test_record() -> None:
             assert all(ours > theirs for ours, theirs in pairs)
 
 
+def test_names(loaded: tuple) -> None:
+    """Plans and records name the model, not a folder of this machine; slips are told at once."""
+    assert loaded[0].config._name_or_path == "tiny-glm"
+    with pytest.raises(zigzag.ModelError, match="no folder tiny-gml"):
+        zigzag.load("tiny-gml")
+
+
 def test_it_finds_what_streaming_layers_cannot(loaded: tuple) -> None:
     model, _, tokenizer = loaded
     prompts = passkey_prompts(tokenizer, 1000, count=3, seed=2_000_000)

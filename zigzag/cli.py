@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,7 @@ from zigzag import __version__
 from zigzag.backends import list_backends
 from zigzag.cli_bench import bench
 from zigzag.cli_conform import conform
+from zigzag.cli_options import Device, OutFile, check_out, same_depth
 from zigzag.cli_sizes import show, sizes
 from zigzag.plans import HeadScores, LayerPlan, make_plan
 from zigzag.reference import CRITERIA, LOSSLESS_RULES, LOSSY_RULES, OPS
@@ -23,12 +25,13 @@ from zigzag.reference.errors import ZigzagError
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
 console = Console()
 
-DrafterName = Enum("DrafterName", {d: d for d in ("none", "lookup", "streaming", "model")}, type=str)
+DrafterName = Enum("DrafterName", {d: d for d in ("none", "lookup", "streaming", "mtp", "model")}, type=str)
 RuleName = Enum("RuleName", {r: r for r in (*LOSSLESS_RULES, *LOSSY_RULES)}, type=str)
 Method = Enum("Method", {m: m for m in ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")}, type=str)
 Criterion = Enum("Criterion", {c: c for c in CRITERIA}, type=str)
-Model = Annotated[str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, or smollm2.")]
-Device = Annotated[str, typer.Option(help="Device of the model, as torch names it.")]
+Model = Annotated[
+    str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, smollm2, or tiny-glm.")
+]
 Sink = Annotated[int, typer.Option(help="First tokens that a streaming layer keeps.")]
 Recent = Annotated[int, typer.Option(help="Last tokens that a streaming layer keeps, the query's own included.")]
 
@@ -39,8 +42,8 @@ def app_entry() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; the commands show their own
     try:
         app()
-    except ZigzagError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+    except (ZigzagError, OSError) as error:  # a file that cannot be read or written says so itself
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(1)
 
 
@@ -65,7 +68,7 @@ def demo(
 
 @app.command()
 def calibrate(
-    out: Annotated[Path, typer.Option(help="Where to write the head scores (JSON).")],
+    out: OutFile,
     model: Model = "smollm2",
     method: Annotated[Method, typer.Option(help="How to score heads.")] = Method("gate_gradient"),
     sink: Sink = 16,
@@ -94,7 +97,7 @@ def calibrate(
 @app.command()
 def plan(
     scores: Annotated[Path | None, typer.Argument(help="Head scores (JSON) or a DuoAttention folder.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write the plan (JSON).")] = None,
+    out: Annotated[Path | None, typer.Option(callback=check_out, help="Where to write the plan (JSON).")] = None,
     num_full: Annotated[int | None, typer.Option(help="Budget: full layers.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Budget: share of layers that stream, 0 to 1.")] = None,
     criterion: Annotated[Criterion | None, typer.Option(help="Default: the best measured for the method.")] = None,
@@ -131,7 +134,7 @@ PlanFile = Annotated[Path, typer.Argument(help="Layer plan (JSON).")]
 @app.command()
 def refine(
     plan: PlanFile,
-    out: Annotated[Path, typer.Option(help="Where to write the better plan (JSON).")],
+    out: OutFile,
     model: Model = "smollm2",
     length: Length = None,
     prompts: Prompts = 8,
@@ -148,6 +151,7 @@ def refine(
 
     start = LayerPlan.load(plan)
     loaded, tokenizer = load(model, device)
+    same_depth(start, loaded)
     asked = [p for n in length or (1000, 2000) for p in passkey_prompts(tokenizer, n, count=prompts, seed=seed)]
     with progress(console) as bars:
         task = bars.add_task("prompts at most", total=len(asked) * (1 + exchanges * (1 + trials)))
@@ -175,6 +179,7 @@ def prove(
 
     chosen = LayerPlan.load(plan)
     loaded, tokenizer = load(model, device)
+    same_depth(chosen, loaded)
     for n in length or (1000,):
         console.rule(f"{prompts} prompts of {n:,} tokens")
         measure(loaded, chosen, passkey_prompts(tokenizer, n, count=prompts, seed=seed), console)
@@ -211,6 +216,8 @@ def generate(
         prompt = _read(Path(prompt[1:]))
     loaded, tokenizer = load(model, device)
     source: Any = None if drafter.value == "none" else drafter.value
+    if source == "mtp":
+        source = _mtp_drafter(model, loaded, num_draft_tokens)
     if draft_model is not None:
         source = load(draft_model, device)[0]
     if chat:
@@ -235,6 +242,17 @@ def generate(
     console.print(f"\n[dim]{result.statistics}[/dim]", highlight=False)
     if result.cache is not None:
         console.print(f"[dim]the cache holds {cache_bytes(result.cache.cache):,} bytes[/dim]", highlight=False)
+
+
+def _mtp_drafter(name: str, model: Any, most: int) -> Any:
+    from zigzag.drafting import MtpDrafter
+    from zigzag.glm import mtp_layer
+    from zigzag.models import glm_folder
+
+    folder = glm_folder(name)
+    if folder is None:
+        raise ZigzagError(f"generate: --drafter mtp needs a GLM-4.5 checkpoint with an MTP layer, {name} has none")
+    return MtpDrafter(mtp_layer(folder, model), stop=most)
 
 
 def _rule(rule: RuleName) -> Any:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from zigzag.cli_options import Device, check_out, print_whole
+
 KERNELS = {  # suite: where the function of that name gives its cases, or rows that it measured itself
     "decode": "zigzag.bench.attention",
     "prefill": "zigzag.bench.attention",
@@ -29,15 +31,15 @@ Task = Enum("Task", {t: t for t in ("edit", "summary", "continue")}, type=str)
 
 def bench(
     suite: Annotated[Suite, typer.Argument(help="What to measure; all: every suite but speculation.")] = SPECULATION,
-    out: Annotated[Path, typer.Option(help="Where to write the numbers (JSON), and a page beside them.")] = Path(
-        "out/bench.json"
-    ),
+    out: Annotated[
+        Path, typer.Option(callback=check_out, help="Where to write the numbers (JSON), and a page beside them.")
+    ] = Path("out/bench.json"),
     only: Annotated[str, typer.Option(help="For kernels: cases with this in what the table says of the shape.")] = "",
     model: Annotated[str, typer.Option(help="For speculation: as for generate.")] = "smollm2",
     length: Annotated[list[int] | None, typer.Option(help="For speculation: prompt tokens; may be repeated.")] = None,
     task: Annotated[list[Task] | None, typer.Option(help="For speculation: default all; may be repeated.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="For speculation: tokens to generate each time.")] = 64,
-    device: Annotated[str, typer.Option(help="As torch names it.")] = "cpu",
+    device: Device = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="For kernels: measure what --out lacks.")] = False,
 ) -> None:
     """Measure kernels beside the best there are, or decoding with drafts beside transformers' own, in one run."""
@@ -110,7 +112,7 @@ def _show(console: Console, suite: str, rows: Sequence[Any]) -> None:
     table = Table(*(name for name, _ in filled), title=title, title_justify="left")
     for line in zip(*(lines for _, lines in filled), strict=True):
         table.add_row(*line)
-    console.print(table)
+    print_whole(console, table)
     for row, note in zip(rows, (line[-1] for line in report.cells(rows)), strict=True):
         if note:
             console.print(f"[dim]{row.method}: {escape(note)}[/dim]", highlight=False)

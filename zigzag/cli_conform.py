@@ -12,6 +12,7 @@ import typer
 from zigzag.reference.errors import ZigzagError
 
 NEEDED = ("pytest", "hypothesis")
+NOTHING_CHOSEN = 5  # pytest's exit code
 NO_SUBFOLDERS = "[pytest]\nnorecursedirs = *\n"  # in a clone, `internals` lies below the suite
 
 
@@ -26,10 +27,14 @@ def conform(
     """Run the property tests on a backend, also one of your own. Exit code 0: some ran, and all passed."""
     if missing := [needed for needed in NEEDED if find_spec(needed) is None]:
         raise ZigzagError(f"conform needs {' and '.join(missing)}: pip install 'zigzag-attention[conform]'")
+    if load and load.endswith(".py"):
+        raise ZigzagError(f"conform: --load takes the name of a module, {load.removesuffix('.py')}, not a file's")
     if load:
         sys.path.insert(0, os.getcwd())
     given = {"--backend": name, "--device": device, "--load": load, "-k": only}
     code, passed = _run([part for option, value in given.items() if value for part in (option, value)])
+    if code == NOTHING_CHOSEN:
+        raise ZigzagError(f"conform: no test has {only!r} in its name; without --only all run")
     if code == 0 and not passed:
         raise ZigzagError(f"conform: no test ran on backend {name!r}; the reasons are above")
     raise typer.Exit(code)
@@ -64,7 +69,7 @@ def _run(options: list[str]) -> tuple[int, int]:
             [
                 str(suite), "-c", str(settings), "--rootdir", str(suite), "--confcutdir", str(suite),
                 "--import-mode=importlib", "-p", "no:cacheprovider", "-p", "zigzag.conformance.plugin",
-                "-m", "on_backend", "-q", "-rs", "--tb=short", *options,
+                "-m", "on_backend", "-q", "-rsfE", "--tb=line", *options,
             ],
             plugins=[passed],
         )  # fmt: skip

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from zigzag.cli_options import print_whole
 from zigzag.roofline import HARDWARE, Layout, hardware_by_name
 from zigzag.sizes import RECENT, SINK, model_shape
 from zigzag.sizes_page import Question, grids, page
@@ -33,7 +34,7 @@ def show(models: Sequence[str], question: Question | None = None, *, markdown: b
             table.add_column(name, justify="right" if i else "left")
         for row in grid.rows:
             table.add_row(*(cell.strip("*") for cell in row))
-        console.print(table)
+        print_whole(console, table)
     console.print("On paper, not measured; what is assumed: docs/glm-sizes.md", highlight=False)
 
 

@@ -58,11 +58,19 @@ def show_plan(plan: LayerPlan, model: Any, console: Console) -> None:
     console.print(str(plan.report()))
 
 
-def prove(model: Any, plan: LayerPlan, prompts: list[PasskeyPrompt], console: Console) -> dict[str, Answers]:
-    """Retrieval and loss on the answer of full attention, the plan and its rivals, as a table."""
+def prove(
+    model: Any, plan: LayerPlan, prompts: list[PasskeyPrompt], console: Console, *, draws: int = 1
+) -> dict[str, Answers]:
+    """Retrieval and loss on the answer of full attention, the plan and its rivals, as a table.
+
+    draws: so many sets of random layers, a row each
+    """
     num_layers, heads = plan.num_layers, model.config.num_key_value_heads
-    random = np.zeros(num_layers, dtype=bool)
-    random[np.random.default_rng(RANDOM_SEED).choice(num_layers, plan.num_full, replace=False)] = True
+
+    def drawn(draw: int) -> np.ndarray:
+        full = np.zeros(num_layers, dtype=bool)
+        full[np.random.default_rng(RANDOM_SEED + draw).choice(num_layers, plan.num_full, replace=False)] = True
+        return every_head(full)
 
     def every_head(full: np.ndarray) -> np.ndarray:
         return np.repeat(full[:, None], heads, axis=1)
@@ -72,7 +80,7 @@ def prove(model: Any, plan: LayerPlan, prompts: list[PasskeyPrompt], console: Co
         "full attention": np.ones((num_layers, heads), dtype=bool),
         f"zigzag, {num_layers - plan.num_full} layers stream": every_head(chosen),
         **({"DuoAttention, head by head": head_plan(plan.scores, plan.num_full)} if plan.scores else {}),
-        "random layers": every_head(random),
+        **{"random layers" + f", draw {n + 1}" * (draws > 1): drawn(n) for n in range(draws)},
         "all layers stream": np.zeros((num_layers, heads), dtype=bool),
     }
     results: dict[str, Answers] = {}
@@ -112,7 +120,8 @@ def generate(
     console.print(f"the pass key is {prompt.key}; the prompt ends: ...{tokenizer.decode(prompt.prompt_ids[-12:])!r}")
     console.print(f"continued: {tokenizer.decode(result.sequences[0, ids.shape[1] :])!r}")
     console.print(
-        f"its cache after {seen:,} tokens holds {cache_bytes(cache):,} bytes; kv_bytes says "
+        f"its cache after {seen:,} tokens holds {cache_bytes(cache):,} bytes; with {spare} spare slots a streaming "
+        f"layer kv_bytes says "
         f"{plan.kv_bytes(seen, spare=spare, **size):,}, full attention would hold "
         f"{plan.full_kv_bytes(seen, **size):,}"
     )

@@ -22,6 +22,7 @@ from zigzag.thinking import ThinkingBudget, chat_prompt
 from zigzag.training.cases import sum_cases
 
 SINK, RECENT, LENGTH = 16, 112, 1000
+RANDOM_DRAWS = 4  # one layer may carry all: a single draw would show chance
 CALIBRATION_PROMPTS, PROOF_PROMPTS, PROOF_SEED = 4, 3, 1_000_000
 SUMS, OPERANDS, DIGITS, SUM_SEED = 3, 4, 4, 5_000_000
 NEW_TOKENS, BUDGET, DRAFTS = 128, 30, 3
@@ -47,7 +48,7 @@ def demo(folder: Path, out: Path, console: Console, *, device: str = "cpu", leng
     plan = make_plan(_scores(model, tokenizer, length, console), num_full=layers - layers // 2)
     show_plan(plan, model, console)
     prompts = passkey_prompts(tokenizer, length, count=PROOF_PROMPTS, seed=PROOF_SEED)
-    prove(model, plan, prompts, console)
+    prove(model, plan, prompts, console, draws=RANDOM_DRAWS)
     console.rule("2. the streaming cache")
     show_cache(model, tokenizer, plan, console, length=length)
     console.rule("3. thinking and direct answers to the same sums")

@@ -17,10 +17,18 @@ def write_text(path: str | Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+        os.chmod(part, 0o666 & ~_umask())  # a temporary file is its owner's alone
         os.replace(part, path)
     except BaseException:
         os.unlink(part)
         raise
+
+
+def _umask() -> int:
+    """What the process takes from the rights of new files; it can only be read by setting it."""
+    before = os.umask(0)
+    os.umask(before)
+    return before
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
@@ -30,6 +38,8 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
 
 def read_json(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     """The object in the file; PlanError if it is missing, damaged or not of the format `kind`."""
+    if not Path(path).is_file():
+        raise PlanError(f"a JSON file is needed, there is no file {path}")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

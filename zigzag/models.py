@@ -1,5 +1,6 @@
 """Loading a model and its tokenizer: a folder or hub id in transformers' form, or a GGUF file."""
 
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
 
     from zigzag.glm import load as glm_load
 
+    _check_name(str(source))
     glm = glm_folder(str(source))
     path = glm or (smollm2_path() if str(source) == SMOLLM2 else Path(source))
     folder, options = str(path), {}
@@ -46,10 +48,18 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
     except Exception as error:  # transformers raises whatever its parsers raise
         raise ModelError(f"load_model: transformers cannot load {source}: {type(error).__name__}: {error}") from error
     check_weights(model)
-    if path.exists():
-        # A name for plans and records, not a path of this machine.
-        model.config._name_or_path = tiny_glm.NAME if path == Path(tiny_glm.__file__).parent else path.name
+    if path.exists() and glm is None:
+        model.config._name_or_path = path.name  # a name for plans and records, not a path of this machine
     return model.to(device).eval(), tokenizer
+
+
+def _check_name(source: str) -> None:
+    """ModelError for a slip in the name of a model that is at hand, and for a folder that is none."""
+    names = (SMOLLM2, tiny_glm.NAME)
+    if source not in names and not Path(source).exists() and (near := get_close_matches(source, names, 1, 0.7)):
+        raise ModelError(f"load_model: there is no {source} here; did you mean {near[0]}?")
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise ModelError(f"load_model: the folder {source} holds no config.json, so it is no model of transformers'")
 
 
 def glm_folder(source: str) -> Path | None:

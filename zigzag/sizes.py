@@ -9,6 +9,7 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
+from zigzag import tiny_glm
 from zigzag.jsonfile import read_json
 from zigzag.plans import FULL, STREAMING, LayerPlan
 from zigzag.reference.errors import ArgumentError, ModelError, PlanError
@@ -251,9 +252,11 @@ def model_shape(source: str | Path) -> ModelShape:
     """
     if str(source) in BUILT_IN:
         return ModelShape.from_config(BUILT_IN[str(source)], str(source))
+    source = tiny_glm.folder() if str(source) == tiny_glm.NAME else source
     path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
     if not path.is_file():
-        raise ModelError(f"sizes: {', '.join(BUILT_IN)}, or a config.json is needed; there is no file {path}")
+        names = ", ".join((*BUILT_IN, tiny_glm.NAME))
+        raise ModelError(f"sizes: {names}, or a config.json is needed; there is no file {path.absolute()}")
     try:
         config = read_json(path)
     except PlanError as error:

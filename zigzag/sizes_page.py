@@ -11,9 +11,10 @@ from zigzag.sizes import RECENT, SINK, ModelShape, streaming_plan
 
 ASSUMPTIONS = """\
 - **Nothing here is measured on these models.** It is arithmetic on a model's configuration: *step* from a data sheet
-  alone, a bound; *expected* with the rates that one H100 reaches and the cost of its kernels, checked against slices of
-  Air on one H100 (docs/benchmarks/slices_h100.md). Sampling, activations in memory, uneven experts and the latency of
-  each transfer between GPUs cost nothing in either; at batch 1 on many GPUs the last alone can be as long as the step.
+  alone, a bound; *expected* with the rates that one H100 reaches and the cost of its kernels. Slices of Air took 0.98
+  to 1.14 of it on one H100 (docs/benchmarks/slices_h100.md). Sampling, activations in memory, uneven experts and the
+  latency of each transfer between GPUs cost nothing in either; at batch 1 on many GPUs the last alone can be as long
+  as the step.
 - **Parameters.** Every weight, bias and norm. *Active*: what one token is multiplied with; an embedding row is not
   counted. *Stored*: with the MTP layer and the copies of embedding and head that GLM-4.5's checkpoints keep in it.
 - **KV cache.** `LayerPlan.kv_bytes`: full layers keep the context, streaming layers at most sink + recent tokens; no
@@ -30,9 +31,10 @@ ASSUMPTIONS = """\
 - **Time.** Roofline: each part of a step (projections, attention, routed and shared experts, norms, head) takes the
   larger of bytes / memory rate and FLOPs / bf16 rate, also with 8-bit weights; the parts and the transfers between GPUs
   follow each other. In a prefill weights are read and keys and values written once; nothing else moves.
-- **Expected time.** The same by 0.89 of the memory rate and 0.79 of the bf16 rate, what a large copy and a large matrix
-  product reach on one H100, and 2.5 µs for each kernel that waits for the one before. Kernels are counted as zigzag's
-  decode step in a CUDA graph has them: 38 in an expert layer, 30 in a dense one, 9 around them.
+- **Expected time.** The same by 0.89 of the memory rate and 0.79 of the bf16 rate, what a large copy and a large
+  matrix product reach on one H100, and 2.5 µs for each kernel that waits for the one before. A rate given as measured
+  (`--memory-rate`, `--flop-rate`) is taken as it is, also for *step*. Kernels are counted as zigzag's decode step in
+  a CUDA graph has them: 38 in an expert layer, 30 in a dense one, 9 around them.
 - **GPUs.** max(tp, ep) of them. Split by tp: heads, dense and shared feed-forward, embedding, head, the MTP layer
   likewise. KV heads are split while there are enough, then copied. Copied: routers and norms. Routed experts: whole
   ones on ep groups, evenly used; their matrices are split where tp is larger. With ep > tp, ep / tp groups of tp GPUs

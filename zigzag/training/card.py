@@ -22,7 +22,8 @@ def write_card(out: Path, evaluation: dict[str, Any]) -> Path:
     card = "\n".join([
         "---", "license: apache-2.0", "---", "# tiny-glm", "",
         f"GLM-4.5's architecture at {first['parameters'] / 1e6:.2f} million parameters, its MTP layer included, in "
-        "bfloat16; made by zigzag.training from nothing but this repository and a Python installation.", "",
+        "bfloat16; made by zigzag.training from nothing but this repository and a Python installation. "
+        '`model, mtp = zigzag.load("tiny-glm")` gives it and its MTP layer.', "",
         *_data(first), *_cost(first, steps, last), *_curves(steps), *_evaluation(evaluation), "## Limits", "", LIMITS,
     ])  # fmt: skip
     path = out / files.MODEL / "README.md"
@@ -96,21 +97,21 @@ def _evaluation(found: dict[str, Any]) -> list[str]:
         ]  # fmt: skip
         head = ["text", "drafts", "K", "accepted of all rounds, by position", "of tested", "tokens a verification"]
         lines += [*table(head, rows), ""]
+    if "copying" in found:
+        full, streaming = (f"{found['copying'][name]['right']:.2f}" for name in ("full", "streaming"))
+        lines += [f"Copied without a fault: {full} with full attention, {streaming} with all layers streaming.", ""]
     if "curves" in found:
-        lines += _shares(found["curves"])
+        lines += _shares(found["curves"], found.get("random", {}))
     return lines
 
 
-def _shares(found: dict[str, Any]) -> list[str]:
+def _shares(found: dict[str, Any], random: dict[str, Any]) -> list[str]:
     """Retrieval and loss by how many layers stream."""
-    counts = list(found["random"])
-    rows = [
-        [f"{how}, {method}" if method else how, *(_cell(cells[n]) for n in counts)]
-        for how, method, cells in [
-            *((how, method, cells) for how in ("layer", "head") for method, cells in found[how].items()),
-            ("random", "", found["random"]),
-        ]
-    ]
+    plans = {f"{how}, {method}": cells for how in ("layer", "head") for method, cells in found[how].items()}
+    counts = list(next(iter(plans.values())))
+    if random:
+        plans[f"random layers, mean of {len(random[counts[0]]['draws'])} draws"] = random
+    rows = [[name, *(_cell(cells[n]) for n in counts)] for name, cells in plans.items()]
     return [
         f"Passkeys found at {found['length']:,} tokens (loss on them; loss on held-out text) by how many of "
         f"{found['layers']} layers stream, or as many heads; none: {_cell(found['full'])}, all: "

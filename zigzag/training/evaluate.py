@@ -18,7 +18,7 @@ from zigzag.glm import load
 from zigzag.jsonfile import read_json, write_json
 from zigzag.masking import masked_heads
 from zigzag.plans import head_plan, make_plan
-from zigzag.prompts import passkey_prompts
+from zigzag.prompts import PasskeyPrompt, passkey_prompts
 from zigzag.reasoning import Content, parse
 from zigzag.thinking import chat_prompt
 from zigzag.training import cases
@@ -34,6 +34,8 @@ from zigzag.training.tokenizer import read_tokenizer
 SINK, RECENT = 16, 112
 LENGTHS = (1024, 2048, 4096, 8192)
 CURVE_LENGTH = 2048  # of the curves over the share of streaming layers
+SHARES = (0.25, 0.5, 2 / 3, 0.75, 5 / 6, 11 / 12)
+DRAWS = 20  # sets of random layers, each with its share of the cases
 TOKENS_AT_ONCE = 32_768
 MOST_DRAFTS, DRAFTED = 4, 96  # drafts a round, tokens generated with them
 MOST_SHOWN = 800  # characters of a part in the log
@@ -54,6 +56,19 @@ class Subject:
     config: TrainingConfig
     count: int
     lengths: tuple[int, ...]
+
+    @property
+    def curve_length(self) -> int:
+        return min(CURVE_LENGTH, max(self.lengths))
+
+    @property
+    def curve_counts(self) -> list[int]:
+        """How many layers stream in the points of the curves."""
+        layers = self.model.config.num_hidden_layers
+        return sorted({round(layers * share) for share in SHARES} - {0, layers})
+
+    def curve_cases(self) -> list[PasskeyPrompt]:
+        return cases.passkey_cases(self.tokenizer, self.curve_length, self.count, SEEDS["passkey"] + 500_000)
 
     def at_once(self, length: int) -> int:
         return max(1, TOKENS_AT_ONCE // length)
@@ -85,7 +100,7 @@ def evaluate(
     subject = Subject(model, mtp, tokenizer, documents, corpus.held_out, config, count, usable)
     parts: dict[str, Callable[[Subject], Any]] = {
         "retrieval": retrieval, "arithmetic": arithmetic, "copying": copying, "text": text_losses,
-        "drafting": drafting, "curves": curves,
+        "drafting": drafting, "curves": curves, "random": random_layers,
     }  # fmt: skip
     path = out / "evaluation.json"
     found = read_json(path) if path.exists() else {}
@@ -170,9 +185,9 @@ def text_losses(subject: Subject) -> dict[str, Any]:
     return {name: text_loss(subject, heads) for name, heads in subject.maps().items()}
 
 
-def text_loss(subject: Subject, heads: np.ndarray) -> float:
-    length = min(CURVE_LENGTH, max(subject.lengths))
-    rows = cases.text_rows(subject.tokenizer, subject.held_out, length, max(1, subject.count // 4))
+def text_loss(subject: Subject, heads: np.ndarray, some: slice = slice(None)) -> float:
+    length = subject.curve_length
+    rows = cases.text_rows(subject.tokenizer, subject.held_out, length, max(1, subject.count // 4))[some]
     total = 0.0
     with masked_heads(subject.model, heads, sink=SINK, recent=RECENT), torch.inference_mode():
         for part in np.array_split(rows, -(-len(rows) // subject.at_once(length))):
@@ -209,9 +224,8 @@ def _acceptance(statistics: Any) -> dict[str, Any]:
 
 def curves(subject: Subject) -> dict[str, Any]:
     """Passkeys found and losses by how many layers stream, by calibration method: whole layers, or as many heads."""
-    length = min(CURVE_LENGTH, max(subject.lengths))
-    layers = subject.model.config.num_hidden_layers
-    asked = cases.passkey_cases(subject.tokenizer, length, subject.count, SEEDS["passkey"] + 500_000)
+    length, layers = subject.curve_length, subject.model.config.num_hidden_layers
+    asked = subject.curve_cases()
     prompts = [
         prompt for i, n in enumerate((length // 2, length))
         for prompt in passkey_prompts(subject.tokenizer, n, count=8, seed=SEEDS["calibration"] + 100 * i)
@@ -223,22 +237,39 @@ def curves(subject: Subject) -> dict[str, Any]:
             measured[key] = {**_answered(subject, asked, heads, length), "text_loss": text_loss(subject, heads)}
         return measured[key]
 
-    found: dict[str, Any] = {"length": length, "layers": layers, "scores": {}, "layer": {}, "head": {}, "random": {}}
-    some = sorted({round(layers * share) for share in (0.25, 0.5, 2 / 3, 0.75, 5 / 6, 11 / 12)} - {0, layers})
+    found: dict[str, Any] = {"length": length, "layers": layers, "scores": {}, "layer": {}, "head": {}}
     for method in METHODS:
         scores = calibrate(
             subject.model, method=method, sink=SINK, recent=RECENT, prompts=prompts,
             batch_size=min(4, subject.at_once(length)),
         )  # fmt: skip
         found["scores"][method] = scores.values.tolist()
-        for streaming in some:
+        for streaming in subject.curve_counts:
             plan = make_plan(scores, num_full=layers - streaming)
             full = np.array([not plan.is_streaming(i) for i in range(layers)])
             whole = np.repeat(full[:, None], scores.num_kv_heads, axis=1)
             found["layer"].setdefault(method, {})[str(streaming)] = measure(whole)
             found["head"].setdefault(method, {})[str(streaming)] = measure(head_plan(scores, layers - streaming))
-    for streaming in some:
-        drawn = np.repeat(np.random.default_rng(0).permutation(layers)[:, None] >= streaming, scores.num_kv_heads, 1)
-        found["random"][str(streaming)] = measure(drawn)
     found["full"], found["streaming"] = (measure(heads) for heads in subject.maps().values())
+    return found
+
+
+def random_layers(subject: Subject) -> dict[str, Any]:
+    """The curves' points with layers drawn at random: means over independent draws.
+
+    draws: of each point, which layers are full and how many passkeys they found
+    """
+    shape, asked = subject.maps()["full"].shape, subject.curve_cases()
+    found: dict[str, Any] = {"of_each": len(asked[::DRAWS])}
+    for streaming in subject.curve_counts:
+        draws = []
+        for draw in range(min(DRAWS, len(asked))):
+            full = np.random.default_rng([streaming, draw]).permutation(shape[0]) >= streaming
+            heads = np.repeat(full[:, None], shape[1], axis=1)
+            measured = _answered(subject, asked[draw::DRAWS], heads, subject.curve_length)
+            rows = slice(draw % max(1, subject.count // 4), None, DRAWS)
+            measured["text_loss"] = text_loss(subject, heads, rows)
+            draws.append({"full": np.flatnonzero(full).tolist(), **measured})
+        means = {name: round(float(np.mean([d[name] for d in draws])), 5) for name in ("right", "loss", "text_loss")}
+        found[str(streaming)] = {**means, "draws": draws}
     return found

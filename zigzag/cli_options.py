@@ -1,0 +1,61 @@
+"""What options of several commands share: checks before any work, and tables that are never cut."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from zigzag.reference.errors import ZigzagError
+
+
+def check_device(name: str) -> str:
+    """ZigzagError for what PyTorch does not know or does not find; only "cpu" needs no PyTorch to be looked at."""
+    if name == "cpu":
+        return name
+    try:
+        import torch
+    except ImportError as error:
+        raise ZigzagError(f"--device {name} needs PyTorch: pip install 'zigzag-attention[torch]'") from error
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ZigzagError(f"--device must be as torch names it (cpu, cuda, cuda:1), got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ZigzagError(f"--device {name}: PyTorch finds no CUDA device here; use cpu")
+    return name
+
+
+def check_out(path: Path | None) -> Path | None:
+    """ZigzagError where a file of this name cannot be written: found out before the work, not after."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise ZigzagError(f"--out must be a file, {path} is a folder")
+    parent = next(folder for folder in (path.absolute().parent, *path.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ZigzagError(f"--out {path}: nothing can be written in {parent}")
+    return path
+
+
+Device = Annotated[str, typer.Option(callback=check_device, help="As torch names it.")]
+OutFile = Annotated[Path, typer.Option(callback=check_out, help="Where to write (JSON).")]
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """In a narrow terminal or a pipe the lines are longer than it: numbers that are cut would be wrong ones."""
+    width = console.width
+    console.width = max(width, Console(width=10_000).measure(table).maximum)
+    try:
+        console.print(table)
+    finally:
+        console.width = width
+
+
+def same_depth(plan: Any, model: Any) -> None:
+    """ZigzagError for a plan of another model."""
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    if plan.num_layers != layers:
+        raise ZigzagError(f"the plan is for {plan.num_layers} layers, the model has {layers}; give this model's plan")

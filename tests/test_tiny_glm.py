@@ -60,6 +60,14 @@ def test_record() -> None:
             assert all(ours > theirs for ours, theirs in pairs)
 
 
+def test_one_layer_carries_retrieval() -> None:
+    """As docs/tiny-glm.md says of the drawn plans."""
+    draws = [draw for point in FOUND["random"].values() if isinstance(point, dict) for draw in point["draws"]]
+    kept = [draw["right"] for draw in draws if 5 in draw["full"]]
+    assert len(draws) == 120 and 0 < len(kept) < 120
+    assert sum(kept) / len(kept) > 0.96 and not any(draw["right"] for draw in draws if 5 not in draw["full"])
+
+
 def test_names(loaded: tuple) -> None:
     """Plans and records name the model, not a folder of this machine; slips are told at once."""
     assert loaded[0].config._name_or_path == "tiny-glm"

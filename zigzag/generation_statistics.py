@@ -73,10 +73,11 @@ class Statistics:
     def __str__(self) -> str:
         shares = ", ".join("-" if np.isnan(a) else f"{a:.0%}" for a in self.conditional_acceptance)
         spent = self.seconds_draft + self.seconds_verify + self.seconds_rest
+        overall = f"{self.acceptance:.0%}" if sum(self.reached) else "-"
         return (
             f"{self.new_tokens} tokens in {self.rounds} verifications: {self.tokens_per_verification:.2f} each, "
             f"{self.accepted_per_verification:.2f} of them accepted drafts\n"
-            f"acceptance by position {shares or '-'}; over all tested {self.acceptance:.0%}\n"
+            f"acceptance by position {shares or '-'}; over all tested {overall}\n"
             f"{self.tokens_per_second:.1f} tokens/s; of {spent:.2f} s drafting {self.seconds_draft:.2f}, verifying "
             f"{self.seconds_verify:.2f}, the rest {self.seconds_rest:.2f}; prefill before {self.seconds_prefill:.2f} s"
         )

@@ -110,7 +110,7 @@ def _shares(found: dict[str, Any], random: dict[str, Any]) -> list[str]:
     plans = {f"{how}, {method}": cells for how in ("layer", "head") for method, cells in found[how].items()}
     counts = list(next(iter(plans.values())))
     if random:
-        plans[f"random layers, mean of {len(random[counts[0]]['draws'])} draws"] = random
+        plans[f"random layers, mean of {len(random[counts[0]]['draws'])} draws ({random['where']})"] = random
     rows = [[name, *(_cell(cells[n]) for n in counts)] for name, cells in plans.items()]
     return [
         f"Passkeys found at {found['length']:,} tokens (loss on them; loss on held-out text) by how many of "
@@ -121,7 +121,8 @@ def _shares(found: dict[str, Any], random: dict[str, Any]) -> list[str]:
 
 
 def _cell(measured: dict[str, float]) -> str:
-    return f"{measured['right']:.2f} ({measured['loss']:.2f}; {measured['text_loss']:.2f})"
+    text = f"; {measured['text_loss']:.2f}" if "text_loss" in measured else ""
+    return f"{measured['right']:.2f} ({measured['loss']:.2f}{text})"
 
 
 def table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> list[str]:

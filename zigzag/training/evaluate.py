@@ -185,9 +185,9 @@ def text_losses(subject: Subject) -> dict[str, Any]:
     return {name: text_loss(subject, heads) for name, heads in subject.maps().items()}
 
 
-def text_loss(subject: Subject, heads: np.ndarray, some: slice = slice(None)) -> float:
+def text_loss(subject: Subject, heads: np.ndarray) -> float:
     length = subject.curve_length
-    rows = cases.text_rows(subject.tokenizer, subject.held_out, length, max(1, subject.count // 4))[some]
+    rows = cases.text_rows(subject.tokenizer, subject.held_out, length, max(1, subject.count // 4))
     total = 0.0
     with masked_heads(subject.model, heads, sink=SINK, recent=RECENT), torch.inference_mode():
         for part in np.array_split(rows, -(-len(rows) // subject.at_once(length))):
@@ -255,21 +255,20 @@ def curves(subject: Subject) -> dict[str, Any]:
 
 
 def random_layers(subject: Subject) -> dict[str, Any]:
-    """The curves' points with layers drawn at random: means over independent draws.
+    """The curves' points with layers drawn at random: means over independent draws, each on its share of the cases.
 
     draws: of each point, which layers are full and how many passkeys they found
     """
     shape, asked = subject.maps()["full"].shape, subject.curve_cases()
-    found: dict[str, Any] = {"of_each": len(asked[::DRAWS])}
+    where = f"{subject.model.device.type}, {str(subject.model.dtype).removeprefix('torch.')}"
+    found: dict[str, Any] = {"where": where}
     for streaming in subject.curve_counts:
         draws = []
         for draw in range(min(DRAWS, len(asked))):
             full = np.random.default_rng([streaming, draw]).permutation(shape[0]) >= streaming
             heads = np.repeat(full[:, None], shape[1], axis=1)
             measured = _answered(subject, asked[draw::DRAWS], heads, subject.curve_length)
-            rows = slice(draw % max(1, subject.count // 4), None, DRAWS)
-            measured["text_loss"] = text_loss(subject, heads, rows)
             draws.append({"full": np.flatnonzero(full).tolist(), **measured})
-        means = {name: round(float(np.mean([d[name] for d in draws])), 5) for name in ("right", "loss", "text_loss")}
+        means = {name: round(float(np.mean([d[name] for d in draws])), 5) for name in ("right", "loss")}
         found[str(streaming)] = {**means, "draws": draws}
     return found

@@ -52,20 +52,24 @@ class Shape:
         return triton_attention.attention(query, key, value, sink=sink, recent=recent)
 
 
-def _decode(batch: int, keys: int, queries: int = 1) -> list[Shape]:
-    return [Shape(batch, heads, 8, queries, keys) for heads in (96, 32)]
+def _decode(batch: int, keys: int, window: tuple[int, int] | None = None) -> list[Shape]:
+    return [Shape(batch, heads, 8, 1, keys, window) for heads in (96, 32)]
+
+
+STREAMING = (128, 896)
 
 
 SMALL = [Blocks(*each) for each in product((16,), (32, 64, 128), (2, 4, 8), (2, 3, 4), (1, 2, 3))]
 FEW = [Blocks(*each) for each in product((32, 64), (32, 64, 128), (4, 8), (2, 3), (1, 2))]
 LARGE = [Blocks(*each) for each in product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4), (1,))]
+SHORT = [blocks._replace(least=least) for blocks in SMALL for least in (1, 2)]
 CLASSES: dict[str, tuple[list[Blocks], list[Shape]]] = {
-    "one token, one sequence, short": (SMALL, [*_decode(1, 1_024), *_decode(1, 4_096)]),
+    "one token, one sequence, short": (SHORT, [*_decode(1, 1_024), *_decode(1, 1_024, STREAMING), *_decode(1, 4_096)]),
     "one token, one sequence, long": (SMALL, [*_decode(1, 8_192), *_decode(1, 32_768), *_decode(1, 131_072)]),
     "one token, eight sequences": (SMALL, [*_decode(8, 8_192), *_decode(8, 32_768)]),
-    "one token, sixty-four sequences": (SMALL, _decode(64, 1_024)),
+    "one token, sixty-four sequences": (SMALL, [*_decode(64, 1_024), *_decode(64, 1_024, STREAMING)]),
     "five tokens": (FEW, [Shape(1, 96, 8, 5, 8_192), Shape(1, 96, 8, 5, 32_768), Shape(8, 96, 8, 5, 8_192)]),
-    "prompt": (LARGE, [Shape(1, 32, 8, 8_192, 8_192), Shape(1, 32, 8, 32_768, 32_768, (128, 896))]),
+    "prompt": (LARGE, [Shape(1, 32, 8, 8_192, 8_192), Shape(1, 32, 8, 32_768, 32_768, STREAMING)]),
 }
 
 

@@ -245,6 +245,7 @@ def generate(
 
 
 def _mtp_drafter(name: str, model: Any, most: int) -> Any:
+    from zigzag.checkpoint import open_checkpoint
     from zigzag.drafting import MtpDrafter
     from zigzag.glm import mtp_layer
     from zigzag.models import glm_folder
@@ -252,7 +253,7 @@ def _mtp_drafter(name: str, model: Any, most: int) -> Any:
     folder = glm_folder(name)
     if folder is None:
         raise ZigzagError(f"generate: --drafter mtp needs a GLM-4.5 checkpoint with an MTP layer, {name} has none")
-    return MtpDrafter(mtp_layer(folder, model), stop=most)
+    return MtpDrafter(mtp_layer(open_checkpoint(folder), model), stop=most)
 
 
 def _rule(rule: RuleName) -> Any:

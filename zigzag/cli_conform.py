@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from zigzag.cli_options import Device
 from zigzag.reference.errors import ZigzagError
 
 NEEDED = ("pytest", "hypothesis")
@@ -22,7 +23,7 @@ def conform(
         str | None, typer.Option(help="Module that calls zigzag.register_backend; may lie in this folder.")
     ] = None,
     only: Annotated[str, typer.Option(help="Tests with this in their name, as an op; also 'merge or sample'.")] = "",
-    device: Annotated[str, typer.Option(help="Where torch tensors are made, as torch names it.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Run the property tests on a backend, also one of your own. Exit code 0: some ran, and all passed."""
     if missing := [needed for needed in NEEDED if find_spec(needed) is None]:

@@ -33,12 +33,6 @@ def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[
     Raises ModelError if the checkpoint is not whole (`open_checkpoint`), has several MTP layers, or `dtype` is not
     floating point.
     """
-    import torch
-    from transformers import Glm4MoeForCausalLM
-
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ModelError(f"glm.load: dtype must be a floating-point dtype of torch by name, got {dtype!r}")
     path = tiny_glm.folder() if str(path) == tiny_glm.NAME else Path(path)
     if not path.is_dir():
         raise ModelError(f"glm.load: a checkpoint's folder is needed, or {tiny_glm.NAME}; there is no folder {path}")
@@ -47,19 +41,30 @@ def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[
         raise ModelError(
             f"glm.load: one MTP layer can be used, {path} has {checkpoint.config.num_nextn_predict_layers}"
         )
+    model = main_model(path, checkpoint, dtype=dtype, **options)
+    return model, mtp_layer(checkpoint, model) if checkpoint.has_mtp else None
+
+
+def main_model(path: Path, checkpoint: Checkpoint, *, dtype: str, **options: Any) -> Any:
+    """transformers' model of the opened checkpoint in the folder, as `load` gives it, and nothing of its MTP layer."""
+    import torch
+    from transformers import Glm4MoeForCausalLM
+
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ModelError(f"glm.load: dtype must be a floating-point dtype of torch by name, got {dtype!r}")
     model = _without_mtp(checkpoint).from_pretrained(path, dtype=kind, **options).eval()
     model.__class__ = Glm4MoeForCausalLM
     # A name for plans and records, not a path of this machine.
     model.config._name_or_path = tiny_glm.NAME if path == Path(tiny_glm.__file__).parent else path.resolve().name
     _restore_biases(model, checkpoint)
-    return model, mtp_layer(checkpoint, model) if checkpoint.has_mtp else None
+    return model
 
 
-def mtp_layer(source: str | Path | Checkpoint, model: Any) -> "MtpHead":
+def mtp_layer(checkpoint: Checkpoint, model: Any) -> "MtpHead":
     """The MTP layer of a checkpoint, on a model that was loaded from it, whose embedding and head it shares."""
     from zigzag.mtp_head import DUPLICATES, MtpHead
 
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     prefix = f"model.layers.{checkpoint.config.num_hidden_layers}."
     own = {name.removeprefix(prefix): name for name in checkpoint if name.startswith(prefix)}
     return MtpHead(model).load({n: checkpoint.torch(name) for n, name in own.items() if n not in DUPLICATES})

@@ -1,10 +1,9 @@
 """JSON files that are written whole or not at all, and read with an error that says what is wrong."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from zigzag.reference.errors import PlanError
 
@@ -13,22 +12,13 @@ def write_text(path: str | Path, text: str) -> None:
     """Write through a temporary file beside the target, so that a failure leaves the old file as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")  # with the rights of any new file, which mkstemp's lack
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(part, 0o666 & ~_umask())  # a temporary file is its owner's alone
-        os.replace(part, path)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
     except BaseException:
-        os.unlink(part)
+        part.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    """What the process takes from the rights of new files; it can only be read by setting it."""
-    before = os.umask(0)
-    os.umask(before)
-    return before
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from zigzag.glm import load as glm_load
+    from zigzag.checkpoint import open_checkpoint
+    from zigzag.glm import main_model
 
     _check_name(str(source))
     glm = glm_folder(str(source))
@@ -40,7 +41,7 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         if glm is not None:
-            model, _ = glm_load(glm, dtype=dtype)
+            model = main_model(glm, open_checkpoint(glm), dtype=dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
     except ModelError:

@@ -50,6 +50,17 @@ def test_same_tokens(backend: str, op: str, shape: tuple[int, int, int]) -> None
         assert emitted(op, backend, given).tolist() == expected.tolist()
 
 
+def attends(backend: str, states: list[np.ndarray], options: dict, *, terms: int) -> None:
+    """`attention` as the reference has it, in the backend's first two dtypes."""
+    kind = kind_of(backend)
+    placed = {k: convert(v, kind, "") if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    for dtype in dtypes_of(backend)[:2]:
+        arrays = [convert(a, kind, dtype) for a in states]
+        out, _ = ops.attention(*arrays, **placed, backend=backend)
+        exact, _ = reference.attention(*(to_numpy(a) for a in arrays), **options)
+        assert_no_worse(to_numpy(out), exact, to_numpy(convert(exact, kind, dtype)), dtype=dtype, terms=terms)
+
+
 HEADS = [(16, 128, 16, 1), (12, 96, 64, 5), (1, 64, 256, 16)]  # H / G, D, page size, queries
 
 
@@ -59,19 +70,14 @@ def test_paged_decoding(backend: str, share: int, size: int, page: int, queries:
     """Two rows of different lengths; pages that no row has hold NaN."""
     supports(backend, "attention")
     rng = np.random.default_rng(size)
-    pages, kind = -(-300 // page), kind_of(backend)
+    pages = -(-300 // page)
     table = rng.permutation(2 * pages + 1)[: 2 * pages].reshape(2, pages)
     key, value = (np.full((2 * pages + 1, 1, page, size), np.nan) for _ in range(2))
     key[table], value[table] = rng.standard_normal((2, 2, pages, 1, page, size)).astype(np.float16)
     query = rng.standard_normal((2, share, queries, size)).astype(np.float16).astype(np.float64)
     ends = np.array([[300], [page + queries]])
     options = {**window, "query_positions": ends - queries + np.arange(queries), "block_table": table}
-    for dtype in dtypes_of(backend)[:2]:
-        arrays = [convert(a, kind, dtype) for a in (query, key, value)]
-        placed = {k: convert(v, kind, "") if isinstance(v, np.ndarray) else v for k, v in options.items()}
-        out, _ = ops.attention(*arrays, **placed, backend=backend)
-        exact, _ = reference.attention(*(to_numpy(a) for a in arrays), **options)
-        assert_no_worse(to_numpy(out), exact, to_numpy(convert(exact, kind, dtype)), dtype=dtype, terms=300)
+    attends(backend, [query, key, value], options, terms=300)
 
 
 @pytest.mark.parametrize("placed", [False, True], ids=["in order", "anywhere"])
@@ -80,7 +86,7 @@ def test_what_nobody_sees_may_be_nan(backend: str, at: list[int], placed: bool) 
     """Keys older than all windows, between two windows and in empty slots, in order of position or not."""
     supports(backend, "attention")
     rng = np.random.default_rng(0)
-    kind, positions = kind_of(backend), np.arange(130)[None]
+    positions = np.arange(130)[None]
     if placed:
         positions = rng.permuted(np.concatenate([np.arange(116), np.full(14, -1)]))[None]
     options = {"sink": 2, "recent": 9, "query_positions": np.array([at])} | (
@@ -89,12 +95,7 @@ def test_what_nobody_sees_may_be_nan(backend: str, at: list[int], placed: bool) 
     seen = reference.visible(options["query_positions"], positions, sink=2, recent=9).any(axis=1)[0]
     query, key, value = (rng.standard_normal((1, heads, n, 64)) for heads, n in ((4, len(at)), (2, 130), (2, 130)))
     key[:, :, ~seen], value[:, :, ~seen] = np.nan, np.nan
-    for dtype in dtypes_of(backend)[:2]:
-        arrays = [convert(a, kind, dtype) for a in (query, key, value)]
-        given = {k: convert(v, kind, "") if isinstance(v, np.ndarray) else v for k, v in options.items()}
-        out, _ = ops.attention(*arrays, **given, backend=backend)
-        exact, _ = reference.attention(*(to_numpy(a) for a in arrays), **options)
-        assert_no_worse(to_numpy(out), exact, to_numpy(convert(exact, kind, dtype)), dtype=dtype, terms=130)
+    attends(backend, [query, key, value], options, terms=130)
 
 
 def test_another_draw_is_noticed() -> None:

@@ -31,13 +31,13 @@ def slices(device: torch.device) -> Iterator[Later]:
     context, sizes = (CONTEXT, AIR) if device.type == "cuda" else (SMALL, TINY)
     for layer in PLANS:
         labels = _labels("attention", context, layer, 1)
-        yield Later("slices", labels, partial(_attention, device, sizes, layer, context))
+        yield Later("slices", labels, partial(_attention, device, sizes, labels))
     model = slice_of_air(device, sizes | {"vocab_size": VOCABULARY}, layers=1, dense=0)
     cache = RandomCache(model, context, device)
     for layer, plan in PLANS.items():
         for tokens in TOKENS:
             labels = _labels("expert layer", context, layer, tokens)
-            yield Later("slices", labels, partial(_layer, model, cache, layer, plan, tokens))
+            yield Later("slices", labels, partial(_layer, model, cache, plan, labels))
 
 
 def _labels(name: str, context: int, layer: str, tokens: int) -> dict[str, Any]:
@@ -62,27 +62,25 @@ def one_layer() -> ModelShape:
     )
 
 
-def _attention(device: torch.device, sizes: dict[str, int], layer: str, context: int) -> list[Row]:
-    streaming = layer == "streaming"
-    keys = SINK + RECENT if streaming else context
+def _attention(device: torch.device, sizes: dict[str, int], labels: dict[str, Any]) -> list[Row]:
+    streaming = labels["layer"] == "streaming"
+    keys = SINK + RECENT if streaming else labels["context"]
     geometry = sizes["num_attention_heads"], sizes["num_key_value_heads"], sizes["head_dim"]
     case = decode_case(device, "GLM-4.5-Air", geometry, 1, keys, streaming=streaming)
     own = "triton" if device.type == "cuda" else "torch"
-    labels = _labels("attention", context, layer, 1)
     case = replace(case, suite="slices", labels=labels, methods={own: case.methods[own]}, contrasts={})
     return [_beside(row, device) for row in run_case(case, device)]
 
 
-def _layer(model: Any, cache: RandomCache, layer: str, plan: LayerPlan, tokens: int) -> list[Row]:
-    device = cache.device
+def _layer(model: Any, cache: RandomCache, plan: LayerPlan, labels: dict[str, Any]) -> list[Row]:
+    device, tokens = cache.device, labels["tokens"]
     ids = torch.randint(VOCABULARY, (1, tokens), generator=torch.Generator().manual_seed(1)).to(device)
     with torch.inference_mode(), Host(model) as host:
         runner = cache.runner(host, plan, graphs=device.type == "cuda")
         fed(runner, ids)
         time = replayed(runner, ids)
     row = Row(
-        suite="slices", method="zigzag", graph=time,
-        labels=_labels("expert layer", cache.length, layer, tokens),
+        suite="slices", method="zigzag", graph=time, labels=labels,
         floor=1e6 * step_bytes(model, cache.length, plan, tokens) / copy_rate(device),
         note="" if time is not None else "no CUDA graph on a CPU",
     )  # fmt: skip

@@ -48,11 +48,12 @@ def step(device: torch.device) -> Iterator[Later]:
     for context in CONTEXTS if gpu else (min(CONTEXTS),):
         cache = RandomCache(model, context, device)
         for name, plan in {"full": None, "half streaming": half}.items():
-            shared = {"context": context, "layers": name}
+            labels = {"context": context, "layers": name}
             for tokens in (1, 1 + DRAFTS):
-                yield Later("step", shared | {"tokens": tokens}, partial(_one_step, model, cache, name, plan, tokens))
-            loops = shared | {"tokens": f"loop of {NEW_TOKENS}"}
-            yield Later("step", loops, partial(_loops, model, cache, name, plan))
+                one = labels | {"tokens": tokens}
+                yield Later("step", one, partial(_one_step, model, cache, plan, one))
+            loops = labels | {"tokens": f"loop of {NEW_TOKENS}"}
+            yield Later("step", loops, partial(_loops, model, cache, plan, loops))
 
 
 def slice_of_air(device: torch.device, sizes: dict[str, int], *, layers: int = LAYERS, dense: int = 1) -> Any:
@@ -126,10 +127,10 @@ def step_bytes(model: Any, context: int, plan: LayerPlan | None, tokens: int) ->
     return width * (weights + 2 * kept * config.num_key_value_heads * config.head_dim)
 
 
-def _one_step(model: Any, cache: RandomCache, name: str, plan: LayerPlan | None, tokens: int) -> list[Row]:
-    device = cache.device
+def _one_step(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
+    device, tokens = cache.device, labels["tokens"]
     shared: dict[str, Any] = {
-        "suite": "step", "labels": {"context": cache.length, "layers": name, "tokens": tokens},
+        "suite": "step", "labels": labels,
         "floor": 1e6 * step_bytes(model, cache.length, plan, tokens) / copy_rate(device),
     }  # fmt: skip
     ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(1)).to(device)
@@ -222,11 +223,11 @@ class Replay:
         """Nothing to keep."""
 
 
-def _loops(model: Any, cache: RandomCache, name: str, plan: LayerPlan | None) -> list[Row]:
+def _loops(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
     """Greedy loops of `NEW_TOKENS` tokens, microseconds a token, prefill not counted."""
     device = cache.device
     shared: dict[str, Any] = {
-        "suite": "step", "labels": {"context": cache.length, "layers": name, "tokens": f"loop of {NEW_TOKENS}"},
+        "suite": "step", "labels": labels,
         "floor": 1e6 * step_bytes(model, cache.length, plan, 1) / copy_rate(device),
     }  # fmt: skip
     rows: list[Row] = []

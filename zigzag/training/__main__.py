@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from zigzag.cli_options import Device
 from zigzag.reference.errors import ZigzagError
 
 MOST_WORKERS = 8  # each makes millions of tokens a second
@@ -15,7 +16,7 @@ MOST_WORKERS = 8  # each makes millions of tokens a second
 def main(
     config: Annotated[str, typer.Argument(help="TOML file, or the name of a shipped one: tiny-glm.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: log, checkpoint, model, evaluation.")],
-    device: Annotated[str, typer.Option(help="As torch names it.")] = "cpu",
+    device: Device = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     seconds: Annotated[float | None, typer.Option(help="Time for the training; its steps are fitted into it.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that make data.")] = None,

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 
 from zigzag.backends import cupy_attention_mma as mma
-from zigzag.backends import cupy_kernels
+from zigzag.backends import cupy_kernels, cupy_workspace
 from zigzag.backends.cupy_arrays import Array, namespace
 from zigzag.backends.cupy_visibility import positions_of
 
@@ -169,7 +169,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention("""
         if (thread < ROWS * 2) sums[own * 2 + thread] = stats[thread];
         __threadfence();  // what this block wrote is seen before its ticket is
         __syncthreads();
-        if (thread == 0) is_last = atomicAdd(tickets + line, 1) == splits - 1;
+        if (thread == 0) {
+            is_last = atomicAdd(tickets + line, 1) == splits - 1;
+            if (is_last) tickets[line] = 0;
+        }
         __syncthreads();
         if (!is_last) return;
         __threadfence();
@@ -270,11 +273,11 @@ def _batch_stride(positions: Array) -> np.int64:
 
 
 def _workspace(xp, tiles: int, splits: int, value_size: int) -> tuple[Array, Array, Array]:
-    """(parts, sums, tickets) of the merge. Tickets are fresh for each call: launches in two streams share none."""
+    """(parts, sums, tickets) of the merge."""
     shared = tiles * splits if splits > 1 else 0
     parts = xp.empty((max(1, shared * ROWS), value_size), dtype=np.float32)
     sums = xp.empty((max(1, shared * ROWS), 2), dtype=np.float32)
-    return parts, sums, xp.zeros(max(1, tiles if shared else 0), dtype=np.int32)
+    return parts, sums, cupy_workspace.tickets(xp, tiles) if shared else xp.empty(1, dtype=np.int32)
 
 
 @cache

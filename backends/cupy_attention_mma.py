@@ -311,7 +311,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
     if (thread < ROWS * 2) sums[(first_part + split * ROWS) * 2 + thread] = stats[thread];
     __threadfence();  // what this block wrote is seen before its ticket is
     __syncthreads();
-    if (thread == 0) is_last = atomicAdd(tickets + tile, 1) == splits - 1;
+    if (thread == 0) {
+        is_last = atomicAdd(tickets + tile, 1) == splits - 1;
+        if (is_last) tickets[tile] = 0;  // as the next launch needs it
+    }
     __syncthreads();
     if (!is_last) return;
     __threadfence();
@@ -343,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
     }
     __syncthreads();
     float4 merged[QUADS] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int s = 0; s < splits; ++s) {
 #pragma unroll
         for (int m = 0; m < QUADS; ++m) {

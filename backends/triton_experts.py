@@ -38,7 +38,7 @@ class Launch(NamedTuple):
 
 # For one token, for several.
 ACTIVATE = (Launch(8, 512, 4, 3), Launch(32, 128, 4, 3))
-COMBINE = (Launch(8, 512, 4, 3), Launch(16, 256, 4, 7))
+COMBINE = (Launch(8, 512, 4, 3), Launch(32, 256, 4, 7))
 
 
 def apply_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

@@ -44,6 +44,6 @@ def test_bytes_are_those_of_the_chosen_experts() -> None:
 
 def test_drawn_experts_are_as_many_as_counted() -> None:
     geometry = (64, 8, 4, 2)
-    drawn = [len(experts._inputs(CPU, geometry, 5, seed)[1].unique()) for seed in range(200)]
+    drawn = [len(experts.inputs(CPU, geometry, 5, seed)[1].unique()) for seed in range(200)]
     expected = 64 * (1 - (1 - 8 / 64) ** 5)
     assert abs(sum(drawn) / len(drawn) - expected) < 0.6  # standard deviation of the mean: 0.15

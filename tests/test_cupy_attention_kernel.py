@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zigzag import reference
-from zigzag.backends import cupy_attention, cupy_attention_kernel, cupy_kernels
+from zigzag.backends import cupy_attention, cupy_attention_kernel, cupy_kernels, cupy_workspace
 from zigzag.conformance.strategies import windows
 from zigzag.conformance.tolerance import assert_no_worse
 from zigzag.reference.visibility import default_positions
@@ -17,6 +17,7 @@ from zigzag.reference.visibility import default_positions
 pytestmark = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="there is no C++ compiler (g++)")
 
 SIZE, VALUE_SIZE = 8, 5  # each other size is another compilation
+TICKETS = np.zeros(64, dtype=np.int32)  # of all launches here
 
 
 @dataclass
@@ -75,6 +76,8 @@ def use_host(monkeypatch, multiprocessors: int, seed: int, element: str | None =
 
     monkeypatch.setattr(cupy_kernels, "launch", launch)
     monkeypatch.setattr(cupy_attention_kernel, "_multiprocessors", lambda xp: multiprocessors)
+    monkeypatch.setattr(cupy_workspace, "tickets", lambda xp, count: TICKETS)
+    TICKETS[:] = 0
 
 
 def check(made: Decode, dtype: str) -> None:
@@ -85,6 +88,7 @@ def check(made: Decode, dtype: str) -> None:
         made.positions.get("query_positions"), made.positions.get("key_positions"),
     )  # fmt: skip
     assert output.dtype == dtype and lse.dtype == "float32"
+    assert not TICKETS.any()  # as the next launch needs them
     exact, exact_lse = reference.attention(*arrays, **made.window, **made.positions, scale=made.scale)
     terms = made.key.shape[2]
     assert_no_worse(output, exact, exact.astype(dtype), dtype=dtype, terms=terms)
@@ -169,19 +173,23 @@ def test_keys_behind_the_sinks_may_hold_nan(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_every_block_takes_a_ticket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keys of a tile really are split over blocks."""
-    seen = []
+    """The keys of a tile really are split over blocks, and the last one puts the ticket back."""
+    grids = []
 
     def launch(*arguments) -> None:
         cuda_on_host.launch(*arguments)
-        seen.append((arguments[4], arguments[6][9]))
+        grids.append(arguments[4])
 
     use_host(monkeypatch, 132, 0)
     monkeypatch.setattr(cupy_kernels, "launch", launch)
     states = np.ones((2, 2, 200, SIZE), dtype="float32")
     cupy_attention_kernel.attention(states[:, :, :1], states, states[..., :VALUE_SIZE], None, 1, None, None, None)
-    ((grid, tickets),) = seen
-    assert grid == (3, 1, 4) and tickets.tolist() == [3] * 4
+    assert grids == [(3, 1, 4)] and not TICKETS.any()
+    back = "if (is_last) tickets[line] = 0;"
+    assert back in cupy_attention_kernel.SOURCE
+    monkeypatch.setattr(cupy_attention_kernel, "SOURCE", cupy_attention_kernel.SOURCE.replace(back, ""))
+    cupy_attention_kernel.attention(states[:, :, :1], states, states[..., :VALUE_SIZE], None, 1, None, None, None)
+    assert TICKETS[:5].tolist() == [3, 3, 3, 3, 0]
 
 
 def test_front_goes_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

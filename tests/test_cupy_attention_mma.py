@@ -195,7 +195,7 @@ def test_takes(key, value, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_launch_code_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
-    monkeypatch.setattr(cupy_attention_kernel, "_multiprocessors", lambda xp: 132)
+    use_mma(monkeypatch, 132)
     monkeypatch.setattr(cupy_kernels, "launch", lambda source, name, *rest: launched.append((name, rest[2])))
     states = np.ones((1, 2, 4096, 64), dtype="float16")
     for is_chosen in (True, False):

@@ -35,7 +35,7 @@ def _case(device: torch.device, name: str, geometry: Geometry, tokens: int) -> C
         labels={"geometry": name, "tokens": tokens, "experts read": f"{read:.1f} of {count}"},
         bytes=int(width_on(device) * (read * 3 * inner * width + 2 * tokens * width)),
         operations=6 * tokens * top_k * inner * width,
-        inputs=partial(_inputs, device, geometry, tokens),
+        inputs=partial(inputs, device, geometry, tokens),
         methods=backends("apply_experts", device, validate=False) | _composed(device) | _transformers(),
         truth=_exact,
         error=relative,
@@ -48,7 +48,7 @@ def _composed(device: torch.device) -> Methods:
     return {"cupy": cupy_methods("apply_experts", device, takes=lambda *_: False, validate=False)["cupy"]}
 
 
-def _inputs(device: torch.device, geometry: Geometry, tokens: int, seed: int) -> tuple[Tensor, ...]:
+def inputs(device: torch.device, geometry: Geometry, tokens: int, seed: int) -> tuple[Tensor, ...]:
     count, top_k, width, _ = geometry
     generator = torch.Generator(device).manual_seed(seed)
     hidden = torch.randn(tokens, width, generator=generator, device=device).to(dtype_on(device))

@@ -1,34 +1,42 @@
-"""Finds the attention kernel's block table: `python -m zigzag.bench.tuning` on the GPU that it is for.
+"""Finds the block tables of the attention and experts kernels: `python -m zigzag.bench.tuning` on the GPU they are for.
 
 Every candidate is compiled first, by several processes at once, and then timed on every shape of its class, cold and
 from a CUDA graph. The winner of a class is the candidate whose times are, in the geometric mean, nearest to the best
-time of each shape. The result goes into `zigzag/backends/triton_blocks.py` by hand: nothing is timed when a model runs.
+time of each shape. The result goes into `zigzag/backends/triton_blocks.py` and `triton_experts.py` by hand: nothing is
+timed when a model runs.
 """
 
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+import triton
 import typer
 
-from zigzag.backends import triton_attention
+from zigzag.backends import triton_attention, triton_experts
 from zigzag.backends.triton_blocks import Blocks
-from zigzag.bench import timing
+from zigzag.backends.triton_experts import Launch
+from zigzag.bench import experts, timing
 from zigzag.bench.cases import COLD_BYTES
+
+Candidate = Blocks | Launch
 
 
 @dataclass(frozen=True)
-class Shape:
+class Attention:
+    """Queries over a cache; a single query with a window sees a ring, whose keys come with positions."""
+
     batch: int
     heads: int
     groups: int
@@ -41,52 +49,116 @@ class Shape:
     def bytes(self) -> int:
         return 4 * self.batch * self.groups * self.keys * self.size
 
-    def inputs(self, seed: int, device: str = "cuda") -> tuple[torch.Tensor, ...]:
-        generator = torch.Generator(device).manual_seed(seed)
-        draw = partial(torch.randn, generator=generator, device=device, dtype=torch.bfloat16)
+    def inputs(self, seed: int, compiling: bool = False) -> tuple[Any, ...]:
+        generator = torch.Generator("cuda").manual_seed(seed)
+        draw = partial(torch.randn, generator=generator, device="cuda", dtype=torch.bfloat16)
         states = (self.batch, self.groups, self.keys, self.size)
-        return draw(self.batch, self.heads, self.queries, self.size), draw(*states), draw(*states)
+        tensors = draw(self.batch, self.heads, self.queries, self.size), draw(*states), draw(*states)
+        if not self.window or self.queries > 1:
+            return *tensors, None, None
+        places = torch.arange(self.keys, device="cuda").repeat(self.batch, 1)
+        return *tensors, places[:, -1:].contiguous(), places
 
-    def call(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
+    def call(self, query: Any, key: Any, value: Any, where: Any, keys_where: Any) -> Any:
         sink, recent = self.window or (None, None)
-        return triton_attention.attention(query, key, value, sink=sink, recent=recent)
+        return triton_attention.attention(
+            query, key, value, sink=sink, recent=recent, query_positions=where, key_positions=keys_where
+        )
+
+    def using(self, blocks: Candidate) -> AbstractContextManager:
+        return patch.object(triton_attention, "blocks_of", lambda *_: blocks)
 
 
-def _decode(batch: int, keys: int, window: tuple[int, int] | None = None) -> list[Shape]:
-    return [Shape(batch, heads, 8, 1, keys, window) for heads in (96, 32)]
+@dataclass(frozen=True)
+class Experts:
+    """A layer's routed experts; of the kernel's two launches the one that `table` names is tuned."""
+
+    geometry: str
+    tokens: int
+    table: str
+
+    @property
+    def bytes(self) -> int:
+        _, top_k, width, inner = experts.GEOMETRIES[self.geometry]
+        return 6 * top_k * width * inner
+
+    def inputs(self, seed: int, compiling: bool = False) -> tuple[Any, ...]:
+        """Compiling needs the strides of the weights, not all of the experts: many processes compile at once."""
+        count, *rest = experts.GEOMETRIES[self.geometry]
+        return experts.inputs(torch.device("cuda"), (rest[0] if compiling else count, *rest), self.tokens, seed)
+
+    def call(self, *tensors: Any) -> Any:
+        return triton_experts.apply_experts(*tensors)
+
+    def using(self, launch: Candidate) -> AbstractContextManager:
+        both = list(getattr(triton_experts, self.table))
+        both[self.tokens > 1] = launch
+        return patch.object(triton_experts, self.table, tuple(both))
+
+
+Shape = Attention | Experts
+
+
+class Class(NamedTuple):
+    """Shapes that have one line of a table, and what is tried for it."""
+
+    candidates: Sequence[Candidate]
+    shapes: Sequence[Shape]
 
 
 STREAMING = (128, 896)
 
 
-SMALL = [Blocks(*each) for each in product((16,), (32, 64, 128), (2, 4, 8), (2, 3, 4), (1, 2, 3))]
-FEW = [Blocks(*each) for each in product((32, 64), (32, 64, 128), (4, 8), (2, 3), (1, 2))]
+def _decode(batch: int, keys: int, window: tuple[int, int] | None = None) -> list[Shape]:
+    return [Attention(batch, heads, 8, 1, keys, window) for heads in (96, 32)]
+
+
+def _experts(table: str, *tokens: int) -> list[Shape]:
+    return [Experts(geometry, each, table) for geometry, each in product(experts.GEOMETRIES, tokens)]
+
+
+SMALL = [Blocks(*each) for each in product((16,), (64, 128), (4, 8), (2, 3, 4), (1, 2))]
+SHORT = [blocks._replace(least=least) for blocks in SMALL if blocks.stages < 4 for least in (1, 2)]
+MANY = [Blocks(*each) for each in product((16,), (32, 64, 128), (2, 4, 8), (2, 3), (1, 8))]
+FEW = [Blocks(*each) for each in product((32, 64), (64, 128), (4, 8), (2, 3), (1, 2))]
 LARGE = [Blocks(*each) for each in product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4), (1,))]
-SHORT = [blocks._replace(least=least) for blocks in SMALL for least in (1, 2)]
-CLASSES: dict[str, tuple[list[Blocks], list[Shape]]] = {
-    "one token, one sequence, short": (SHORT, [*_decode(1, 1_024), *_decode(1, 1_024, STREAMING), *_decode(1, 4_096)]),
-    "one token, one sequence, long": (SMALL, [*_decode(1, 8_192), *_decode(1, 32_768), *_decode(1, 131_072)]),
-    "one token, eight sequences": (SMALL, [*_decode(8, 8_192), *_decode(8, 32_768)]),
-    "one token, sixty-four sequences": (SMALL, [*_decode(64, 1_024), *_decode(64, 1_024, STREAMING)]),
-    "five tokens": (FEW, [Shape(1, 96, 8, 5, 8_192), Shape(1, 96, 8, 5, 32_768), Shape(8, 96, 8, 5, 8_192)]),
-    "prompt": (LARGE, [Shape(1, 32, 8, 8_192, 8_192), Shape(1, 32, 8, 32_768, 32_768, STREAMING)]),
+ONE = [Launch(*each) for each in product((4, 8, 16), (512, 1024), (4, 8), (2, 3, 4))]
+SEVERAL = [Launch(*each) for each in product((8, 16, 32), (128, 256), (4, 8), (3, 5, 7))]
+CLASSES = {
+    "one token, one sequence, short": Class(
+        SHORT, [*_decode(1, 1_024), *_decode(1, 1_024, STREAMING), *_decode(1, 2_048), *_decode(1, 4_096)]
+    ),
+    "one token, one sequence, long": Class(SMALL, [*_decode(1, 8_192), *_decode(1, 32_768), *_decode(1, 131_072)]),
+    "one token, eight sequences": Class(SMALL, [*_decode(8, 8_192), *_decode(8, 32_768)]),
+    "one token, sixty-four sequences": Class(MANY, [*_decode(64, 1_024), *_decode(64, 1_024, STREAMING)]),
+    "five tokens": Class(
+        FEW, [Attention(1, 96, 8, 5, 8_192), Attention(1, 96, 8, 5, 32_768), Attention(8, 96, 8, 5, 8_192)]
+    ),
+    "prompt": Class(LARGE, [Attention(1, 32, 8, 8_192, 8_192), Attention(1, 32, 8, 32_768, 32_768, STREAMING)]),
+    "experts, gate and up, one token": Class(ONE, _experts("ACTIVATE", 1)),
+    "experts, down, one token": Class(ONE, _experts("COMBINE", 1)),
+    "experts, gate and up, several tokens": Class(SEVERAL, _experts("ACTIVATE", 5, 16)),
+    "experts, down, several tokens": Class(SEVERAL, _experts("COMBINE", 5, 16)),
 }
 
 
-def compile_all(blocks: list[Blocks], shapes: list[Shape]) -> None:
+def compile_all(candidates: Sequence[Candidate], shapes: Sequence[Shape]) -> None:
     """In a process of its own; what it compiles, Triton's cache on disk keeps."""
     for shape in shapes:
-        inputs = shape.inputs(0)
-        for candidate in blocks:
+        inputs = shape.inputs(0, compiling=True)
+        for candidate in candidates:
             run(candidate, shape, inputs)
     torch.cuda.synchronize()
 
 
-def run(blocks: Blocks, shape: Shape, inputs: tuple[torch.Tensor, ...]) -> bool:
-    """Whether the kernel takes these blocks: some need more registers or shared memory than there is."""
-    with patch.object(triton_attention, "blocks_of", lambda *_: blocks):
+def run(candidate: Candidate, shape: Shape, inputs: tuple[Any, ...]) -> bool:
+    """Whether the kernel takes the candidate: some need more registers or shared memory than there is, and some
+    compilers want larger tiles."""
+    with shape.using(candidate):
         try:
             shape.call(*inputs)
+        except triton.CompilationError:
+            return False
         except Exception as error:
             if "out of resource" not in str(error).lower():
                 raise
@@ -94,18 +166,18 @@ def run(blocks: Blocks, shape: Shape, inputs: tuple[torch.Tensor, ...]) -> bool:
     return True
 
 
-def measure(blocks: list[Blocks], shapes: list[Shape]) -> Iterator[dict[str, Any]]:
+def measure(candidates: Sequence[Candidate], shapes: Sequence[Shape]) -> Iterator[dict[str, Any]]:
     for shape in shapes:
         count = max(2, min(64, -(-COLD_BYTES // shape.bytes)))
         sets = [shape.inputs(seed) for seed in range(count)]
-        for candidate in blocks:
-            if not run(candidate, shape, sets[0]):
-                continue
-            with patch.object(triton_attention, "blocks_of", lambda *_, c=candidate: c):
-                yield {"shape": vars(shape), "blocks": candidate._asdict(), "graph": replayed(shape, sets)}
+        for candidate in candidates:
+            if run(candidate, shape, sets[0]):
+                with shape.using(candidate):
+                    graph = replayed(shape, sets)
+                yield {"shape": vars(shape), "blocks": candidate._asdict(), "graph": graph}
 
 
-def replayed(shape: Shape, sets: list[tuple[torch.Tensor, ...]]) -> float:
+def replayed(shape: Shape, sets: Sequence[tuple[Any, ...]]) -> float:
     """Microseconds a call in a CUDA graph over all input sets."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -129,7 +201,7 @@ def best(rows: list[dict[str, Any]], count: int = 5) -> list[tuple[float, dict[s
 
 def main(
     out: Annotated[Path, typer.Option(help="Where to write all times (JSON).")] = Path("out/tuning.json"),
-    only: Annotated[str, typer.Option(help="Only classes whose name contains this.")] = "",
+    only: Annotated[str, typer.Option(help="Only classes whose name contains one of these, as 'short;down'.")] = "",
     processes: Annotated[int, typer.Option(min=1, help="How many compile at once.")] = 12,
 ) -> None:
     """Time all candidates of each class and print the best."""
@@ -137,18 +209,13 @@ def main(
         raise typer.BadParameter("a CUDA device is needed: block sizes are found by timing")
     rate = timing.copy_rate(torch.device("cuda"))
     results: dict[str, Any] = {"device": torch.cuda.get_device_name(), "copy_bytes_per_second": rate}
-    chosen = {name: work for name, work in CLASSES.items() if only in name}
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(compile_all, blocks[i::processes], shapes)
-            for blocks, shapes in chosen.values()
-            for i in range(processes)
-        ]
-        for job in jobs:
-            job.result()
+    chosen = {name: work for name, work in CLASSES.items() if any(part in name for part in only.split(";"))}
     os.makedirs(out.parent, exist_ok=True)
-    for name, (blocks, shapes) in chosen.items():
-        rows = list(measure(blocks, shapes))
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    for name, (candidates, shapes) in chosen.items():
+        for job in [pool.submit(compile_all, candidates[i::processes], shapes) for i in range(processes)]:
+            job.result()
+        rows = list(measure(candidates, shapes))
         results[name] = {"best": best(rows), "rows": rows}
         out.write_text(json.dumps(results))
         print(name, *(f"  {ratio:.3f} {tuple(b.values())}" for ratio, b in best(rows)), sep="\n")

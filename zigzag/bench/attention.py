@@ -22,7 +22,7 @@ VARIANTS: dict[str, Geometry] = {  # one row each
     "head size 64": (32, 8, 64), "head size 96": (32, 8, 96),
     "1 head a KV head": (32, 32, 128), "16 heads a KV head": (32, 2, 128),
 }  # fmt: skip
-FULL_SHAPES = ((1, 1_024), (1, 8_192), (1, 32_768), (1, 131_072), (8, 8_192), (8, 32_768))  # batch, keys
+FULL_SHAPES = ((1, 128), (1, 1_024), (1, 8_192), (1, 32_768), (1, 131_072), (8, 8_192), (8, 32_768))  # batch, keys
 LONG, SMALL = 32_768, 1_024  # keys of the other cases: on a GPU, on a CPU
 PROMPTS, SMALL_PROMPT = (32_768, 131_072), 2_048  # tokens: on a GPU, on a CPU
 SINK, RECENT = 128, 896
@@ -85,6 +85,8 @@ def decode_case(
     heads, groups, size = geometry
     window = {"sink": SINK, "recent": RECENT} if streaming else {}
     methods = backends("attention", device, **window)
+    if streaming and callable(methods["triton"]):
+        methods["triton, ring"] = partial(methods["triton"], **_ring(device, batch, keys))
     methods |= cupy_methods("attention", device, takes=cupy_attention_kernel.chosen, **window)
     methods |= sdpa(device, queries)
     methods |= flashinfer_decode(batch, queries)
@@ -101,6 +103,12 @@ def decode_case(
         truth=lambda q, k, v: exact_attention(q, k, v, **window),
         error=relative, tolerance=TOLERANCE[dtype_on(device)],
     )  # fmt: skip
+
+
+def _ring(device: torch.device, batch: int, keys: int) -> dict[str, Tensor]:
+    """The same keys as a ring holds them: with their positions, of which the kernel does not know the order."""
+    places = torch.arange(keys, device=device).repeat(batch, 1)
+    return {"query_positions": places[:, -1:].contiguous(), "key_positions": places}
 
 
 def exact_attention(query: Tensor, key: Tensor, value: Tensor, **window: int) -> Tensor:

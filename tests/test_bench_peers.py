@@ -33,6 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "MATRIX", 256)
     monkeypatch.setattr(verification, "VOCABULARY", 500)
     monkeypatch.setattr(verification, "REACH", 5)
+    monkeypatch.setattr(peers, "FLASHINFER_SIZES", (SMALL[2],))
 
 
 def attend(query: Any, key: Any, value: Any) -> Any:
@@ -128,6 +129,12 @@ def test_a_wrong_peer_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.note.startswith("wrong: error")
     (row,) = rows_of(verification.verify_case(CPU, 4, 1.0, "dense"), "FlashInfer")
     assert row.note.startswith("wrong: error 1")
+
+
+def test_heads_of_other_sizes_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flashinfer", FLASHINFER)
+    (row,) = rows_of(attention.decode_case(CPU, "g", (4, 2, 24), 1, 64), "FlashInfer")
+    assert row.eager is None and row.note == "its merge takes heads of 16, not of 24"
 
 
 def test_a_shape_that_pages_do_not_divide_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

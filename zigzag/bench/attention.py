@@ -89,7 +89,7 @@ def decode_case(
         methods["triton, ring"] = partial(methods["triton"], **_ring(device, batch, keys))
     methods |= cupy_methods("attention", device, takes=cupy_attention_kernel.chosen, **window)
     methods |= sdpa(device, queries)
-    methods |= flashinfer_decode(batch, queries)
+    methods |= flashinfer_decode(batch, queries, size)
     if keys == LONG and queries == 1 and name in GEOMETRIES:  # it compiles for each shape
         methods["FlexAttention"] = flex(device, queries, keys, None)
     return Case(

@@ -22,6 +22,7 @@ from zigzag.reference.verification import Verdict
 
 Peers = dict[str, Adapted | str]
 PAGE = 16  # tokens a page of FlashInfer's cache
+FLASHINFER_SIZES = 64, 128, 256  # of heads, in 0.6.6
 WORKSPACE = 128 << 20  # bytes, as its documentation recommends
 
 
@@ -84,11 +85,16 @@ def _fresh_compiler() -> Iterator[None]:
     yield
 
 
-def flashinfer_decode(batch: int, queries: int) -> Peers:
-    """FlashInfer's calls for the last queries over a cache: of one sequence, or of a batch with pages."""
+def flashinfer_decode(batch: int, queries: int, size: int) -> Peers:
+    """FlashInfer's calls for the last queries over a cache: of one sequence, or of a batch with pages.
+
+    size: of a head; its merge refused 96, and the run ended behind that
+    """
     library = _library("flashinfer")
     if isinstance(library, str):
         return {"FlashInfer": library}
+    if size not in FLASHINFER_SIZES:
+        return {"FlashInfer": f"its merge takes heads of {', '.join(map(str, FLASHINFER_SIZES))}, not of {size}"}
     if batch == 1 and queries == 1:
         return {"FlashInfer": Adapted(partial(_single_decode, library), back=lambda out: out[None, :, None])}
     if batch == 1:

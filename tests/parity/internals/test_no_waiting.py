@@ -125,7 +125,7 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, names in (
         (triton_sampling, "scan _draw _write_probs"),
-        (triton_verification, "judge recover sum_terms"),
+        (triton_verification, "judge recover sum_terms weigh"),
         (triton_scores, "_compare"),
         (triton_experts, "activate combine"),
     ):

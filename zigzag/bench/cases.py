@@ -121,14 +121,15 @@ def run_case(case: Case, device: torch.device) -> Iterator[Row]:
         near = _near(case, sets, truths)
     except Exception as failure:  # e.g. too large for this device
         missing = f"no inputs: {reason(failure)}"
+    synchronize(device)  # a GPU that is lost ends the run here or below, before rows that --resume would keep
     for name, given in {**case.methods, **case.contrasts}.items():
         shared: dict[str, Any] = {"suite": case.suite, "method": name, "labels": dict(case.labels), "floor": floor}
         if isinstance(given, str) or missing:
             yield Row(**shared, note=given if isinstance(given, str) else missing)
             continue
         method = given if isinstance(given, Adapted) else Adapted(given)
+        _settle(device)
         try:
-            _settle(device)
             error, unequal, timing = _measured(method, sets, [] if name in case.contrasts else truths, case, device)
         except Exception as failure:  # a peer may refuse a shape in whatever way it likes
             yield Row(**shared, note=reason(failure))

@@ -142,6 +142,14 @@ CLASSES = {
 }
 
 
+def classes_of(only: str) -> dict[str, Class]:
+    parts = [part.strip() for part in only.split(";") if part.strip()] or [""]
+    chosen = {name: work for name, work in CLASSES.items() if any(part in name for part in parts)}
+    if not chosen:
+        raise typer.BadParameter(f"no class has {' or '.join(parts)} in its name; there are: {'; '.join(CLASSES)}")
+    return chosen
+
+
 def compile_all(candidates: Sequence[Candidate], shapes: Sequence[Shape]) -> None:
     """In a process of its own; what it compiles, Triton's cache on disk keeps."""
     for shape in shapes:
@@ -205,11 +213,11 @@ def main(
     processes: Annotated[int, typer.Option(min=1, help="How many compile at once.")] = 12,
 ) -> None:
     """Time all candidates of each class and print the best."""
+    chosen = classes_of(only)
     if not torch.cuda.is_available():
         raise typer.BadParameter("a CUDA device is needed: block sizes are found by timing")
     rate = timing.copy_rate(torch.device("cuda"))
     results: dict[str, Any] = {"device": torch.cuda.get_device_name(), "copy_bytes_per_second": rate}
-    chosen = {name: work for name, work in CLASSES.items() if any(part in name for part in only.split(";"))}
     os.makedirs(out.parent, exist_ok=True)
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
     for name, (candidates, shapes) in chosen.items():

@@ -277,7 +277,7 @@ def _workspace(xp, tiles: int, splits: int, value_size: int) -> tuple[Array, Arr
     shared = tiles * splits if splits > 1 else 0
     parts = xp.empty((max(1, shared * ROWS), value_size), dtype=np.float32)
     sums = xp.empty((max(1, shared * ROWS), 2), dtype=np.float32)
-    return parts, sums, cupy_workspace.tickets(xp, tiles) if shared else xp.empty(1, dtype=np.int32)
+    return parts, sums, cupy_workspace.tickets(tiles) if shared else xp.empty(1, dtype=np.int32)
 
 
 @cache

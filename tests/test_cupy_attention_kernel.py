@@ -76,7 +76,7 @@ def use_host(monkeypatch, multiprocessors: int, seed: int, element: str | None =
 
     monkeypatch.setattr(cupy_kernels, "launch", launch)
     monkeypatch.setattr(cupy_attention_kernel, "_multiprocessors", lambda xp: multiprocessors)
-    monkeypatch.setattr(cupy_workspace, "tickets", lambda xp, count: TICKETS)
+    monkeypatch.setattr(cupy_workspace, "tickets", lambda count: TICKETS)
     TICKETS[:] = 0
 
 

@@ -38,7 +38,8 @@ SOURCE = (
 #define WARPS (THREADS / 32)
 #define STEP 16                      // keys that a warp takes at a time
 #define SLICES (SIZE / 32)           // a thread has 8 numbers of each slice of a key
-#define HALVES (VALUE_SIZE / 64)     // and 8 of each half of a value
+#define HALVES ((VALUE_SIZE + 63) / 64)  // and 8 of each half of a value; the last may be half a half
+#define IS_VALUE(n) (VALUE_SIZE % 64 == 0 || (n) < VALUE_SIZE)  // whether a value has a number n
 #define STRIDE (VALUE_SIZE + 1)      // of the rows in shared memory: fewer bank conflicts
 #define QUADS (ROWS * VALUE_SIZE / 4 / THREADS)  // four columns of a row: how many a thread merges
 #define LN2 0.6931471805599453f
@@ -163,7 +164,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
             const int index = step * STEP + n / 2 * 8 + 2 * q + n % 2, place = places.of(index);
             const element* from = values + place * value_token;
 #pragma unroll
-            for (int h = 0; h < HALVES; ++h) v[n][h] = index < places.count ? load<uint4>(from + 64 * h) : zero;
+            for (int h = 0; h < HALVES; ++h)
+                v[n][h] = index < places.count && IS_VALUE(64 * h + 8 * g) ? load<uint4>(from + 64 * h) : zero;
             j[n] = index < places.count ? place : -1;
 #if EXPLICIT
             if (index < places.count) j[n] = key_at[batch * key_at_batch + place];
@@ -275,13 +277,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
     __syncthreads();
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-        const int row = g + 8 * m;
-        const float shrink = exp2f(highest[m] - base_of(stats[2 * row]));
-        float* const into = shared + (warp * ROWS + row) * STRIDE + 16 * q;
+        const float shrink = exp2f(highest[m] - base_of(stats[2 * (g + 8 * m)]));
+        float* const into = shared + (warp * ROWS + g + 8 * m) * STRIDE + 16 * q;
 #pragma unroll
         for (int n = 0; n < HALVES * 8; ++n)
 #pragma unroll
-            for (int c = 0; c < 2; ++c) into[n / 8 * 64 + 8 * c + n % 8] = result[n][2 * m + c] * shrink;
+            for (int c = 0; c < 2; ++c) {
+                const int column = n / 8 * 64 + 8 * c + n % 8;
+                if (IS_VALUE(16 * q + column)) into[column] = result[n][2 * m + c] * shrink;
+            }
     }
     __syncthreads();
 
@@ -363,12 +367,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
 #pragma unroll
     for (int m = 0; m < QUADS; ++m) {
         const int n = thread + m * THREADS, row = first_row + n / (VALUE_SIZE / 4), column = n % (VALUE_SIZE / 4) * 4;
+        const long long line = (head + row % share) * num_queries + row / share;
         if (row >= rows) continue;
-        element* const into = output + ((head + row % share) * num_queries + row / share) * VALUE_SIZE + column;
-        into[0] = to_element(merged[m].x);
-        into[1] = to_element(merged[m].y);
-        into[2] = to_element(merged[m].z);
-        into[3] = to_element(merged[m].w);
+        unsigned* const into = (unsigned*)(output + line * VALUE_SIZE + column);
+        into[0] = pack(merged[m].x, merged[m].y);
+        into[1] = pack(merged[m].z, merged[m].w);
     }
 }
 """
@@ -380,7 +383,7 @@ def chosen(query: Array, key: Array, value: Array) -> bool:
     return (
         str(query.dtype) in DTYPES
         and query.shape[3] % 32 == 0
-        and value.shape[3] % 64 == 0
+        and value.shape[3] % 32 == 0
         and max(query.shape[3], value.shape[3]) <= MAX_SIZE
         and all(_is_aligned(states) for states in (query, key, value))
         and _capability(namespace(query)) >= OLDEST

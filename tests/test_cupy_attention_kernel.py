@@ -99,8 +99,8 @@ def _cast(states: np.ndarray, dtype: str) -> np.ndarray:
     """In another dtype, with the gaps between rows that it has."""
     if states.base is None or states.flags.c_contiguous:
         return states.astype(dtype)
-    batch, groups, keys, _ = states.shape
-    return states.base.astype(dtype)[:batch, :groups, 3 : keys + 3]
+    batch, groups, keys, size = states.shape
+    return states.base.astype(dtype)[:batch, :groups, 3 : keys + 3, :size]
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["counted", "positions"])

@@ -58,6 +58,21 @@ def test_largest_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("value_size", [32, 96])
+def test_values_of_half_a_half(value_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of wider rows, whose other numbers are NaN."""
+    use_mma(monkeypatch, 132)
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((1, heads, length, 96)) for heads, length in ((6, 2), (2, 90), (2, 90)))
+    value[..., value_size:] = np.nan
+    made = Decode(query, in_a_buffer(key), in_a_buffer(value)[..., :value_size], {})
+    check(made, "float16")
+    monkeypatch.setattr(mma, "SOURCE", mma.SOURCE.replace("IS_VALUE(16 * q + column)", "16 * q + column < 16"))
+    with pytest.raises(AssertionError, match=r"error \S+ > "):
+        check(made, "float16")
+
+
+@needs_compiler
 def test_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy has no such dtype: the kernel gets its bits."""
     use_mma(monkeypatch, element="bfloat16")
@@ -140,10 +155,10 @@ def code(element: str, size: int, value_size: int, streaming: int, explicit: int
 @pytest.mark.parametrize("streaming", [0, 1])
 @pytest.mark.parametrize("element", mma.DTYPES)
 def test_compiles_for_hopper(element: str, streaming: int) -> None:
-    """Sizes between them: the largest, the smallest, unequal ones."""
-    sizes = {("float16", 0): (32, 64), ("bfloat16", 1): (96, 64)}.get((element, streaming), (128, 128))
+    """Sizes between them: the largest, the smallest, unequal ones, values of three quarters."""
+    sizes = {("float16", 0): (64, 32), ("float16", 1): (32, 64), ("bfloat16", 1): (96, 96), ("bfloat16", 0): (128, 128)}
     for explicit in (0, 1):
-        given = code(element, *sizes, streaming, explicit)
+        given = code(element, *sizes[element, streaming], streaming, explicit)
         assert compiled(given, HOPPER) == (True, "")
     assert cuda_on_host.kernels_in(given) == [mma.NAME]
 
@@ -173,7 +188,8 @@ def moved(by: int) -> FakeArray:
         (HALF[96], HALF[64], True),
         (HALF[16], HALF[64], False),
         (HALF[160], HALF[64], False),
-        (HALF[64], HALF[96], False),
+        (HALF[96], HALF[96], True),
+        (HALF[64], HALF[16], False),
         (HALF[64], HALF[192], False),
         (fake(1, 2, 9, 64), fake(1, 2, 9, 64), False),
         (BUFFER[:, :, 4:13, :64], HALF[64], True),  # a part of a larger cache, rows 144 bytes apart

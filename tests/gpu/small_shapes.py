@@ -44,7 +44,7 @@ def attention_calls(rng: np.random.Generator) -> Iterator[Call]:
     where = {"query_positions": np.array([31, 32]), "key_positions": at}
     yield states(rng, 2, at.size, 16), window | where
     for dtype, (queries, keys, size, options) in product(
-        halves(), ((1, 300, 64, {}), (5, 70, 128, window), (2, at.size, 64, window | where))
+        halves(), ((1, 300, 64, {}), (5, 70, 128, window), (3, 70, 96, {}), (2, at.size, 64, window | where))
     ):
         yield [part.astype(dtype) for part in states(rng, queries, keys, size)], options
     query, key, value = states(rng, 3, 5 * 16, 32)

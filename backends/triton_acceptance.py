@@ -9,7 +9,15 @@ import triton
 import triton.language as tl
 
 from zigzag.backends.triton_launch import wait_for_earlier
-from zigzag.backends.triton_sampling import choose, choose_chunk, clean, load_row, probability, row_statistics
+from zigzag.backends.triton_sampling import (
+    choose,
+    choose_chunk,
+    chunk_weights,
+    clean,
+    load_row,
+    probability,
+    row_statistics,
+)
 
 
 @triton.jit
@@ -254,24 +262,26 @@ def weigh(
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """The sums of one chunk of the row that is drawn from: of its probabilities, and of what is left of them."""
+    """What is left of one chunk of the row that is drawn from, and of probabilities, of which no sums are known, all."""
     wait_for_earlier(DEPENDENT)
     batch, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     accepted = tl.load(accepteds + batch).to(tl.int32)
     highest, inverse, argmax, capped, _, rejected = _noted(notes, chosen, batch)
-    place, p = _weights(
-        target, batch, accepted, part, target_batch, target_row, target_token, highest, inverse, argmax, vocabulary,
-        scale, MODE, CHUNK,
-    )  # fmt: skip
-    tl.store(plains + batch * chunks + part, tl.sum(clean(p), 0))
     left = 0.0
-    if RULE != "typical":  # noqa: SIM102  (known when compiled, the other is not)
-        if rejected >= 0:
-            rest = _owed(
-                p, draft, rejected, place, capped, batch, accepted, draft_batch, draft_row, draft_token, vocabulary,
-                DRAWN,
-            )  # fmt: skip
-            left = tl.sum(rest, 0)
+    if (MODE == "probs") | (rejected >= 0):
+        place, p = _weights(
+            target, batch, accepted, part, target_batch, target_row, target_token, highest, inverse, argmax, vocabulary,
+            scale, MODE, CHUNK,
+        )  # fmt: skip
+        if MODE == "probs":
+            tl.store(plains + batch * chunks + part, tl.sum(clean(p), 0))
+        if RULE != "typical":  # noqa: SIM102  (known when compiled, the other is not)
+            if rejected >= 0:
+                rest = _owed(
+                    p, draft, rejected, place, capped, batch, accepted, draft_batch, draft_row, draft_token, vocabulary,
+                    DRAWN,
+                )  # fmt: skip
+                left = tl.sum(rest, 0)
     tl.store(lefts + batch * chunks + part, left)
 
 
@@ -282,13 +292,35 @@ def recover(
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Draws a batch row's last token: the chunk by the sums that `weigh` left, then the token in it."""
+    """Draws a batch row's last token: the chunk by the sums that `scan` or `weigh` left, then the token in it.
+
+    What is left beside a one-hot draft is the row without the rejected token: only that token's chunk is summed again.
+    """
     wait_for_earlier(DEPENDENT)
     batch, chunk = tl.program_id(0).to(tl.int64), tl.arange(0, CHUNKS)
     accepted = tl.load(accepteds + batch).to(tl.int32)
     highest, inverse, argmax, capped, uniform, rejected = _noted(notes, chosen, batch)
-    left = tl.load(lefts + batch * chunks + chunk, mask=chunk < chunks, other=0.0)
-    weight = tl.load(plains + batch * chunks + chunk, mask=chunk < chunks, other=0.0)
+    if MODE == "probs":
+        weight = tl.load(plains + batch * chunks + chunk, mask=chunk < chunks, other=0.0)
+    else:
+        line = batch * (drafts + 1) + accepted
+        weight = chunk_weights(high, total, line, highest, inverse, argmax, chunks, scale, MODE, CHUNKS, CHUNK)
+        weight *= tl.where(inverse == inverse, inverse, 0.0)
+    if (MODE == "probs") | DRAWN:
+        left = tl.load(lefts + batch * chunks + chunk, mask=chunk < chunks, other=0.0)
+    else:
+        left = tl.zeros((CHUNKS,), tl.float32)
+        if RULE != "typical":  # noqa: SIM102  (known when compiled, the other is not)
+            if rejected >= 0:
+                place, p = _weights(
+                    target, batch, accepted, rejected // CHUNK, target_batch, target_row, target_token, highest,
+                    inverse, argmax, vocabulary, scale, MODE, CHUNK,
+                )  # fmt: skip
+                rest = _owed(
+                    p, draft, rejected, place, capped, batch, accepted, draft_batch, draft_row, draft_token, vocabulary,
+                    DRAWN,
+                )  # fmt: skip
+                left = tl.where(chunk == rejected // CHUNK, tl.sum(rest, 0), capped * weight)
     is_left = tl.sum(left, 0) > 0  # not by rounding nor with a NaN: then the target row itself
     weight = tl.where(is_left, left, weight)
     drawn, before, threshold = choose_chunk(weight, uniform, CHUNKS)

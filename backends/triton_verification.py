@@ -7,11 +7,12 @@ At most five launches, one after the other, none waits, and nothing is allocated
 2. `sum_terms`: what block and typical sum of a row. From logits this reads the rows again: both need the row's mass
    first, and block that of all rows before.
 3. `judge`: a program a batch row joins its parts and decides, and notes what the draw needs.
-4. `weigh`: the recovery weights of every chunk of the row that is drawn from.
+4. `weigh`: the recovery weights of every chunk of the row that is drawn from. Not from logits with one-hot drafts or
+   where all drafts were accepted: there `scan` has summed them already, but for the rejected token's chunk.
 5. `recover`: the chunk and the token of the draw.
 
-So a row of logits is read once, twice for block and typical, and the recovery row twice more. verify_exact draws in
-every row instead, then matches. Counts are cut to [0, K], and the first id outside [0, V) ends its row's drafts.
+So a row of logits is read once, twice for block and typical, and of the recovery row a chunk or two more, or with
+draft rows all. verify_exact draws in every row instead, then matches. Counts are cut to [0, K], and the first id outside [0, V) ends its row's drafts.
 The rules for trees are those of the torch backend.
 """
 
@@ -172,6 +173,7 @@ def _verdict(
         **shape | {"num_warps": JUDGE_WARPS},
     )  # fmt: skip
     if rule in DRAWING:
-        weigh[(batch, chunks)](*given, notes, chosen, accepted, left, plain, **shape)
+        if mode == "probs" or draft is not None:
+            weigh[(batch, chunks)](*given, notes, chosen, accepted, left, plain, **shape)
         recover[(batch,)](*given, notes, chosen, accepted, left, plain, tokens, **shape)
     return Verdict(tokens, accepted)

@@ -45,12 +45,12 @@ def rounds(seed: int, temperature: float | None) -> list[np.ndarray]:
     return [ids, draft, target, rng.integers(0, 2**12, (2, 3)) / 2**12]
 
 
-def tensors(*arrays: np.ndarray) -> list:
-    made = [torch.from_numpy(np.array(a)) for a in arrays]
-    return [(t.float() if t.is_floating_point() else t).to(DEVICE) for t in made]
+def tensors(*arrays: np.ndarray | None) -> list:
+    made = [a if a is None else torch.from_numpy(np.array(a)) for a in arrays]
+    return [t if t is None else (t.float() if t.is_floating_point() else t).to(DEVICE) for t in made]
 
 
-def agree(op: str, arrays: list[np.ndarray], options: dict, others: list[np.ndarray] | None = None) -> bool:
+def agree(op: str, arrays: list, options: dict, others: list | None = None) -> bool:
     """Whether the kernels give the tokens that the reference gives, for the same arrays or for others."""
     out = getattr(triton_ops, op)(*tensors(*arrays), **options)
     true = getattr(reference, op)(*(others or arrays), **options)
@@ -67,6 +67,23 @@ def test_rows_in_chunks(op: str, temperature: float | None, chunks) -> None:
         drawn = [draft, target, uniforms] if op in ("verify_residual", "verify_lenient", "verify_block") else [target]
         arrays = [ids, *drawn, *([uniforms] if op in ("verify_exact", "verify_typical") else [])]
         assert agree(op, arrays, options), (op, seed, temperature)
+
+
+@pytest.mark.parametrize("op", ["verify_residual", "verify_lenient", "verify_block"])
+def test_what_is_left_beside_a_one_hot_draft(op: str, chunks) -> None:
+    """Logits with 8 equal tokens of three chunks, a draft in each chunk, and every draw of the 7 that are left."""
+    support, draws = np.array([1, 3, 9, 17, 20, 30, 33, 35]), np.arange(56)
+    target = np.full((2, VOCABULARY), -np.inf)
+    target[:, support] = 0.0
+    uniforms = np.stack([np.full(56, 0.75), (2 * draws + 1) / 112], axis=1)  # the first rejects; no draw is on an edge
+    for draft in (3, 20, 35):
+        ids, rows = np.full((56, 1), draft), np.broadcast_to(target, (56, *target.shape))
+        options = {"temperature": 1.0} | ({"lenience": 0.5} if op == "verify_lenient" else {})
+        assert agree(op, [ids, None, rows, uniforms], options)
+        others = rows.copy()
+        others[:, 0, draft] = -np.inf
+        others[:, 0, draft - 1] = 0.0  # of its chunk too
+        assert not agree(op, [ids, None, rows, uniforms], options, [ids, None, others, uniforms])
 
 
 def test_greedy_and_ties_in_chunks(chunks) -> None:

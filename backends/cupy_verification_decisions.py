@@ -118,31 +118,30 @@ template <bool EVEN> __device__ __forceinline__ void read_both(
     read<EVEN>(target, start, step, vocabulary, BEYOND, x);
 }
 
-#define AT_ONCE (!DRAFT ? 5 : sizeof(element) == sizeof(float) ? 2 : 3)  // blocks of a multiprocessor, without spills
+// What was decided of a row of the batch: how many drafts were accepted, and what to draw the next token with.
+struct Judged {
+    int accepted;
+    bool is_rejected;  // else all drafts were accepted
+    float coin;
+    Weights row;
+};
 
-// One block a chunk of a row of the batch; the blocks of chunk 0 write the verdict but for the token that is drawn.
-extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) judge_residual(
-    const long long* __restrict__ ids, const long long* __restrict__ counts, const element* __restrict__ target,
-    const draft_element* __restrict__ draft, const float* __restrict__ coins, const float* __restrict__ highest,
-    const float* __restrict__ mass, float* plains, float* lefts, float* notes, long long* tokens,
-    long long* num_accepted, int drafts, int vocabulary, int is_ragged, float scale
+// Known to all threads; the block of chunk 0 writes the verdict but for the token that is drawn.
+__device__ __forceinline__ Judged judge(
+    const long long* ids, const long long* counts, const element* target, const draft_element* draft,
+    const float* coins, const float* highest, const float* mass, long long* tokens, long long* num_accepted,
+    long long b, int chunk, int chunks, int drafts, int vocabulary, int is_ragged, float scale
 ) {
-    __shared__ float row_highest[THREADS], row_inverse[THREADS], coins_of[THREADS], sums[WARPS][2];
+    __shared__ float row_highest[THREADS], row_inverse[THREADS], coins_of[THREADS];
     __shared__ int tokens_of[THREADS];
-    const int chunk = blockIdx.y, chunks = gridDim.y, thread = threadIdx.x, lane = thread % 32;
-    const long long b = blockIdx.x;
-    const int most = most_of(counts, b, is_ragged, drafts);
-    ids += b * drafts;
-    coins += b * (drafts + 1);
-    target += b * (drafts + 1) * vocabulary;
-    draft += b * drafts * vocabulary;
-    const Draft own = own_draft(ids, most, vocabulary);
-    const float coin = thread <= most ? coins[thread] : 0.0f;
+    const int thread = threadIdx.x, most = most_of(counts, b, is_ragged, drafts);
+    const Draft own = own_draft(ids + b * drafts, most, vocabulary);
+    const float coin = thread <= most ? coins[b * (drafts + 1) + thread] : 0.0f;
     float x_own = 0.0f, q_own = 1.0f;
     if (own.is_real) {
-        x_own = to_float(target[(long long)thread * vocabulary + own.token]);
+        x_own = to_float(target[(b * (drafts + 1) + thread) * vocabulary + own.token]);
 #if DRAFT
-        q_own = as_float(draft[(long long)thread * vocabulary + own.token]);
+        q_own = as_float(draft[(b * drafts + thread) * vocabulary + own.token]);
 #endif
     }
     coins_of[thread] = coin;
@@ -153,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) judge_residual(
         float high[WARPS], weight[WARPS], top = NOTHING, sum = 0.0f;
 #pragma unroll
         for (int n = 0; n < WARPS; ++n) {
-            const int c = 32 * n + lane;
+            const int c = 32 * n + thread % 32;
             high[n] = c < chunks ? highest[part + c] : NOTHING;
             weight[n] = c < chunks ? mass[part + c] : 0.0f;
             top = fmaxf(top, high[n]);
@@ -162,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) judge_residual(
 #pragma unroll
         for (int n = 0; n < WARPS; ++n) sum += weight[n] * exp2f((high[n] - top) * scale);
         sum = warp_sum(sum);
-        if (lane == 0) {
+        if (thread % 32 == 0) {
             row_highest[row] = top;
             row_inverse[row] = 1.0f / sum;  // NaN where the row is broken
         }
@@ -173,34 +172,57 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) judge_residual(
     int accepted, count;
     first_false(own.is_real && coin * q_own < judged.p(x_own), own.is_real, accepted, count);
     const bool is_rejected = accepted < count;
-    const Weights row{row_highest[accepted], row_inverse[accepted], scale, is_rejected ? tokens_of[accepted] : -1};
     if (chunk == 0) {
-        if (thread <= drafts) tokens[b * (drafts + 1) + thread] = thread < accepted ? own.token : -1;
-        if (thread == 0) {
-            num_accepted[b] = accepted;
-            ((Note*)notes)[b] = Note{row.highest, row.inverse, coins_of[count], row.rejected};
-        }
+        if (thread <= drafts && thread != accepted)
+            tokens[b * (drafts + 1) + thread] = thread < accepted ? own.token : -1;
+        if (thread == 0) num_accepted[b] = accepted;
     }
-    const int start = chunk * CHUNK + 8 * thread, step = 8 * THREADS;
-    target += (long long)accepted * vocabulary;
-    draft += (long long)accepted * vocabulary;
-    float x[EIGHTS][8], q[EIGHTS][8];
-    if (is_even(target, vocabulary) && is_even(draft, vocabulary))
-        read_both<true>(target, draft, is_rejected, start, step, vocabulary, x, q);
-    else
-        read_both<false>(target, draft, is_rejected, start, step, vocabulary, x, q);
+    const Weights row{row_highest[accepted], row_inverse[accepted], scale, is_rejected ? tokens_of[accepted] : -1};
+    return {accepted, is_rejected, coins_of[count], row};
+}
+
+// Blocks of a multiprocessor, without spills.
+#define AT_ONCE (!DRAFT && !LOGITS ? 5 : sizeof(element) == sizeof(float) ? 2 : 3)
+
+// One block a chunk of a row of the batch. From logits only what is left beside a rejected draft's row is summed: the
+// sums of the row itself are known.
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) judge_residual(
+    const long long* __restrict__ ids, const long long* __restrict__ counts, const element* __restrict__ target,
+    const draft_element* __restrict__ draft, const float* __restrict__ coins, const float* __restrict__ highest,
+    const float* __restrict__ mass, float* plains, float* lefts, float* notes, long long* tokens,
+    long long* num_accepted, int drafts, int vocabulary, int is_ragged, float scale
+) {
+    __shared__ float sums[WARPS][2];
+    const int chunk = blockIdx.y, chunks = gridDim.y, thread = threadIdx.x;
+    const long long b = blockIdx.x;
+    const Judged judged = judge(
+        ids, counts, target, draft, coins, highest, mass, tokens, num_accepted, b, chunk, chunks, drafts, vocabulary,
+        is_ragged, scale
+    );
+    const Weights row = judged.row;
+    if (chunk == 0 && thread == 0) ((Note*)notes)[b] = Note{row.highest, row.inverse, judged.coin, row.rejected};
     float plain = 0.0f, left = 0.0f;
+    if (!LOGITS || judged.is_rejected) {
+        const int start = chunk * CHUNK + 8 * thread, step = 8 * THREADS;
+        target += (b * (drafts + 1) + judged.accepted) * vocabulary;
+        draft += (b * drafts + judged.accepted) * vocabulary;
+        float x[EIGHTS][8], q[EIGHTS][8];
+        if (is_even(target, vocabulary) && is_even(draft, vocabulary))
+            read_both<true>(target, draft, judged.is_rejected, start, step, vocabulary, x, q);
+        else
+            read_both<false>(target, draft, judged.is_rejected, start, step, vocabulary, x, q);
 #pragma unroll
-    for (int n = 0; n < EIGHTS; ++n) {
+        for (int n = 0; n < EIGHTS; ++n) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            plain += row.plain(x[n][i]);
-            if (is_rejected) left += row.left(x[n][i], q[n][i], start + n * step + i);
+            for (int i = 0; i < 8; ++i) {
+                if (!LOGITS) plain += row.plain(x[n][i]);
+                if (judged.is_rejected) left += row.left(x[n][i], q[n][i], start + n * step + i);
+            }
         }
     }
     plain = warp_sum(plain);
     left = warp_sum(left);
-    if (lane == 0) {
+    if (thread % 32 == 0) {
         sums[thread / 32][0] = plain;
         sums[thread / 32][1] = left;
     }
@@ -251,66 +273,123 @@ __device__ __forceinline__ int pick(int first, int last, int (*held)[2]) {
     return first < FAR ? first : last;
 }
 
-// One block a row of the batch draws its last token: the first at which the sum of weights exceeds coin * all; where
-// rounding leaves none, the last with weight; -1 without weight. From the target's row itself if nothing, or NaN, is
-// left of it beside the draft's.
-extern "C" __global__ void __launch_bounds__(THREADS) recover(
-    const element* __restrict__ target, const draft_element* __restrict__ draft, const float* __restrict__ plains,
-    const float* __restrict__ lefts, const float* __restrict__ notes, const long long* __restrict__ num_accepted,
-    long long* tokens, int drafts, int vocabulary, int chunks, float scale
+// With LOGITS: the weight of a chunk of the row at `part`, by its sum relative to its largest logit.
+__device__ __forceinline__ float known(
+    const float* highest, const float* mass, long long part, int chunks, const Weights& row
+) {
+    const int thread = threadIdx.x;
+    const float weight = thread < chunks ? mass[part + thread] * row.p(highest[part + thread]) : 0.0f;
+    return weight > 0.0f ? weight : 0.0f;
+}
+
+// The row's next token: the first at which the sum of weights exceeds coin * all; where rounding leaves none, the last
+// with weight; -1 without weight. From the target's row itself if nothing, or NaN, is left of it beside the draft's.
+// `plain` and `left` are of the thread's chunk.
+__device__ __forceinline__ int drawn(
+    const element* target, const draft_element* draft, const Weights& row, float coin, float plain, float left,
+    int vocabulary
 ) {
     alignas(16) __shared__ float held[3][WARPS];  // aligned: else a read by 16 bytes takes in a neighbour
     alignas(16) __shared__ int places[2][WARPS][2];
     __shared__ float before_chunk;
     const int thread = threadIdx.x;
-    const long long b = blockIdx.x, accepted = num_accepted[b];
-    const Note note = ((const Note*)notes)[b];
-    const Weights row{note.highest, note.inverse, scale, note.rejected};
-    const float plain = thread < chunks ? plains[b * chunks + thread] : 0.0f;
-    const float left = thread < chunks ? lefts[b * chunks + thread] : 0.0f;
     float all, all_left;
     float before = sum_before(plain, held[0], all);
     const float before_left = sum_before(left, held[1], all_left);
     const bool is_left = all_left > 0.0f;
     if (is_left) before = before_left;
-    const float weight = is_left ? left : plain, bound = note.coin * (is_left ? all_left : all);
+    const float weight = is_left ? left : plain, bound = coin * (is_left ? all_left : all);
     const bool is_over = weight > 0.0f && before + weight > bound;
     const int chunk = pick(is_over ? thread : FAR, weight > 0.0f ? thread : -1, places[0]);
     if (thread == chunk) before_chunk = before;
     __syncthreads();
-    int token = -1;
-    if (chunk >= 0) {  // the same in all threads
-        const int start = chunk * CHUNK + 8 * EIGHTS * thread;
-        target += (b * (drafts + 1) + accepted) * vocabulary;
-        draft += (b * drafts + accepted) * vocabulary;
-        float x[EIGHTS][8], q[EIGHTS][8], sum = 0.0f;
-        if (is_even(target, vocabulary) && is_even(draft, vocabulary))
-            read_both<true>(target, draft, is_left, start, 8, vocabulary, x, q);
-        else
-            read_both<false>(target, draft, is_left, start, 8, vocabulary, x, q);
+    if (chunk < 0) return -1;  // the same in all threads
+    const int start = chunk * CHUNK + 8 * EIGHTS * thread;
+    float x[EIGHTS][8], q[EIGHTS][8], sum = 0.0f;
+    if (is_even(target, vocabulary) && is_even(draft, vocabulary))
+        read_both<true>(target, draft, is_left, start, 8, vocabulary, x, q);
+    else
+        read_both<false>(target, draft, is_left, start, 8, vocabulary, x, q);
 #pragma unroll
-        for (int n = 0; n < EIGHTS; ++n) {
+    for (int n = 0; n < EIGHTS; ++n) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                x[n][i] = is_left ? row.left(x[n][i], q[n][i], start + 8 * n + i) : row.plain(x[n][i]);
-                sum += x[n][i];
-            }
+        for (int i = 0; i < 8; ++i) {
+            x[n][i] = is_left ? row.left(x[n][i], q[n][i], start + 8 * n + i) : row.plain(x[n][i]);
+            sum += x[n][i];
         }
-        float running = before_chunk + sum_before(sum, held[2], all);
-        int first = FAR, last = -1;
-#pragma unroll
-        for (int n = 0; n < EIGHTS; ++n) {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                running += x[n][i];
-                if (x[n][i] > 0.0f) {
-                    last = start + 8 * n + i;
-                    if (running > bound) first = min(first, last);
-                }
-            }
-        }
-        token = pick(first, last, places[1]);
     }
-    if (thread == 0) tokens[b * (drafts + 1) + accepted] = token;
+    float running = before_chunk + sum_before(sum, held[2], all);
+    int first = FAR, last = -1;
+#pragma unroll
+    for (int n = 0; n < EIGHTS; ++n) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            running += x[n][i];
+            if (x[n][i] > 0.0f) {
+                last = start + 8 * n + i;
+                if (running > bound) first = min(first, last);
+            }
+        }
+    }
+    return pick(first, last, places[1]);
+}
+
+// One block a row of the batch, after `judge_residual`.
+extern "C" __global__ void __launch_bounds__(THREADS) recover(
+    const element* __restrict__ target, const draft_element* __restrict__ draft, const float* __restrict__ highest,
+    const float* __restrict__ mass, const float* __restrict__ plains, const float* __restrict__ lefts,
+    const float* __restrict__ notes, const long long* __restrict__ num_accepted, long long* tokens, int drafts,
+    int vocabulary, int chunks, float scale
+) {
+    const int thread = threadIdx.x;
+    const long long b = blockIdx.x, accepted = num_accepted[b], line = b * (drafts + 1) + accepted;
+    const Note note = ((const Note*)notes)[b];
+    const Weights row{note.highest, note.inverse, scale, note.rejected};
+    const float left = thread < chunks ? lefts[b * chunks + thread] : 0.0f;
+#if LOGITS
+    const float plain = known(highest, mass, line * chunks, chunks, row);
+#else
+    const float plain = thread < chunks ? plains[b * chunks + thread] : 0.0f;
+#endif
+    target += line * vocabulary;
+    draft += (b * drafts + accepted) * vocabulary;
+    const int token = drawn(target, draft, row, note.coin, plain, left, vocabulary);
+    if (thread == 0) tokens[line] = token;
+}
+
+// From logits with one-hot drafts one block a row of the batch judges and draws: what is left beside a rejected draft
+// is the row without that token, so only its chunk is summed again.
+extern "C" __global__ void __launch_bounds__(THREADS) settle_one_hot(
+    const long long* __restrict__ ids, const long long* __restrict__ counts, const element* __restrict__ target,
+    const float* __restrict__ coins, const float* __restrict__ highest, const float* __restrict__ mass,
+    long long* tokens, long long* num_accepted, int drafts, int vocabulary, int chunks, int is_ragged, float scale
+) {
+    __shared__ float held[WARPS];
+    const int thread = threadIdx.x;
+    const long long b = blockIdx.x;
+    const draft_element* const unused = (const draft_element*)target;
+    const Judged judged = judge(
+        ids, counts, target, unused, coins, highest, mass, tokens, num_accepted, b, 0, chunks, drafts, vocabulary,
+        is_ragged, scale
+    );
+    const Weights row = judged.row;
+    const long long line = b * (drafts + 1) + judged.accepted;
+    const element* const own = target + line * vocabulary;
+    const float plain = known(highest, mass, line * chunks, chunks, row);
+    float left = judged.is_rejected ? plain : 0.0f;
+    if (judged.is_rejected) {
+        const int chunk = row.rejected / CHUNK, start = chunk * CHUNK + 8 * thread, step = 8 * THREADS;
+        float x[EIGHTS][8], sum = 0.0f, all;
+        if (is_even(own, vocabulary)) read<true>(own, start, step, vocabulary, NOTHING, x);
+        else read<false>(own, start, step, vocabulary, NOTHING, x);
+#pragma unroll
+        for (int n = 0; n < EIGHTS; ++n)
+#pragma unroll
+            for (int i = 0; i < 8; ++i) sum += row.left(x[n][i], 0.0f, start + n * step + i);
+        sum_before(sum, held, all);
+        if (thread == chunk) left = all;
+    }
+    const int token = drawn(own, unused, row, judged.coin, plain, left, vocabulary);
+    if (thread == 0) tokens[line] = token;
 }
 """

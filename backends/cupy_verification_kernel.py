@@ -2,9 +2,10 @@
 
 Two or three launches, none of which waits or walks along a row; a row is split into chunks of one block each.
 1. Of every chunk of every row: its argmax, or its largest logit and sum of exponentials. Not for probabilities.
-2. `decide_greedy`, or `judge_residual`: a warp joins what is known of a row's chunks, then each draft is judged. Every
-   block of `judge_residual` does so, then sums the weights of its chunk of the row that a token is drawn from.
-3. `recover`: picks a chunk by these sums, then the token in it, each by a sum that runs over the block's threads.
+2. A warp joins what is known of a row's chunks, then each draft is judged: `decide_greedy`, for logits with one-hot
+   drafts `settle_one_hot`, else `judge_residual`, whose blocks then sum what is left of a chunk each.
+3. `recover`, or the same block of `settle_one_hot`: picks a chunk by these sums, then the token in it, each by a sum
+   that runs over the block's threads.
 
 Probabilities of logits are made where they are read and never stored. Sums are float32.
 """
@@ -77,6 +78,12 @@ def residual(
         launch(
             "mass_of_chunks", (batch * rows, chunks), (target, counts, highest, mass, drafts, size, is_ragged, scale)
         )  # fmt: skip
+    if temperature is not None and draft_probs is None:
+        launch(
+            "settle_one_hot", (batch,),
+            (ids, counts, target, coins, highest, mass, *verdict[:2], drafts, size, parts, is_ragged, scale),
+        )  # fmt: skip
+        return verdict
     launch(
         "judge_residual", (batch, chunks),
         (
@@ -87,8 +94,8 @@ def residual(
     launch(
         "recover", (batch,),
         (
-            target, draft, plains, lefts, notes, verdict.num_accepted, verdict.output_token_ids, drafts, size, parts,
-            scale,
+            target, draft, highest, mass, plains, lefts, notes, verdict.num_accepted, verdict.output_token_ids, drafts,
+            size, parts, scale,
         ),
     )  # fmt: skip
     return verdict

@@ -262,7 +262,7 @@ def weigh(
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """What is left of one chunk of the row that is drawn from, and of probabilities, of which no sums are known, all."""
+    """What is left of a chunk of the row that is drawn from; of probabilities, whose sums are not known, also all."""
     wait_for_earlier(DEPENDENT)
     batch, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     accepted = tl.load(accepteds + batch).to(tl.int32)

@@ -12,7 +12,8 @@ At most five launches, one after the other, none waits, and nothing is allocated
 5. `recover`: the chunk and the token of the draw.
 
 So a row of logits is read once, twice for block and typical, and of the recovery row a chunk or two more, or with
-draft rows all. verify_exact draws in every row instead, then matches. Counts are cut to [0, K], and the first id outside [0, V) ends its row's drafts.
+draft rows all. verify_exact draws in every row instead, then matches. Counts are cut to [0, K], and the first id
+outside [0, V) ends its row's drafts.
 The rules for trees are those of the torch backend.
 """
 

@@ -15,8 +15,10 @@ HOPPER = (*cupy_kernels.OPTIONS, "--gpu-architecture=sm_90")
 SWITCHES = {cupy_attention_kernel: ("STREAMING", "EXPLICIT"), cupy_verification_kernel: ("LOGITS", "DRAFT")}
 KERNELS = {
     cupy_attention_kernel: ["decode_attention"],
-    cupy_verification_kernel: ["best_of_chunks", "mass_of_chunks", "decide_greedy", "judge_residual", "recover"],
-}
+    cupy_verification_kernel: [
+        "best_of_chunks", "mass_of_chunks", "decide_greedy", "judge_residual", "recover", "settle_one_hot",
+    ],
+}  # fmt: skip
 
 
 def constants(family, **switches: int) -> dict[str, int]:

@@ -228,13 +228,17 @@ def test_rules_go_to_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 check_drawn = partial(check_logits, temperature=1.0)
 
 
+def check_one_hot(made: Round) -> None:
+    check_drawn(replace(made, draft=None))
+
+
 @pytest.mark.parametrize(
     ("run", "right", "wrong"),
     [
         (check_residual, "coin * q_own < ", "coin * q_own <= "),
         (check_residual, "accepted < count;", "false;"),
         (check_residual, "coins_of[count]", "coins_of[accepted]"),
-        (check_residual, "target += b * (drafts + 1) * vocabulary;", ""),
+        (check_residual, "target += (b * (drafts + 1) + judged.accepted) * vocabulary;", ""),
         (check_residual, "before + weight > bound", "before + weight >= bound"),
         (check_residual, "running > bound", "running >= bound"),
         (check_residual, "before_chunk + sum_before", "sum_before"),
@@ -243,6 +247,8 @@ check_drawn = partial(check_logits, temperature=1.0)
         (check_residual, "row + min(v, vocabulary - 8)", "row + min(v, 8)"),
         (check_drawn, "sums[w] * exp2f((tops[w] - base) * scale)", "sums[w]"),
         (check_drawn, "weight[n] * exp2f((high[n] - top) * scale)", "weight[n]"),
+        (check_one_hot, "if (thread == chunk) left = all;", ""),
+        (check_drawn, "mass[part + thread] * row.p(highest[part + thread])", "mass[part + thread]"),
         (check_greedy, "x[n][i] > value", "x[n][i] >= value"),
         (check_greedy, "values[w] == value ? min(id, ids[w])", "values[w] == value ? ids[w]"),
         (check_greedy, "lowest = warp_min_int(lowest);", ""),
@@ -263,6 +269,9 @@ def test_wrong_kernel_is_noticed(run, right: str, wrong: str, monkeypatch: pytes
     # A draft that is accepted only if little is known to be little, in another warp and in another chunk.
     made.ids[3, 0], made.counts[3], made.uniforms[3] = 4, 1, 0.75
     made.draft[3, 0], made.target[3, 0], made.target[3, 1] = alike(4), alike(*14 * [4], 300, 1100), alike(4)
+    # One that is rejected where it has weight, beside another of its chunk.
+    made.ids[4, 0], made.counts[4], made.uniforms[4] = 4, 1, [0.75, *3 * [0.625]]
+    made.draft[4, 0], made.target[4, 0] = alike(4), alike(4, 4, 300, 1100)
     run(made)
     assert right in cupy_verification_kernel.SOURCE
     monkeypatch.setattr(cupy_verification_kernel, "SOURCE", cupy_verification_kernel.SOURCE.replace(right, wrong))

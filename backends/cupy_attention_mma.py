@@ -40,8 +40,8 @@ SOURCE = (
 #define SLICES (SIZE / 32)           // a thread has 8 numbers of each slice of a key
 #define HALVES ((VALUE_SIZE + 63) / 64)  // and 8 of each half of a value; the last may be half a half
 #define IS_VALUE(n) (VALUE_SIZE % 64 == 0 || (n) < VALUE_SIZE)  // whether a value has a number n
-#define STRIDE (VALUE_SIZE + 1)      // of the rows in shared memory: fewer bank conflicts
-#define QUADS (ROWS * VALUE_SIZE / 4 / THREADS)  // four columns of a row: how many a thread merges
+#define STRIDE (VALUE_SIZE + 4)      // of the rows in shared memory: fewer bank conflicts
+#define QUADS (ROWS * VALUE_SIZE / 4 / THREADS)  // four columns of a row: how many a thread adds up
 #define LN2 0.6931471805599453f
 
 #if EXPLICIT
@@ -71,8 +71,15 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
     asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
 }
+// What this block wrote is seen before its ticket is, and what others wrote after theirs.
+__device__ __forceinline__ int take(int* ticket) {
+    int before;
+    asm volatile("atom.add.acq_rel.gpu.s32 %0, [%1], 1;" : "=r"(before) : "l"(ticket) : "memory");
+    return before;
+}
 #else
 inline unsigned pack(float low, float high) { return to_element(low) | (unsigned)to_element(high) << 16; }
+inline int take(int* ticket) { return atomicAdd(ticket, 1); }
 #endif
 
 template <class T> __device__ __forceinline__ T load(const void* from) { return *(const T*)from; }
@@ -87,7 +94,16 @@ __device__ __forceinline__ float row_sum(float x) {
     x += __shfl_xor_sync(ALL, x, 1);
     return x + __shfl_xor_sync(ALL, x, 2);
 }
+__device__ __forceinline__ void add(float4& sum, const float4& part, float weight) {
+    const float4 old = sum;
+    sum = {old.x + part.x * weight, old.y + part.y * weight, old.z + part.z * weight, old.w + part.w * weight};
+}
+__device__ __forceinline__ void write(element* into, const float4& sum) {
+    ((unsigned*)into)[0] = pack(sum.x, sum.y);
+    ((unsigned*)into)[1] = pack(sum.z, sum.w);
+}
 __device__ __forceinline__ float base_of(float highest) { return highest == NOTHING ? 0.0f : highest; }
+__device__ __forceinline__ float inverse_of(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
 __device__ __forceinline__ float logarithm(float highest, float sum) {
     return sum == 0.0f ? NOTHING : (highest + log2f(sum)) * LN2;
 }
@@ -101,16 +117,16 @@ struct Places {
 extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
     + PARAMETERS
     + r""") {
-    __shared__ float shared[WARPS * ROWS * STRIDE];   // results of the warps, then the weights of the splits
-    __shared__ float warp_stats[WARPS * ROWS * 2];    // highest score and sum of each row
-    __shared__ float stats[ROWS * 2];
+    alignas(16) __shared__ float shared[WARPS * ROWS * STRIDE];  // results of the warps, then weights of the splits
+    __shared__ float warp_stats[WARPS * ROWS * 2], stats[ROWS * 2];  // highest score and sum of each row
     __shared__ int is_last;
 
-    const uint4 zero = {0, 0, 0, 0};
+    const uint4 zero = {};
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
     const int split = blockIdx.x, splits = gridDim.x, pair = blockIdx.z;
     const long long batch = pair / groups, head = (long long)pair * share;  // the first head of the group, of all rows
     const int group = pair % groups, first_row = blockIdx.y * ROWS, rows = num_queries * share;
+    auto line_of = [&](int row) { return (head + row % share) * num_queries + row / share; };  // of queries and output
 
     uint4 queries[2][SLICES];  // of rows g and g + 8: numbers 32 t + 8 q and the next seven
     position at[2];            // -1: no row
@@ -120,10 +136,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
         const int row = first_row + g + 8 * m;
-        const long long line = (head + row % share) * num_queries + row / share;
+        const element* const from = query + line_of(row) * SIZE + 8 * q;
 #pragma unroll
-        for (int t = 0; t < SLICES; ++t)
-            queries[m][t] = row < rows ? load<uint4>(query + line * SIZE + 32 * t + 8 * q) : zero;
+        for (int t = 0; t < SLICES; ++t) queries[m][t] = row < rows ? load<uint4>(from + 32 * t) : zero;
 #if EXPLICIT
         at[m] = row < rows ? query_at[batch * query_at_batch + row / share] : -1;
 #else
@@ -173,11 +188,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
         }
     };
 
-    float highest[2] = {NOTHING, NOTHING}, total[2] = {0.0f, 0.0f};  // total: of this thread's keys only
-    float result[HALVES * 8][4];  // of tile 8 h + i column c is number 64 h + 8 c + i of the output
-#pragma unroll
-    for (int n = 0; n < HALVES * 8; ++n)
-        for (int c = 0; c < 4; ++c) result[n][c] = 0.0f;
+    float highest[2] = {NOTHING, NOTHING}, total[2] = {};  // total: of this thread's keys only
+    float result[HALVES * 8][4] = {};  // of tile 8 h + i column c is number 64 h + 8 c + i of the output
 
     const int steps = (places.count + STEP - 1) / STEP, stride = splits * WARPS;
     int step = split * WARPS + warp;
@@ -223,8 +235,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
 #endif
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-            float* const one = &score[0][2 * m];
-            float* const other = &score[1][2 * m];
+            float *const one = &score[0][2 * m], *const other = &score[1][2 * m];
             const float now = row_max(fmaxf(fmaxf(one[0], one[1]), fmaxf(other[0], other[1])));
             const float new_highest = fmaxf(highest[m], now), base = base_of(new_highest);
             const float shrink = exp2f(highest[m] - base);
@@ -280,48 +291,46 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
         const float shrink = exp2f(highest[m] - base_of(stats[2 * (g + 8 * m)]));
         float* const into = shared + (warp * ROWS + g + 8 * m) * STRIDE + 16 * q;
 #pragma unroll
-        for (int n = 0; n < HALVES * 8; ++n)
+        for (int n = 0; n < HALVES * 8; n += 4) {
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
-                const int column = n / 8 * 64 + 8 * c + n % 8;
-                if (IS_VALUE(16 * q + column)) into[column] = result[n][2 * m + c] * shrink;
+                const int one = 2 * m + c, column = n / 8 * 64 + 8 * c + n % 8;
+                float4 four = {};
+                add(four, {result[n][one], result[n + 1][one], result[n + 2][one], result[n + 3][one]}, shrink);
+                if (IS_VALUE(16 * q + column)) *(float4*)(into + column) = four;
             }
+        }
     }
     __syncthreads();
-
     const long long tile = (long long)pair * gridDim.y + blockIdx.y, first_part = tile * splits * ROWS;
-    for (int n = thread; n < ROWS * VALUE_SIZE; n += THREADS) {
-        const int own = n / VALUE_SIZE, column = n % VALUE_SIZE, row = first_row + own;
-        if (row >= rows) continue;
-        float sum = 0.0f;
 #pragma unroll
-        for (int w = 0; w < WARPS; ++w) sum += shared[(w * ROWS + own) * STRIDE + column];
-        if (splits > 1) {
-            parts[(first_part + split * ROWS + own) * VALUE_SIZE + column] = sum;
-        } else {
-            const long long line = (head + row % share) * num_queries + row / share;
-            const float all = stats[2 * own + 1];
-            output[line * VALUE_SIZE + column] = to_element(all == 0.0f ? 0.0f : sum / all);
-        }
+    for (int m = 0; m < QUADS; ++m) {
+        const int n = thread + m * THREADS, own = n / (VALUE_SIZE / 4), row = first_row + own;
+        const int column = n % (VALUE_SIZE / 4) * 4;
+        if (row >= rows) continue;
+        float4 sum = {};
+        const float weight = splits > 1 ? 1.0f : inverse_of(stats[2 * own + 1]);
+        for (int w = 0; w < WARPS; ++w) add(sum, *(const float4*)(shared + (w * ROWS + own) * STRIDE + column), weight);
+        if (splits > 1)
+            *(float4*)(parts + (first_part + split * ROWS + own) * VALUE_SIZE + column) = sum;
+        else
+            write(output + line_of(row) * VALUE_SIZE + column, sum);
     }
     if (splits == 1) {
         const int row = first_row + thread;
-        if (thread < ROWS && row < rows)
-            lse[(head + row % share) * num_queries + row / share] = logarithm(stats[2 * thread], stats[2 * thread + 1]);
+        if (thread < ROWS && row < rows) lse[line_of(row)] = logarithm(stats[2 * thread], stats[2 * thread + 1]);
         return;
     }
 
     // The splits, made one by the last block. Loads do not wait for each other.
     if (thread < ROWS * 2) sums[(first_part + split * ROWS) * 2 + thread] = stats[thread];
-    __threadfence();  // what this block wrote is seen before its ticket is
     __syncthreads();
     if (thread == 0) {
-        is_last = atomicAdd(tickets + tile, 1) == splits - 1;
+        is_last = take(tickets + tile) == splits - 1;
         if (is_last) tickets[tile] = 0;  // as the next launch needs it
     }
     __syncthreads();
     if (!is_last) return;
-    __threadfence();
 #pragma unroll
     for (int own = warp; own < ROWS; own += WARPS) {
         float top[MAX_SPLITS / 32], sum[MAX_SPLITS / 32], highest_of_all = NOTHING, all = 0.0f;
@@ -341,12 +350,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
             all += sum[n] * top[n];
         }
         all = warp_sum(all);
+        const float inverse = inverse_of(all);
 #pragma unroll
-        for (int n = 0; n < MAX_SPLITS / 32; ++n)
-            shared[own * MAX_SPLITS + lane + 32 * n] = all == 0.0f ? 0.0f : top[n] / all;
+        for (int n = 0; n < MAX_SPLITS / 32; ++n) shared[own * MAX_SPLITS + lane + 32 * n] = top[n] * inverse;
         const int row = first_row + own;
-        if (lane == 0 && row < rows)
-            lse[(head + row % share) * num_queries + row / share] = logarithm(highest_of_all, all);
+        if (lane == 0 && row < rows) lse[line_of(row)] = logarithm(highest_of_all, all);
     }
     __syncthreads();
     float4 merged[QUADS] = {};
@@ -357,21 +365,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
             const int n = thread + m * THREADS, own = n / (VALUE_SIZE / 4), column = n % (VALUE_SIZE / 4) * 4;
             if (first_row + own >= rows) continue;
             const float4 part = __ldcg((const float4*)(parts + (first_part + s * ROWS + own) * VALUE_SIZE + column));
-            const float weight = shared[own * MAX_SPLITS + s];
-            merged[m].x += part.x * weight;
-            merged[m].y += part.y * weight;
-            merged[m].z += part.z * weight;
-            merged[m].w += part.w * weight;
+            add(merged[m], part, shared[own * MAX_SPLITS + s]);
         }
     }
 #pragma unroll
     for (int m = 0; m < QUADS; ++m) {
         const int n = thread + m * THREADS, row = first_row + n / (VALUE_SIZE / 4), column = n % (VALUE_SIZE / 4) * 4;
-        const long long line = (head + row % share) * num_queries + row / share;
-        if (row >= rows) continue;
-        unsigned* const into = (unsigned*)(output + line * VALUE_SIZE + column);
-        into[0] = pack(merged[m].x, merged[m].y);
-        into[1] = pack(merged[m].z, merged[m].w);
+        if (row < rows) write(output + line_of(row) * VALUE_SIZE + column, merged[m]);
     }
 }
 """

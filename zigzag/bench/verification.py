@@ -36,14 +36,14 @@ def verify(device: torch.device) -> Iterator[Case]:
 
 def verify_case(device: torch.device, batch: int, rate: float, rule: str) -> Case:
     greedy, row = rule == "greedy", VOCABULARY * width_on(device)
-    again = 0 if greedy else batch * row  # the row that the last token is drawn from
-    draft_rows = batch * VOCABULARY * 4 * (1 - rate**DRAFTS) if rule == "dense" else 0  # where a draft is rejected
+    rejected = batch * (1 - rate**DRAFTS)  # rows; the last token needs their row again, and the draft's, to subtract
+    again = rejected * (row + VOCABULARY * 4) if rule == "dense" else 0
     op = "verify_greedy" if greedy else "verify_residual"
     options = {"validate": False} | ({} if greedy else {"temperature": 1.0})
     return Case(
         suite="verify",
         labels={"rule": rule, "batch": batch, "drafts": DRAFTS, "vocabulary": VOCABULARY, "accepted": f"{rate:.0%}"},
-        bytes=int(batch * (DRAFTS + 1) * row + again + draft_rows),
+        bytes=int(batch * (DRAFTS + 1) * row + again),
         operations=0,
         inputs=partial(_inputs, device, batch, rate, rule),
         methods=_methods(op, device, rule, options),

@@ -17,7 +17,7 @@ from zigzag.backends.cupy_arrays import Array, namespace
 NAME = "decode_attention_mma"
 DTYPES = ("float16", "bfloat16")
 MAX_SIZE = 128  # of D and Dv
-LEAST_KEYS = 64  # of a block: 16 for each warp
+LEAST_KEYS = 128  # of a block: twice 16 for each warp; a part less to merge is worth more than a step less
 WAVES = 2  # blocks that a multiprocessor has registers for
 OLDEST = 80  # compute capability that has the instructions
 

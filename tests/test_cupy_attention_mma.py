@@ -141,7 +141,7 @@ def test_keys_are_split_over_blocks_that_fit() -> None:
     def splits(blocks: int, keys: int) -> int:
         return cupy_attention_kernel.splits_of(blocks, keys, 132, mma.WAVES, mma.LEAST_KEYS)
 
-    assert [splits(8, keys) for keys in (63, 1024, 8192, 131_072)] == [1, 16, 33, 33]
+    assert [splits(8, keys) for keys in (255, 1024, 8192, 131_072)] == [1, 8, 33, 33]
     assert splits(64, 32_768) == 4 and splits(1, 10**6) == cupy_attention_kernel.MAX_SPLITS
 
 
@@ -217,4 +217,4 @@ def test_launch_code_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     for is_chosen in (True, False):
         monkeypatch.setattr(mma, "chosen", lambda *arrays, answer=is_chosen: answer)
         cupy_attention_kernel.attention(states[:, :, :1], states, states, None, 1, None, None, None)
-    assert launched == [(mma.NAME, (64, 1, 2)), ("decode_attention", (64, 1, 2))]
+    assert launched == [(mma.NAME, (32, 1, 2)), ("decode_attention", (64, 1, 2))]

@@ -11,7 +11,7 @@ import torch
 
 from zigzag.bench.timing import Timing, copy_rate, matrix_rate, reason, synchronize, time_call
 
-SETTLE = 0.5  # seconds without work before each method on a GPU: see `_settle`
+SETTLE = 0.3  # seconds without work before each method on a GPU: see `_settle`
 COLD_BYTES = 256 << 20  # input sets together are at least so large on a GPU: several times any L2
 Method = Callable[..., Any]
 

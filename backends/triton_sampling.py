@@ -22,7 +22,7 @@ from zigzag.reference.errors import KindError
 LOG2E = 1.4426950408889634
 NONE = tl.constexpr(2**31 - 1)  # above every id
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-CHUNK = 8192  # tokens that one program reads
+CHUNK = 4096  # tokens that one program reads
 MOST_WARPS = 4
 FEW = 256  # programs; with fewer the chunks are made smaller, so that more multiprocessors have work
 
@@ -81,12 +81,12 @@ def check_dtypes(op: str, **arrays: Tensor | None) -> None:
 
 def chunk_of(rows: int, vocabulary: int) -> int:
     """How many tokens a program reads."""
-    chunk = CHUNK if rows * triton.cdiv(vocabulary, CHUNK) >= FEW else CHUNK // 4
+    chunk = CHUNK if rows * triton.cdiv(vocabulary, CHUNK) >= FEW else CHUNK // 2
     return min(chunk, max(16, triton.next_power_of_2(vocabulary)))
 
 
 def warps_of(chunk: int) -> int:
-    """Of a program: 16 tokens a thread, in large chunks more, since sums over few threads are quick."""
+    """Of a program: 16 tokens a thread, in whole chunks 32, since sums over few threads are quick."""
     return max(1, min(MOST_WARPS, chunk // 512))
 
 

@@ -29,7 +29,7 @@ from zigzag.reference.verification import Verdict
 RANKING = ("relaxed", "top_k")
 DRAWING = ("residual", "block", "typical")  # what follows is drawn from a row; else it is the argmax
 MOST_WARPS = 8  # of programs that read a chunk here: twice those of `scan`, since there are fewer of them
-JUDGE_WARPS = 2  # few numbers: sums over many threads would only wait
+JUDGE_WARPS = 4  # few numbers: sums over more threads would only wait
 
 
 def verify_greedy(draft_token_ids: Tensor, target_logits: Tensor, *, num_draft_tokens: Tensor | None = None) -> Verdict:

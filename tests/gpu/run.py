@@ -66,7 +66,7 @@ def parts(python: str, sanitizer: str) -> list[Part]:
     """The parity suite on each backend, then each kernel under compute-sanitizer."""
     raw = {way: {"ZIGZAG_CUPY_RAW": flag} for way, flag in (("composed", "0"), ("raw", "1"))}
     suites = [("torch", "torch", {}), ("triton", "triton", {}), *((f"cupy {way}", "cupy", raw[way]) for way in raw)]
-    workers = {"triton": "8"}  # it compiles
+    workers = {"triton": "12"}  # it compiles
     found = [
         Part(
             f"parity {name}",

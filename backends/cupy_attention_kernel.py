@@ -235,14 +235,16 @@ def attention(
     query_at, key_at = (xp.ascontiguousarray(positions.astype(np.int64, copy=False)) for positions in where)
     output = xp.empty((batch, heads, num_queries, value_size), dtype=query.dtype)
     lse = xp.empty((batch, heads, num_queries), dtype=np.float32)
-    tiles = -(-heads // groups * num_queries // ROWS)
     read = num_keys if window is None or explicit else min(num_keys, sum(window) + num_queries + align)
     on_tensor_cores = mma.chosen(query, key, value)
+    rows = heads // groups * num_queries
+    block_rows = mma.MANY if on_tensor_cores and rows > mma.MANY else ROWS
+    tiles = -(-rows // block_rows)
     waves, least = (mma.WAVES, mma.LEAST_KEYS) if on_tensor_cores else (WAVES, 2 * KEYS)
     splits = splits_of(batch * groups * tiles, read, _multiprocessors(xp), waves, least)
-    parts, sums, tickets = _workspace(xp, batch * groups * tiles, splits, value_size)
+    parts, sums, tickets = _workspace(xp, batch * groups * tiles, splits * block_rows, splits > 1, value_size)
     factor = (size**-0.5 if scale is None else scale) * LOG2E
-    constants = {"ROWS": ROWS, "THREADS": THREADS, "SIZE": size, "VALUE_SIZE": value_size}
+    constants = {"ROWS": block_rows, "THREADS": THREADS, "SIZE": size, "VALUE_SIZE": value_size}
     constants |= {"STREAMING": int(window is not None), "EXPLICIT": int(explicit)}
     dtype = str(query.dtype)
     constants |= {"MAX_SPLITS": MAX_SPLITS, "BFLOAT16": int(dtype == "bfloat16")} if on_tensor_cores else {"KEYS": KEYS}
@@ -272,12 +274,12 @@ def _batch_stride(positions: Array) -> np.int64:
     return np.int64(positions.shape[1] if positions.shape[0] > 1 else 0)
 
 
-def _workspace(xp, tiles: int, splits: int, value_size: int) -> tuple[Array, Array, Array]:
-    """(parts, sums, tickets) of the merge."""
-    shared = tiles * splits if splits > 1 else 0
-    parts = xp.empty((max(1, shared * ROWS), value_size), dtype=np.float32)
-    sums = xp.empty((max(1, shared * ROWS), 2), dtype=np.float32)
-    return parts, sums, cupy_workspace.tickets(tiles) if shared else xp.empty(1, dtype=np.int32)
+def _workspace(xp, tiles: int, rows: int, is_split: bool, value_size: int) -> tuple[Array, Array, Array]:
+    """(parts, sums, tickets) of the merge; rows: of a tile, those of all its splits."""
+    lines = tiles * rows if is_split else 1
+    parts = xp.empty((lines, value_size), dtype=np.float32)
+    sums = xp.empty((lines, 2), dtype=np.float32)
+    return parts, sums, cupy_workspace.tickets(tiles) if is_split else xp.empty(1, dtype=np.int32)
 
 
 @cache

@@ -1,7 +1,8 @@
 """Attention for decoding on tensor cores, in one raw CUDA kernel: half precision, the arguments of `decode_attention`.
 
 A block takes 16 rows (queries and heads of one KV group) and a share of the keys. Each of its warps takes 16 keys at a
-time, with its own online softmax, and waits for no other: keys and values go from global memory to the registers of
+time, with its own online softmax, and waits for no other; of many rows each warp takes 16 others, and all the same
+keys, so that the L1 cache serves three of four: keys and values go from global memory to the registers of
 `mma` without shared memory. The order of a sum is free, and so is that of the output's columns, so a thread reads eight
 neighbouring numbers at once and calls them what the instruction wants. The loads of the next keys are on their way
 while the present values are used, and the other way round.
@@ -19,6 +20,7 @@ DTYPES = ("float16", "bfloat16")
 MAX_SIZE = 128  # of D and Dv
 LEAST_KEYS = 128  # of a block: twice 16 for each warp; a part less to merge is worth more than a step less
 WAVES = 2  # blocks that a multiprocessor has registers for
+MANY = 64  # rows of a block whose warps have other rows and the same keys; for groups with more rows than this
 OLDEST = 80  # compute capability that has the instructions
 
 # Of both attention kernels: the launch code gives both the same.
@@ -36,6 +38,7 @@ PARAMETERS = """
 SOURCE = (
     r"""
 #define WARPS (THREADS / 32)
+#define KEY_WARPS (WARPS * 16 / ROWS)  // that share the keys; ROWS / 16 warps have the same keys
 #define STEP 16                      // keys that a warp takes at a time
 #define SLICES (SIZE / 32)           // a thread has 8 numbers of each slice of a key
 #define HALVES ((VALUE_SIZE + 63) / 64)  // and 8 of each half of a value; the last may be half a half
@@ -117,12 +120,14 @@ struct Places {
 extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
     + PARAMETERS
     + r""") {
-    alignas(16) __shared__ float shared[WARPS * ROWS * STRIDE];  // results of the warps, then weights of the splits
-    __shared__ float warp_stats[WARPS * ROWS * 2], stats[ROWS * 2];  // highest score and sum of each row
+    constexpr int most = 16 * WARPS * STRIDE > ROWS * MAX_SPLITS ? 16 * WARPS * STRIDE : ROWS * MAX_SPLITS;
+    alignas(16) __shared__ float shared[most];  // results of the warps, then weights of the splits
+    __shared__ float warp_stats[WARPS * 16 * 2], stats[ROWS * 2];  // highest score and sum of each row
     __shared__ int is_last;
 
     const uint4 zero = {};
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
+    const int key_warp = warp % KEY_WARPS, warp_row = warp / KEY_WARPS * 16;  // the first row of the warp
     const int split = blockIdx.x, splits = gridDim.x, pair = blockIdx.z;
     const long long batch = pair / groups, head = (long long)pair * share;  // the first head of the group, of all rows
     const int group = pair % groups, first_row = blockIdx.y * ROWS, rows = num_queries * share;
@@ -135,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
 #endif
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-        const int row = first_row + g + 8 * m;
+        const int row = first_row + warp_row + g + 8 * m;
         const element* const from = query + line_of(row) * SIZE + 8 * q;
 #pragma unroll
         for (int t = 0; t < SLICES; ++t) queries[m][t] = row < rows ? load<uint4>(from + 32 * t) : zero;
@@ -191,8 +196,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
     float highest[2] = {NOTHING, NOTHING}, total[2] = {};  // total: of this thread's keys only
     float result[HALVES * 8][4] = {};  // of tile 8 h + i column c is number 64 h + 8 c + i of the output
 
-    const int steps = (places.count + STEP - 1) / STEP, stride = splits * WARPS;
-    int step = split * WARPS + warp;
+    const int steps = (places.count + STEP - 1) / STEP, stride = splits * KEY_WARPS;
+    int step = split * KEY_WARPS + key_warp;
     read_keys(step);
     read_values(step);
     for (; step < steps; step += stride) {
@@ -266,19 +271,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
     }
 
     // The warps, made one.
-#pragma unroll
     for (int m = 0; m < 2; ++m) {
         total[m] = row_sum(total[m]);
         if (q) continue;
-        float* const own = warp_stats + (warp * ROWS + g + 8 * m) * 2;
+        float* const own = warp_stats + (key_warp * ROWS + warp_row + g + 8 * m) * 2;
         own[0] = highest[m];
         own[1] = total[m];
     }
     __syncthreads();
     if (thread < ROWS) {
         float top = NOTHING, sum = 0.0f;
-        for (int w = 0; w < WARPS; ++w) top = fmaxf(top, warp_stats[(w * ROWS + thread) * 2]);
-        for (int w = 0; w < WARPS; ++w) {
+        for (int w = 0; w < KEY_WARPS; ++w) top = fmaxf(top, warp_stats[(w * ROWS + thread) * 2]);
+        for (int w = 0; w < KEY_WARPS; ++w) {
             const float* const one = warp_stats + (w * ROWS + thread) * 2;
             sum += one[1] * exp2f(one[0] - base_of(top));
         }
@@ -286,10 +290,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
         stats[2 * thread + 1] = sum;
     }
     __syncthreads();
-#pragma unroll
     for (int m = 0; m < 2; ++m) {
-        const float shrink = exp2f(highest[m] - base_of(stats[2 * (g + 8 * m)]));
-        float* const into = shared + (warp * ROWS + g + 8 * m) * STRIDE + 16 * q;
+        const float shrink = exp2f(highest[m] - base_of(stats[2 * (warp_row + g + 8 * m)]));
+        float* const into = shared + (key_warp * ROWS + warp_row + g + 8 * m) * STRIDE + 16 * q;
 #pragma unroll
         for (int n = 0; n < HALVES * 8; n += 4) {
 #pragma unroll
@@ -310,7 +313,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
         if (row >= rows) continue;
         float4 sum = {};
         const float weight = splits > 1 ? 1.0f : inverse_of(stats[2 * own + 1]);
-        for (int w = 0; w < WARPS; ++w) add(sum, *(const float4*)(shared + (w * ROWS + own) * STRIDE + column), weight);
+        for (int w = 0; w < KEY_WARPS; ++w)
+            add(sum, *(const float4*)(shared + (w * ROWS + own) * STRIDE + column), weight);
         if (splits > 1)
             *(float4*)(parts + (first_part + split * ROWS + own) * VALUE_SIZE + column) = sum;
         else
@@ -331,34 +335,30 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
     }
     __syncthreads();
     if (!is_last) return;
+    for (int own = 8 * warp + g; own < ROWS; own += 8 * WARPS) {  // a row's splits are those of four threads
+        float top[MAX_SPLITS / 4], sum[MAX_SPLITS / 4], highest_of_all = NOTHING, all = 0.0f;
 #pragma unroll
-    for (int own = warp; own < ROWS; own += WARPS) {
-        float top[MAX_SPLITS / 32], sum[MAX_SPLITS / 32], highest_of_all = NOTHING, all = 0.0f;
-#pragma unroll
-        for (int n = 0; n < MAX_SPLITS / 32; ++n) {
-            const int s = lane + 32 * n;
+        for (int n = 0; n < MAX_SPLITS / 4; ++n) {
+            const int s = q + 4 * n;
             const float* const part = sums + (first_part + s * ROWS + own) * 2;
             top[n] = s < splits ? __ldcg(part) : NOTHING;
             sum[n] = s < splits ? __ldcg(part + 1) : 0.0f;
+            highest_of_all = fmaxf(highest_of_all, top[n]);
         }
+        highest_of_all = row_max(highest_of_all);
 #pragma unroll
-        for (int n = 0; n < MAX_SPLITS / 32; ++n) highest_of_all = fmaxf(highest_of_all, top[n]);
-        highest_of_all = warp_max(highest_of_all);
-#pragma unroll
-        for (int n = 0; n < MAX_SPLITS / 32; ++n) {
+        for (int n = 0; n < MAX_SPLITS / 4; ++n) {
             top[n] = exp2f(top[n] - base_of(highest_of_all));
             all += sum[n] * top[n];
         }
-        all = warp_sum(all);
-        const float inverse = inverse_of(all);
+        all = row_sum(all);
 #pragma unroll
-        for (int n = 0; n < MAX_SPLITS / 32; ++n) shared[own * MAX_SPLITS + lane + 32 * n] = top[n] * inverse;
-        const int row = first_row + own;
-        if (lane == 0 && row < rows) lse[line_of(row)] = logarithm(highest_of_all, all);
+        for (int n = 0; n < MAX_SPLITS / 4; ++n) shared[own * MAX_SPLITS + q + 4 * n] = top[n] * inverse_of(all);
+        if (q == 0 && first_row + own < rows) lse[line_of(first_row + own)] = logarithm(highest_of_all, all);
     }
     __syncthreads();
     float4 merged[QUADS] = {};
-#pragma unroll 8
+#pragma unroll KEY_WARPS * 2
     for (int s = 0; s < splits; ++s) {
 #pragma unroll
         for (int m = 0; m < QUADS; ++m) {

@@ -47,6 +47,7 @@ def attention_calls(rng: np.random.Generator) -> Iterator[Call]:
         halves(), ((1, 300, 64, {}), (5, 70, 128, window), (3, 70, 96, {}), (2, at.size, 64, window | where))
     ):
         yield [part.astype(dtype) for part in states(rng, queries, keys, size)], options
+    yield [part.astype(np.float16) for part in states(rng, 16, 300, 64, heads=12)], window  # 96 rows a group
     query, key, value = states(rng, 3, 5 * 16, 32)
     pages = [part.reshape(2, 2, 5, 16, 32).swapaxes(1, 2).reshape(10, 2, 16, 32) for part in (key, value)]
     table = np.array([[3, 0, 9, 4], [1, 8, -1, -1]])
@@ -86,8 +87,8 @@ def routing_calls(rng: np.random.Generator) -> Iterator[Call]:
         yield [logits, np.zeros(40, np.float32)], {"top_k": 6, **options}
 
 
-def states(rng: np.random.Generator, queries: int, keys: int, size: int) -> list[np.ndarray]:
-    shapes = (2, 6, queries, size), *2 * ((2, 2, keys, size),)
+def states(rng: np.random.Generator, queries: int, keys: int, size: int, heads: int = 6) -> list[np.ndarray]:
+    shapes = (2, heads, queries, size), *2 * ((2, 2, keys, size),)
     return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
 
 

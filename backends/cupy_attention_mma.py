@@ -1,11 +1,11 @@
 """Attention for decoding on tensor cores, in one raw CUDA kernel: half precision, the arguments of `decode_attention`.
 
-A block takes 16 rows (queries and heads of one KV group) and a share of the keys. Each of its warps takes 16 keys at a
-time, with its own online softmax, and waits for no other; of many rows each warp takes 16 others, and all the same
-keys, so that the L1 cache serves three of four: keys and values go from global memory to the registers of
-`mma` without shared memory. The order of a sum is free, and so is that of the output's columns, so a thread reads eight
-neighbouring numbers at once and calls them what the instruction wants. The loads of the next keys are on their way
-while the present values are used, and the other way round.
+A block takes 16 rows (queries and heads of one KV group) and a share of the keys, of which each of its warps takes 16
+at a time. Of more than `MANY` rows it takes 64: each warp 16 of them, and all warps the same keys, so that the L1 cache
+serves three of four. A warp has its own online softmax and waits for no other: keys and values go from global memory to
+the registers of `mma` without shared memory. The order of a sum is free, and so is that of the output's columns, so a
+thread reads eight neighbouring numbers at once and calls them what the instruction wants. The loads of the next keys
+are on their way while the present values are used, and the other way round.
 
 Warps are merged through shared memory, blocks by the last to finish. Scores and sums are float32; weights are rounded
 to the arrays' dtype, as the products need them.
@@ -18,7 +18,7 @@ from zigzag.backends.cupy_arrays import Array, namespace
 NAME = "decode_attention_mma"
 DTYPES = ("float16", "bfloat16")
 MAX_SIZE = 128  # of D and Dv
-LEAST_KEYS = 128  # of a block: twice 16 for each warp; a part less to merge is worth more than a step less
+LEAST_KEYS = 128  # of a block: two steps of four warps, since a part less to merge is worth more than a step less
 WAVES = 2  # blocks that a multiprocessor has registers for
 MANY = 64  # rows of a block whose warps have other rows and the same keys; for groups with more rows than this
 OLDEST = 80  # compute capability that has the instructions

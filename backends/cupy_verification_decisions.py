@@ -220,7 +220,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) judge_residual(
             }
         }
     }
-    plain = warp_sum(plain);
+    if (!LOGITS) plain = warp_sum(plain);
     left = warp_sum(left);
     if (thread % 32 == 0) {
         sums[thread / 32][0] = plain;
@@ -233,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) judge_residual(
         plain += sums[w][0];
         left += sums[w][1];
     }
-    plains[b * chunks + chunk] = plain;
+    if (!LOGITS) plains[b * chunks + chunk] = plain;
     lefts[b * chunks + chunk] = left;
 }
 

@@ -64,8 +64,6 @@ def residual(
     eights, chunks = split(batch, vocabulary)
     scale = np.float32(min(LOG2E / temperature, 3e38) if temperature is not None else 1)
     highest, mass = xp.empty((2, batch, rows, chunks), dtype=np.float32)
-    plains, lefts = xp.empty((2, batch, chunks), dtype=np.float32)
-    notes = xp.empty((batch, 4), dtype=np.float32)
     ids, counts, verdict = _tokens(draft_token_ids, num_draft_tokens)
     coins = xp.ascontiguousarray(uniforms.astype(np.float32, copy=False))
     draft = target if draft_probs is None else draft_probs
@@ -84,6 +82,8 @@ def residual(
             (ids, counts, target, coins, highest, mass, *verdict[:2], drafts, size, parts, is_ragged, scale),
         )  # fmt: skip
         return verdict
+    plains, lefts = xp.empty((2, batch, chunks), dtype=np.float32)
+    notes = xp.empty((batch, 4), dtype=np.float32)
     launch(
         "judge_residual", (batch, chunks),
         (

@@ -304,8 +304,8 @@ def recover(
         weight = tl.load(plains + batch * chunks + chunk, mask=chunk < chunks, other=0.0)
     else:
         line = batch * (drafts + 1) + accepted
-        weight = chunk_weights(high, total, line, highest, inverse, argmax, chunks, scale, MODE, CHUNKS, CHUNK)
-        weight *= tl.where(inverse == inverse, inverse, 0.0)
+        factor = tl.where(inverse == inverse, inverse, 0.0)
+        weight = chunk_weights(high, total, line, highest, inverse, factor, argmax, chunks, scale, MODE, CHUNKS, CHUNK)
     if (MODE == "probs") | DRAWN:
         left = tl.load(lefts + batch * chunks + chunk, mask=chunk < chunks, other=0.0)
     else:

@@ -193,10 +193,13 @@ def row_statistics(highs, totals, bests, rows, is_row, chunks, scale, MODE: tl.c
 
 @triton.jit
 def chunk_weights(
-    highs, totals, line, highest, inverse, best, chunks, scale, MODE: tl.constexpr, CHUNKS: tl.constexpr,
+    highs, totals, line, highest, inverse, factor, best, chunks, scale, MODE: tl.constexpr, CHUNKS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """What `scan` found in the chunks of one row, as weights relative to its largest; 0 all along a broken row."""
+    """What `scan` found in the chunks of one row, as `factor` times weights relative to its largest.
+
+    0 all along a broken row. A chunk has weight only where its largest token has, whose weight multiplies the sum.
+    """
     chunk = tl.arange(0, CHUNKS)
     part = line.to(tl.int64) * chunks + chunk
     weight = tl.load(totals + part, mask=chunk < chunks, other=0.0)
@@ -204,9 +207,9 @@ def chunk_weights(
         high = tl.load(highs + part, mask=chunk < chunks, other=float("-inf"))
         weight = tl.where(inverse == inverse, weight, 0.0)
         relative = tl.where(inverse == inverse, high - highest, 0.0)
-        weight = weight * tl.exp2(relative * scale)
+        weight = weight * (tl.exp2(relative * scale) * factor)
     elif MODE == "best":
-        weight = tl.where((chunk == best // CHUNK) & (best >= 0), 1.0, 0.0)
+        weight = tl.where((chunk == best // CHUNK) & (best >= 0), 1.0, 0.0) * factor
     return weight
 
 
@@ -269,7 +272,7 @@ def _draw(
         highest, inverse, best = row_statistics(
             highs, totals, bests, line + tl.arange(0, 1), tl.full((1,), True, tl.int1), chunks, scale, MODE, CHUNKS
         )  # fmt: skip
-    weight = chunk_weights(highs, totals, line, highest, inverse, best, chunks, scale, MODE, CHUNKS, CHUNK)
+    weight = chunk_weights(highs, totals, line, highest, inverse, 1.0, best, chunks, scale, MODE, CHUNKS, CHUNK)
     uniform = tl.load(uniforms + line).to(tl.float32)
     chosen, before, threshold = choose_chunk(weight, uniform, CHUNKS)
     place = chosen * CHUNK + tl.arange(0, CHUNK)

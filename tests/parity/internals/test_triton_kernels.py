@@ -86,6 +86,28 @@ def test_what_is_left_beside_a_one_hot_draft(op: str, chunks) -> None:
         assert not agree(op, [ids, None, rows, uniforms], options, [ids, None, others, uniforms])
 
 
+def test_what_is_left_of_a_capped_row(chunks) -> None:
+    """Block verification owes a later row less than all of it: half, so that what the draft has weighs more."""
+    target = np.full((1, 3, VOCABULARY), -np.inf)
+    for row, tokens in enumerate([[2, 30], [1, 3, 20, 35], [0]]):
+        target[0, row, tokens] = 0.0
+    arrays = [np.array([[2, 3]]), None, target, np.array([[0.25, 0.9, 0.3]])]
+    assert agree("verify_block", arrays, {"temperature": 1.0})
+    out = triton_ops.verify_block(*tensors(*arrays), temperature=1.0)
+    assert out.output_token_ids.tolist() == [[2, 1, -1]]
+
+
+def test_a_chunk_has_weight_only_where_a_token_has(chunks) -> None:
+    """Each token of the last chunk weighs less than float32 can say, all of them together do not.
+
+    No sum exceeds 1 times all: as where rounding leaves none, the last with weight is drawn.
+    """
+    target, ids = np.full((1, 1, VOCABULARY), -103.2), np.zeros((1, 0), dtype=np.int64)
+    target[..., :2] = 0.0
+    out = triton_ops.verify_residual(*tensors(ids, None, target, np.ones((1, 1))), temperature=1.0)
+    assert out.output_token_ids.tolist() == [[1]]
+
+
 def test_greedy_and_ties_in_chunks(chunks) -> None:
     rows = np.zeros((1, 2, VOCABULARY))
     rows[0, 0, [20, 33]] = 1.0  # of two chunks, the first

@@ -121,9 +121,8 @@ template <bool EVEN> __device__ __forceinline__ void read_both(
 // What was decided of a row of the batch: how many drafts were accepted, and what to draw the next token with.
 struct Judged {
     int accepted;
-    bool is_rejected;  // else all drafts were accepted
     float coin;
-    Weights row;
+    Weights row;  // a token in `rejected`, unless all drafts were accepted
 };
 
 // Known to all threads; the block of chunk 0 writes the verdict but for the token that is drawn.
@@ -171,14 +170,13 @@ __device__ __forceinline__ Judged judge(
     const Weights judged{row_highest[thread], row_inverse[thread], scale, -1};
     int accepted, count;
     first_false(own.is_real && coin * q_own < judged.p(x_own), own.is_real, accepted, count);
-    const bool is_rejected = accepted < count;
     if (chunk == 0) {
         if (thread <= drafts && thread != accepted)
             tokens[b * (drafts + 1) + thread] = thread < accepted ? own.token : -1;
         if (thread == 0) num_accepted[b] = accepted;
     }
-    const Weights row{row_highest[accepted], row_inverse[accepted], scale, is_rejected ? tokens_of[accepted] : -1};
-    return {accepted, is_rejected, coins_of[count], row};
+    const Weights row{row_highest[accepted], row_inverse[accepted], scale, accepted < count ? tokens_of[accepted] : -1};
+    return {accepted, coins_of[count], row};
 }
 
 // Blocks of a multiprocessor, without spills.
@@ -200,23 +198,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) judge_residual(
         is_ragged, scale
     );
     const Weights row = judged.row;
+    const bool is_rejected = row.rejected >= 0;
     if (chunk == 0 && thread == 0) ((Note*)notes)[b] = Note{row.highest, row.inverse, judged.coin, row.rejected};
     float plain = 0.0f, left = 0.0f;
-    if (!LOGITS || judged.is_rejected) {
+    if (!LOGITS || is_rejected) {
         const int start = chunk * CHUNK + 8 * thread, step = 8 * THREADS;
         target += (b * (drafts + 1) + judged.accepted) * vocabulary;
         draft += (b * drafts + judged.accepted) * vocabulary;
         float x[EIGHTS][8], q[EIGHTS][8];
         if (is_even(target, vocabulary) && is_even(draft, vocabulary))
-            read_both<true>(target, draft, judged.is_rejected, start, step, vocabulary, x, q);
+            read_both<true>(target, draft, is_rejected, start, step, vocabulary, x, q);
         else
-            read_both<false>(target, draft, judged.is_rejected, start, step, vocabulary, x, q);
+            read_both<false>(target, draft, is_rejected, start, step, vocabulary, x, q);
 #pragma unroll
         for (int n = 0; n < EIGHTS; ++n) {
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 if (!LOGITS) plain += row.plain(x[n][i]);
-                if (judged.is_rejected) left += row.left(x[n][i], q[n][i], start + n * step + i);
+                if (is_rejected) left += row.left(x[n][i], q[n][i], start + n * step + i);
             }
         }
     }
@@ -376,8 +375,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) settle_one_hot(
     const long long line = b * (drafts + 1) + judged.accepted;
     const element* const own = target + line * vocabulary;
     const float plain = known(highest, mass, line * chunks, chunks, row);
-    float left = judged.is_rejected ? plain : 0.0f;
-    if (judged.is_rejected) {
+    float left = 0.0f;
+    if (row.rejected >= 0) {
         const int chunk = row.rejected / CHUNK, start = chunk * CHUNK + 8 * thread, step = 8 * THREADS;
         float x[EIGHTS][8], sum = 0.0f, all;
         if (is_even(own, vocabulary)) read<true>(own, start, step, vocabulary, NOTHING, x);
@@ -387,7 +386,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) settle_one_hot(
 #pragma unroll
             for (int i = 0; i < 8; ++i) sum += row.left(x[n][i], 0.0f, start + n * step + i);
         sum_before(sum, held, all);
-        if (thread == chunk) left = all;
+        left = thread == chunk ? all : plain;
     }
     const int token = drawn(own, unused, row, judged.coin, plain, left, vocabulary);
     if (thread == 0) tokens[line] = token;

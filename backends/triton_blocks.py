@@ -1,7 +1,7 @@
 """How the attention kernel is cut into programs: a table by shape class, found by `python -m zigzag.bench.tuning`.
 
-Nothing is timed when the kernel runs. The table was made on an H100 (docs/benchmarks/tuning_h100.txt); other Hopper
-cards have the same multiprocessors, and other cards take it as it is.
+Nothing is timed when the kernel runs. The table was made on an H100, in the runs that docs/kernels/attention.md names;
+other Hopper cards have the same multiprocessors, and other cards take it as it is.
 """
 
 from typing import NamedTuple

@@ -31,6 +31,19 @@ def test_a_candidate_that_failed_somewhere_is_none() -> None:
     assert [blocks["name"] for _, blocks in found] == ["whole"]
 
 
+def test_text_names_the_best_of_each_shape() -> None:
+    shapes = [tuning.Attention(1, 4, 2, 1, keys) for keys in (64, 128)]
+    rows = [
+        {"shape": vars(shape), "blocks": {"name": name}, "graph": time}
+        for shape, times in zip(shapes, ((3.0, 2.0), (4.0, 9.0)), strict=True)
+        for name, time in zip("ab", times, strict=True)
+    ]
+    assert tuning.text("few", shapes, rows) == (
+        "few\n  1.225 ('a',)\n  1.500 ('b',)\n"
+        "          2.0 µs (1, 4, 2, 1, 64, None, 128) ('b',)\n          4.0 µs (1, 4, 2, 1, 128, None, 128) ('a',)"
+    )
+
+
 def test_classes_by_parts_of_their_names() -> None:
     assert list(tuning.classes_of("sixty; down, several")) == [
         "one token, sixty-four sequences", "experts, down, several tokens",

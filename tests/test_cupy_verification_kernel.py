@@ -236,7 +236,7 @@ def check_one_hot(made: Round) -> None:
     ("run", "right", "wrong"),
     [
         (check_residual, "coin * q_own < ", "coin * q_own <= "),
-        (check_residual, "accepted < count;", "false;"),
+        (check_residual, "accepted < count ?", "false ?"),
         (check_residual, "coins_of[count]", "coins_of[accepted]"),
         (check_residual, "target += (b * (drafts + 1) + judged.accepted) * vocabulary;", ""),
         (check_residual, "before + weight > bound", "before + weight >= bound"),
@@ -247,7 +247,7 @@ def check_one_hot(made: Round) -> None:
         (check_residual, "row + min(v, vocabulary - 8)", "row + min(v, 8)"),
         (check_drawn, "sums[w] * exp2f((tops[w] - base) * scale)", "sums[w]"),
         (check_drawn, "weight[n] * exp2f((high[n] - top) * scale)", "weight[n]"),
-        (check_one_hot, "if (thread == chunk) left = all;", ""),
+        (check_one_hot, "left = thread == chunk ? all : plain;", "left = plain;"),
         (check_drawn, "mass[part + thread] * row.p(highest[part + thread])", "mass[part + thread]"),
         (check_greedy, "x[n][i] > value", "x[n][i] >= value"),
         (check_greedy, "values[w] == value ? min(id, ids[w])", "values[w] == value ? ids[w]"),

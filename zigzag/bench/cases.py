@@ -148,7 +148,7 @@ def _settle(device: torch.device) -> None:
     """Gives memory that is not used back to the driver, and waits.
 
     Capturing a CUDA graph gives it back in any case. Where that was gigabytes, of the truths or of the method before,
-    graphs that read memory at its full rate took up to 17% longer for some tenths of a second.
+    graphs that read memory at its full rate can take longer for some tenths of a second (docs/kernels/attention.md).
     """
     if device.type == "cuda":
         synchronize(device)

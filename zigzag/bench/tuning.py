@@ -207,6 +207,17 @@ def best(rows: list[dict[str, Any]], count: int = 5) -> list[tuple[float, dict[s
     return sorted(means, key=lambda pair: pair[0])[:count]
 
 
+def text(name: str, shapes: Sequence[Shape], rows: list[dict[str, Any]]) -> str:
+    """The class, its best candidates, and the best one of each shape."""
+    lines = [name, *(f"  {ratio:.3f} {tuple(blocks.values())}" for ratio, blocks in best(rows))]
+    for shape in shapes:
+        quickest = min((row for row in rows if row["shape"] == vars(shape)), key=lambda row: row["graph"])
+        lines.append(
+            f"    {quickest['graph']:9.1f} µs {tuple(vars(shape).values())} {tuple(quickest['blocks'].values())}"
+        )
+    return "\n".join(lines)
+
+
 def main(
     out: Annotated[Path, typer.Option(help="Where to write all times (JSON).")] = Path("out/tuning.json"),
     only: Annotated[str, typer.Option(help="Only classes whose name contains one of these, as 'short;down'.")] = "",
@@ -219,18 +230,14 @@ def main(
     rate = timing.copy_rate(torch.device("cuda"))
     results: dict[str, Any] = {"device": torch.cuda.get_device_name(), "copy_bytes_per_second": rate}
     os.makedirs(out.parent, exist_ok=True)
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
-    for name, (candidates, shapes) in chosen.items():
-        for job in [pool.submit(compile_all, candidates[i::processes], shapes) for i in range(processes)]:
-            job.result()
-        rows = list(measure(candidates, shapes))
-        results[name] = {"best": best(rows), "rows": rows}
-        out.write_text(json.dumps(results))
-        print(name, *(f"  {ratio:.3f} {tuple(b.values())}" for ratio, b in best(rows)), sep="\n")
-        for shape in shapes:
-            times = [r for r in rows if r["shape"] == vars(shape)]
-            quickest = min(times, key=lambda r: r["graph"])
-            print(f"    {quickest['graph']:9.1f} µs {tuple(vars(shape).values())} {tuple(quickest['blocks'].values())}")
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for name, (candidates, shapes) in chosen.items():
+            for job in [pool.submit(compile_all, candidates[i::processes], shapes) for i in range(processes)]:
+                job.result()
+            rows = list(measure(candidates, shapes))
+            results[name] = {"best": best(rows), "rows": rows}
+            out.write_text(json.dumps(results))
+            print(text(name, shapes, rows))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Attention for decoding in one raw CUDA kernel: up to 16 queries over a cache that is read in place.
 
 A block takes 16 rows, one row for each query and head of one KV group (so keys are read once for the whole group), and
-a share of the keys. With few tiles the keys are split over blocks; the last block to finish a tile, found by a ticket,
-merges the parts. Nobody waits for anybody. Sums are float32.
+a share of the keys. With few tiles the keys are split over blocks, and a second launch merges the parts
+(cupy_attention_merge). Sums are float32.
 
 Memory bound: each key and value is read once a tile, and keys that no row can see are not read at all, unless positions
 are given.
@@ -13,8 +13,9 @@ from functools import cache
 import numpy as np
 
 from zigzag.backends import cupy_attention_mma as mma
-from zigzag.backends import cupy_kernels, cupy_workspace
+from zigzag.backends import cupy_kernels
 from zigzag.backends.cupy_arrays import Array, namespace
+from zigzag.backends.cupy_attention_merge import merge_parts
 from zigzag.backends.cupy_visibility import positions_of
 
 MAX_QUERIES = 16
@@ -45,6 +46,7 @@ __device__ __forceinline__ bool sees(long long i, long long j, int sink, int rec
 extern "C" __global__ void __launch_bounds__(THREADS) decode_attention("""
     + mma.PARAMETERS
     + r""") {
+    wait_for_earlier();
     __shared__ float tile[KEYS * (KEY_STRIDE > VALUE_SIZE ? KEY_STRIDE : VALUE_SIZE)];  // keys, then their values
     __shared__ float queries[ROWS * SIZE];
     __shared__ float weights[ROWS * KEYS];
@@ -54,7 +56,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention("""
 #if EXPLICIT
     __shared__ long long ats[ROWS];    // positions of the rows; -1: no row
 #endif
-    __shared__ int is_last;
 
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int split = blockIdx.x, splits = gridDim.x, pair = blockIdx.z;
@@ -161,48 +162,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention("""
     __syncthreads();
 
     if (splits > 1) {
-        const int line = pair * gridDim.y + blockIdx.y;
-        const long long lines = (long long)line * splits * ROWS;
-        const long long own = lines + (long long)split * ROWS;
+        const long long own = ((long long)(pair * gridDim.y + blockIdx.y) * splits + split) * ROWS;
         if (thread < VALUE_SIZE)
             for (int row = 0; row < ROWS; ++row) parts[(own + row) * VALUE_SIZE + thread] = result[row];
         if (thread < ROWS * 2) sums[own * 2 + thread] = stats[thread];
-        __threadfence();  // what this block wrote is seen before its ticket is
-        __syncthreads();
-        if (thread == 0) {
-            is_last = atomicAdd(tickets + line, 1) == splits - 1;
-            if (is_last) tickets[line] = 0;
-        }
-        __syncthreads();
-        if (!is_last) return;
-        __threadfence();
-        if (thread < ROWS) {
-            float top = NOTHING, sum = 0.0f;
-            for (int s = 0; s < splits; ++s) top = fmaxf(top, __ldcg(sums + (lines + s * ROWS + thread) * 2));
-            for (int s = 0; s < splits; ++s) {
-                const float* part = sums + (lines + s * ROWS + thread) * 2;
-                if (top > NOTHING) sum += __ldcg(part + 1) * exp2f(__ldcg(part) - top);
-            }
-            stats[2 * thread] = top;
-            stats[2 * thread + 1] = sum;
-        }
-        __syncthreads();
-        for (int row = 0; row < ROWS; ++row) {
-            result[row] = 0.0f;
-            if (thread >= VALUE_SIZE || !(stats[2 * row] > NOTHING)) continue;
-            for (int s = 0; s < splits; ++s) {
-                const long long part = lines + s * ROWS + row;
-                const float grow = exp2f(__ldcg(sums + part * 2) - stats[2 * row]);
-                result[row] += __ldcg(parts + part * VALUE_SIZE + thread) * grow;
-            }
-        }
+        return;
     }
     for (int n = 0; n < ROWS && first_row + n < rows; ++n) {
         const int row = first_row + n;
         const long long line = (head + row % share) * num_queries + row / share;
         const float sum = stats[2 * n + 1];
-        if (thread < VALUE_SIZE) output[line * VALUE_SIZE + thread] = to_element(sum > 0.0f ? result[n] / sum : 0.0f);
-        if (thread == 0) lse[line] = sum > 0.0f ? (stats[2 * n] + log2f(sum)) * LN2 : NOTHING;
+        if (thread < VALUE_SIZE) output[line * VALUE_SIZE + thread] = to_element(sum == 0.0f ? 0.0f : result[n] / sum);
+        if (thread == 0) lse[line] = sum == 0.0f ? NOTHING : (stats[2 * n] + log2f(sum)) * LN2;
     }
 }
 """
@@ -242,21 +213,24 @@ def attention(
     tiles = -(-rows // block_rows)
     waves, least = (mma.WAVES, mma.LEAST_KEYS) if on_tensor_cores else (WAVES, 2 * KEYS)
     splits = splits_of(batch * groups * tiles, read, _multiprocessors(xp), waves, least)
-    parts, sums, tickets = _workspace(xp, batch * groups * tiles, splits * block_rows, splits > 1, value_size)
+    slots = batch * groups * tiles * splits * block_rows if splits > 1 else 1
+    parts, sums = (xp.empty((slots, width), dtype=np.float32) for width in (value_size, 2))
     factor = (size**-0.5 if scale is None else scale) * LOG2E
     constants = {"ROWS": block_rows, "THREADS": THREADS, "SIZE": size, "VALUE_SIZE": value_size}
     constants |= {"STREAMING": int(window is not None), "EXPLICIT": int(explicit)}
     dtype = str(query.dtype)
-    constants |= {"MAX_SPLITS": MAX_SPLITS, "BFLOAT16": int(dtype == "bfloat16")} if on_tensor_cores else {"KEYS": KEYS}
+    constants |= {"BFLOAT16": int(dtype == "bfloat16")} if on_tensor_cores else {"KEYS": KEYS}
     source, name = (mma.SOURCE, mma.NAME) if on_tensor_cores else (SOURCE, "decode_attention")
     cupy_kernels.launch(
         source, name, dtype, constants, (splits, tiles, batch * groups), THREADS,
         (
-            xp.ascontiguousarray(query), key, value, output, lse, query_at, key_at, parts, sums, tickets,
+            xp.ascontiguousarray(query), key, value, output, lse, query_at, key_at, parts, sums,
             *_strides(key), *_strides(value), _batch_stride(query_at), _batch_stride(key_at),
             *map(np.int32, (num_queries, num_keys, groups, heads // groups, sink, recent, align)), np.float32(factor),
         ),
     )  # fmt: skip
+    if splits > 1:
+        merge_parts(output, lse, parts, sums, groups, splits, block_rows)
     return output, lse
 
 
@@ -272,14 +246,6 @@ def _strides(states: Array) -> tuple[np.int64, ...]:
 
 def _batch_stride(positions: Array) -> np.int64:
     return np.int64(positions.shape[1] if positions.shape[0] > 1 else 0)
-
-
-def _workspace(xp, tiles: int, rows: int, is_split: bool, value_size: int) -> tuple[Array, Array, Array]:
-    """(parts, sums, tickets) of the merge; rows: of a tile, those of all its splits."""
-    lines = tiles * rows if is_split else 1
-    parts = xp.empty((lines, value_size), dtype=np.float32)
-    sums = xp.empty((lines, 2), dtype=np.float32)
-    return parts, sums, cupy_workspace.tickets(tiles) if is_split else xp.empty(1, dtype=np.int32)
 
 
 @cache

@@ -7,8 +7,8 @@ the registers of `mma` without shared memory. The order of a sum is free, and so
 thread reads eight neighbouring numbers at once and calls them what the instruction wants. The loads of the next keys
 are on their way while the present values are used, and the other way round.
 
-Warps are merged through shared memory, blocks by the last to finish. Scores and sums are float32; weights are rounded
-to the arrays' dtype, as the products need them.
+Warps are merged through shared memory, blocks by a second launch (cupy_attention_merge). Scores and sums are float32;
+weights are rounded to the arrays' dtype, as the products need them.
 """
 
 from functools import cache
@@ -28,7 +28,7 @@ PARAMETERS = """
     const element* __restrict__ query, const element* __restrict__ key, const element* __restrict__ value,
     element* __restrict__ output, float* __restrict__ lse,
     const long long* __restrict__ query_at, const long long* __restrict__ key_at,
-    float* parts, float* sums, int* tickets,
+    float* parts, float* sums,
     long long key_batch, long long key_head, long long key_token,
     long long value_batch, long long value_head, long long value_token,
     long long query_at_batch, long long key_at_batch,
@@ -38,6 +38,7 @@ PARAMETERS = """
 SOURCE = (
     r"""
 #define WARPS (THREADS / 32)
+#define BLOCKS 2                     // that a multiprocessor has registers for: WAVES
 #define KEY_WARPS (WARPS * 16 / ROWS)  // that share the keys; ROWS / 16 warps have the same keys
 #define STEP 16                      // keys that a warp takes at a time
 #define SLICES (SIZE / 32)           // a thread has 8 numbers of each slice of a key
@@ -74,15 +75,8 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
     asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
 }
-// What this block wrote is seen before its ticket is, and what others wrote after theirs.
-__device__ __forceinline__ int take(int* ticket) {
-    int before;
-    asm volatile("atom.add.acq_rel.gpu.s32 %0, [%1], 1;" : "=r"(before) : "l"(ticket) : "memory");
-    return before;
-}
 #else
 inline unsigned pack(float low, float high) { return to_element(low) | (unsigned)to_element(high) << 16; }
-inline int take(int* ticket) { return atomicAdd(ticket, 1); }
 #endif
 
 template <class T> __device__ __forceinline__ T load(const void* from) { return *(const T*)from; }
@@ -117,13 +111,12 @@ struct Places {
     __device__ int of(int index) const { return index < sinks ? index : first + index - sinks; }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) decode_attention_mma("""
     + PARAMETERS
     + r""") {
-    constexpr int most = 16 * WARPS * STRIDE > ROWS * MAX_SPLITS ? 16 * WARPS * STRIDE : ROWS * MAX_SPLITS;
-    alignas(16) __shared__ float shared[most];  // results of the warps, then weights of the splits
+    wait_for_earlier();
+    alignas(16) __shared__ float shared[16 * WARPS * STRIDE];  // results of the warps
     __shared__ float warp_stats[WARPS * 16 * 2], stats[ROWS * 2];  // highest score and sum of each row
-    __shared__ int is_last;
 
     const uint4 zero = {};
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
@@ -320,58 +313,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_mma("""
         else
             write(output + line_of(row) * VALUE_SIZE + column, sum);
     }
-    if (splits == 1) {
-        const int row = first_row + thread;
-        if (thread < ROWS && row < rows) lse[line_of(row)] = logarithm(stats[2 * thread], stats[2 * thread + 1]);
-        return;
-    }
-
-    // The splits, made one by the last block. Loads do not wait for each other.
-    if (thread < ROWS * 2) sums[(first_part + split * ROWS) * 2 + thread] = stats[thread];
-    __syncthreads();
-    if (thread == 0) {
-        is_last = take(tickets + tile) == splits - 1;
-        if (is_last) tickets[tile] = 0;  // as the next launch needs it
-    }
-    __syncthreads();
-    if (!is_last) return;
-    for (int own = 8 * warp + g; own < ROWS; own += 8 * WARPS) {  // a row's splits are those of four threads
-        float top[MAX_SPLITS / 4], sum[MAX_SPLITS / 4], highest_of_all = NOTHING, all = 0.0f;
-#pragma unroll
-        for (int n = 0; n < MAX_SPLITS / 4; ++n) {
-            const int s = q + 4 * n;
-            const float* const part = sums + (first_part + s * ROWS + own) * 2;
-            top[n] = s < splits ? __ldcg(part) : NOTHING;
-            sum[n] = s < splits ? __ldcg(part + 1) : 0.0f;
-            highest_of_all = fmaxf(highest_of_all, top[n]);
-        }
-        highest_of_all = row_max(highest_of_all);
-#pragma unroll
-        for (int n = 0; n < MAX_SPLITS / 4; ++n) {
-            top[n] = exp2f(top[n] - base_of(highest_of_all));
-            all += sum[n] * top[n];
-        }
-        all = row_sum(all);
-#pragma unroll
-        for (int n = 0; n < MAX_SPLITS / 4; ++n) shared[own * MAX_SPLITS + q + 4 * n] = top[n] * inverse_of(all);
-        if (q == 0 && first_row + own < rows) lse[line_of(first_row + own)] = logarithm(highest_of_all, all);
-    }
-    __syncthreads();
-    float4 merged[QUADS] = {};
-#pragma unroll KEY_WARPS * 2
-    for (int s = 0; s < splits; ++s) {
-#pragma unroll
-        for (int m = 0; m < QUADS; ++m) {
-            const int n = thread + m * THREADS, own = n / (VALUE_SIZE / 4), column = n % (VALUE_SIZE / 4) * 4;
-            if (first_row + own >= rows) continue;
-            const float4 part = __ldcg((const float4*)(parts + (first_part + s * ROWS + own) * VALUE_SIZE + column));
-            add(merged[m], part, shared[own * MAX_SPLITS + s]);
-        }
-    }
-#pragma unroll
-    for (int m = 0; m < QUADS; ++m) {
-        const int n = thread + m * THREADS, row = first_row + n / (VALUE_SIZE / 4), column = n % (VALUE_SIZE / 4) * 4;
-        if (row < rows) write(output + line_of(row) * VALUE_SIZE + column, merged[m]);
+    if (splits > 1) {
+        if (thread < ROWS * 2) sums[(first_part + split * ROWS) * 2 + thread] = stats[thread];
+    } else if (thread < ROWS && first_row + thread < rows) {
+        lse[line_of(first_row + thread)] = logarithm(stats[2 * thread], stats[2 * thread + 1]);
     }
 }
 """

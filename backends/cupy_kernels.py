@@ -8,6 +8,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from zigzag.backends import cupy_launch
 from zigzag.backends.cupy_arrays import Array
 
 RAW = "ZIGZAG_CUPY_RAW"  # with this environment variable 0 everything is left to array calls
@@ -42,6 +43,17 @@ __device__ __forceinline__ element to_element(float x) {
 }
 """,
 }
+
+WAIT = """
+// The first statement of a kernel, whose blocks may be there before earlier launches are done (cupy_launch); then those
+// of the next may come.
+__device__ __forceinline__ void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+"""
 
 # Sums and maxima over the 32 threads of a warp, known to all of them.
 WARPS = """
@@ -81,7 +93,7 @@ def has_element(*arrays: Array) -> bool:
 def code_of(source: str, element: str, constants: dict[str, int], elements: dict[str, str] = ELEMENTS) -> str:
     """The whole text of a kernel family for one dtype and one set of sizes."""
     defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-    return elements[element] + WARPS + defines + source
+    return elements[element] + WAIT + WARPS + defines + source
 
 
 def launch(
@@ -89,9 +101,10 @@ def launch(
     arguments: tuple[Any, ...],
 ) -> None:  # fmt: skip
     """Queue a kernel; `arguments` are arrays and NumPy scalars of exactly the types that the kernel declares."""
-    _compiled(code_of(source, element, constants)).get_function(name)(grid, (threads,), arguments)
+    cupy_launch.launch(_compiled(source, name, element, tuple(constants.items())), grid, threads, arguments)
 
 
 @cache
-def _compiled(code: str) -> Any:
-    return import_module("cupy").RawModule(code=code, options=OPTIONS)
+def _compiled(source: str, name: str, element: str, constants: tuple[tuple[str, int], ...]) -> Any:
+    code = code_of(source, element, dict(constants))
+    return import_module("cupy").RawModule(code=code, options=OPTIONS).get_function(name)

@@ -74,6 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) best_of_chunks(
     const element* __restrict__ rows, const long long* __restrict__ counts, float* best, int* best_id, int drafts,
     int vocabulary, int is_ragged
 ) {
+    wait_for_earlier();
     __shared__ float values[WARPS];
     __shared__ int ids[WARPS];
     const int thread = threadIdx.x, line = blockIdx.x, chunk = blockIdx.y, b = line / (drafts + 1);
@@ -115,6 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_of_chunks(
     const element* __restrict__ rows, const long long* __restrict__ counts, float* highest, float* mass, int drafts,
     int vocabulary, int is_ragged, float scale
 ) {
+    wait_for_earlier();
     __shared__ float tops[WARPS], sums[WARPS];
     const int thread = threadIdx.x, line = blockIdx.x, chunk = blockIdx.y, b = line / (drafts + 1);
     if (line % (drafts + 1) > most_of(counts, b, is_ragged, drafts)) return;

@@ -37,6 +37,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decide_greedy(
     const int* __restrict__ best_id, long long* tokens, long long* num_accepted, int drafts, int vocabulary, int chunks,
     int is_ragged
 ) {
+    wait_for_earlier();
     __shared__ int own[THREADS];
     const int b = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
     const int most = most_of(counts, b, is_ragged, drafts);
@@ -190,6 +191,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) judge_residual(
     const float* __restrict__ mass, float* plains, float* lefts, float* notes, long long* tokens,
     long long* num_accepted, int drafts, int vocabulary, int is_ragged, float scale
 ) {
+    wait_for_earlier();
     __shared__ float sums[WARPS][2];
     const int chunk = blockIdx.y, chunks = gridDim.y, thread = threadIdx.x;
     const long long b = blockIdx.x;
@@ -340,6 +342,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) recover(
     const float* __restrict__ notes, const long long* __restrict__ num_accepted, long long* tokens, int drafts,
     int vocabulary, int chunks, float scale
 ) {
+    wait_for_earlier();
     const int thread = threadIdx.x;
     const long long b = blockIdx.x, accepted = num_accepted[b], line = b * (drafts + 1) + accepted;
     const Note note = ((const Note*)notes)[b];
@@ -363,6 +366,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) settle_one_hot(
     const float* __restrict__ coins, const float* __restrict__ highest, const float* __restrict__ mass,
     long long* tokens, long long* num_accepted, int drafts, int vocabulary, int chunks, int is_ragged, float scale
 ) {
+    wait_for_earlier();
     __shared__ float held[WARPS];
     const int thread = threadIdx.x;
     const long long b = blockIdx.x;

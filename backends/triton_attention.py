@@ -1,8 +1,8 @@
 """Attention in one Triton kernel: decoding, trees and prefill; full, or sink + recent; contiguous or paged caches.
 
 A program takes a tile of rows, one row for each query and head of one KV group (so keys are read once for the whole
-group), and a share of the keys. With few tiles the keys are split over programs; the last program to finish a tile,
-found by a ticket, merges the parts. Nobody waits for anybody. docs/kernels/attention.md has the reasons.
+group), and a share of the keys. With few tiles the keys are split over programs, and a second launch merges the parts
+(triton_merge). docs/kernels/attention.md has the reasons.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends import triton_launch, triton_workspace
+from zigzag.backends import triton_launch
 from zigzag.backends.torch_eager import positions_of, related_nodes
 from zigzag.backends.triton_blocks import blocks_of, splits_of
 from zigzag.backends.triton_launch import wait_for_earlier
 from zigzag.backends.triton_masks import causal, extremes, in_window, related, span, window_start, within
+from zigzag.backends.triton_merge import LOG2E, finish, merge_parts, width_of, workspace
 from zigzag.reference.checks import check_window
 from zigzag.reference.errors import KindError
 
-LOG2E = tl.constexpr(1.4426950408889634)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -56,10 +56,10 @@ def attention(
     tiles = triton.cdiv(rows, blocks.tile)
     seen_keys = num_keys if window is None or keys_where is not None else min(num_keys, sum(window) + blocks.block)
     splits = splits_of(blocks, query.device, tiles * batch * groups, triton.cdiv(seen_keys, blocks.block))
-    parts, sums, tickets = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
+    parts, sums = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
     _kernel[(tiles, splits, batch * groups)](
         query, key, value, output, lse,
-        *or_unused(query, where, keys_where, tree, block_table), parts, sums, tickets,
+        *or_unused(query, where, keys_where, tree, block_table), parts, sums,
         *query.stride(), *key.stride(), *value.stride(),
         *(0 if a is None or a.shape[0] == 1 else a.stride(0) for a in (where, keys_where, block_table)),
         num_queries, num_keys, groups, 0 if parents is None else len(parents),
@@ -68,19 +68,21 @@ def attention(
         ALIGN=align, STREAMING=window is not None, QUERY_AT=where is not None, KEY_AT=keys_where is not None,
         TREE=tree is not None, PAGE=0 if block_table is None else key.shape[2],
         GAPS=window is not None and may_have_gaps(where, num_queries), SHARE=heads // groups,
-        SPLITS=triton.next_power_of_2(splits), D=size, DV=value_size, **launch_options(blocks, size, value_size),
+        SPLIT=splits > 1, D=size, DV=value_size, **launch_options(blocks, size, value_size),
         **triton_launch.dependent(query.device),
     )  # fmt: skip
+    if splits > 1:
+        merge_parts(output, lse, parts, sums, groups, splits, blocks.tile)
     return output, lse
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys", "nodes", "sink", "recent", "groups"])
 def _kernel(
-    query, key, value, output, lse, where, keys_where, tree, table, parts, sums, tickets,
+    query, key, value, output, lse, where, keys_where, tree, table, parts, sums,
     q_batch, q_head, q_token, q_size, k_batch, k_head, k_token, k_size, v_batch, v_head, v_token, v_size,
     where_batch, keys_where_batch, table_batch, num_queries, num_keys, groups, nodes, scale, sink, recent,
     ALIGN: tl.constexpr, STREAMING: tl.constexpr, QUERY_AT: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr,
-    PAGE: tl.constexpr, GAPS: tl.constexpr, SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
+    PAGE: tl.constexpr, GAPS: tl.constexpr, SHARE: tl.constexpr, SPLIT: tl.constexpr, TILE: tl.constexpr,
     BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
@@ -103,8 +105,8 @@ def _kernel(
     )  # fmt: skip
     line = pair * tl.num_programs(0) + tile
     finish(
-        output, lse, parts, sums, tickets, highest, total, result, line, split, tl.num_programs(1), batch, head, token,
-        groups * SHARE, num_queries, SPLITS, TILE, DV, VALUE_SIZE,
+        output, lse, parts, sums, highest, total, result, line, split, tl.num_programs(1), batch, head, token,
+        groups * SHARE, num_queries, SPLIT, TILE, DV, VALUE_SIZE,
     )  # fmt: skip
 
 
@@ -207,72 +209,6 @@ def _positions(keys_where, place, num_keys):
     return tl.load(keys_where + place, mask=place < num_keys, other=-1).to(tl.int32)
 
 
-@triton.jit
-def finish(
-    output, lse, parts, sums, tickets, highest, total, result, line, split, splits, batch, head, token, heads,
-    num_queries, SPLITS: tl.constexpr, TILE: tl.constexpr, DV: tl.constexpr, VALUE_SIZE: tl.constexpr,
-):  # fmt: skip
-    """Write the rows; of several splits the last to come merges what all of them left in the workspace."""
-    if SPLITS > 1:
-        slot = (line * splits + split).to(tl.int64) * TILE + tl.arange(0, TILE)
-        is_row = (token < num_queries)[:, None]
-        tl.store(parts + slot[:, None] * VALUE_SIZE + tl.arange(0, VALUE_SIZE), result, mask=is_row)
-        tl.store(sums + slot, highest)
-        tl.store(sums + (tl.num_programs(0) * splits * tl.num_programs(2)).to(tl.int64) * TILE + slot, total)
-        tl.debug_barrier()
-        if tl.atomic_add(tickets + line, 1, sem="acq_rel") == splits - 1:
-            tl.store(tickets + line, 0)
-            _merge(output, lse, parts, sums, line, splits, batch, head, token, heads, num_queries, SPLITS, TILE, DV,
-                   VALUE_SIZE)  # fmt: skip
-    else:
-        _write(output, lse, result, highest, total, batch, head, token, heads, num_queries, DV, VALUE_SIZE)
-
-
-@triton.jit
-def _merge(
-    output, lse, parts, sums, line, splits, batch, head, token, heads, num_queries,
-    SPLITS: tl.constexpr, TILE: tl.constexpr, DV: tl.constexpr, VALUE_SIZE: tl.constexpr,
-):  # fmt: skip
-    """Unrolled, and without sums across threads: the loads of all parts are under way together."""
-    row, column = tl.arange(0, TILE), tl.arange(0, VALUE_SIZE)
-    first = (line * splits).to(tl.int64) * TILE
-    totals = sums + (tl.num_programs(0) * tl.num_programs(2) * splits).to(tl.int64) * TILE
-    is_row = (token < num_queries)[:, None]
-    highest = tl.full((TILE,), float("-inf"), tl.float32)
-    for one in tl.static_range(SPLITS):
-        slot = one * TILE + row
-        high = tl.load(sums + first + slot, mask=slot < splits * TILE, other=float("-inf"), cache_modifier=".cg")
-        highest = tl.maximum(highest, high)
-    base = tl.where(highest == float("-inf"), 0.0, highest)
-    total = tl.zeros((TILE,), tl.float32)
-    result = tl.zeros((TILE, VALUE_SIZE), tl.float32)
-    for one in tl.static_range(SPLITS):
-        slot = one * TILE + row
-        there = slot < splits * TILE
-        high = tl.load(sums + first + slot, mask=there, other=float("-inf"), cache_modifier=".cg")
-        part_total = tl.load(totals + first + slot, mask=there, other=0.0, cache_modifier=".cg")
-        states = tl.load(parts + (first + slot)[:, None] * VALUE_SIZE + column, mask=is_row & there[:, None],
-                         other=0.0, cache_modifier=".cg")  # fmt: skip
-        weight = tl.exp2(high - base)
-        total += part_total * weight
-        result += states * weight[:, None]
-    _write(output, lse, result, highest, total, batch, head, token, heads, num_queries, DV, VALUE_SIZE)
-
-
-@triton.jit
-def _write(
-    output, lse, result, highest, total, batch, head, token, heads, num_queries, DV: tl.constexpr,
-    VALUE_SIZE: tl.constexpr,
-):  # fmt: skip
-    column, is_row, empty = tl.arange(0, VALUE_SIZE), token < num_queries, total == 0
-    result = result / tl.where(empty, 1.0, total)[:, None]
-    line = (batch * heads + head) * num_queries + token
-    tl.store(output + line[:, None] * DV + column, result.to(output.dtype.element_ty),
-             mask=is_row[:, None] & (column < DV))  # fmt: skip
-    log = tl.where(empty, float("-inf"), (highest + tl.log2(tl.where(empty, 1.0, total))) / LOG2E)
-    tl.store(lse + line, log, mask=is_row)
-
-
 def positions_for_kernel(
     query: Tensor, num_keys: int, query_positions: Tensor | None, key_positions: Tensor | None,
     parents: Sequence[int] | None,
@@ -299,19 +235,8 @@ def launch_options(blocks: Any, size: int, value_size: int) -> dict[str, int]:
     """The blocks as the kernel's arguments; products need sides of 16 or more."""
     return {
         "TILE": blocks.tile, "BLOCK": blocks.block, "SIZE": max(16, triton.next_power_of_2(size)),
-        "VALUE_SIZE": max(16, triton.next_power_of_2(value_size)), "num_warps": blocks.warps,
-        "num_stages": blocks.stages,
+        "VALUE_SIZE": width_of(value_size), "num_warps": blocks.warps, "num_stages": blocks.stages,
     }  # fmt: skip
-
-
-def workspace(query: Tensor, lines: int, splits: int, tile: int, value_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(parts, sums, tickets) of `lines` tiles, each split so many times."""
-    if splits == 1:
-        return query, query, query
-    width = max(16, triton.next_power_of_2(value_size))
-    parts = query.new_empty(lines * splits * tile * width, dtype=torch.float32)
-    sums = query.new_empty(2 * lines * splits * tile, dtype=torch.float32)
-    return parts, sums, triton_workspace.tickets(query.device, lines)
 
 
 @cache

@@ -4,11 +4,10 @@ Nothing is timed when the kernel runs. The table was made on an H100, in the run
 other Hopper cards have the same multiprocessors, and other cards take it as it is.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
-
-from zigzag.backends.triton_workspace import multiprocessors
 
 
 class Blocks(NamedTuple):
@@ -59,3 +58,8 @@ def splits_of(blocks: Blocks, device: torch.device, programs: int, key_blocks: i
     """How many programs share the keys of a tile: enough to fill the card, each with some blocks of keys."""
     wanted = blocks.waves * multiprocessors(device) // max(1, programs)
     return max(1, min(64, wanted, key_blocks // blocks.least))
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -16,19 +16,17 @@ from zigzag.backends import triton_launch
 from zigzag.backends.torch_eager import join_heads, positions_of
 from zigzag.backends.triton_attention import (
     DTYPES,
-    LOG2E,
     attend,
     attention,
-    finish,
     launch_options,
     may_have_gaps,
     or_unused,
     rows_of,
-    workspace,
 )
 from zigzag.backends.triton_blocks import blocks_of, mixed_blocks_of, splits_of
 from zigzag.backends.triton_launch import wait_for_earlier
 from zigzag.backends.triton_masks import extremes
+from zigzag.backends.triton_merge import LOG2E, finish, merge_parts, workspace
 from zigzag.reference.errors import KindError
 from zigzag.reference.mixed_heads import Calls, by_two_calls
 
@@ -74,31 +72,33 @@ def mixed_attention(
     tiles = triton.cdiv(share * num_queries, blocks.tile)
     # The full heads have nearly all the work: their keys are split as if the others were not there.
     splits = splits_of(blocks, query.device, tiles * batch * num_full, triton.cdiv(num_keys, blocks.block))
-    parts, sums, tickets = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
+    parts, sums = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
     positions = [None if a is None else torch.atleast_2d(a)
                  for a in (query_positions, key_positions, streaming_positions)]  # fmt: skip
     mixed[(tiles, splits, batch * groups)](
         query, full_key, full_value, key, value, output, lse, *or_unused(query, *positions),
-        _places(tuple(full_groups), query.device), parts, sums, tickets,
+        _places(tuple(full_groups), query.device), parts, sums,
         *query.stride(), *full_key.stride(), *full_value.stride(), *key.stride(), *value.stride(),
         *(0 if a is None or a.shape[0] == 1 else a.stride(0) for a in positions),
         num_queries, num_keys, key.shape[2], groups, (size**-0.5 if scale is None else scale) * LOG2E.value,
         sink, recent, ALIGN=align, QUERY_AT=query_positions is not None, FULL_AT=key_positions is not None,
         STREAM_AT=streaming_positions is not None, GAPS=may_have_gaps(query_positions, num_queries), SHARE=share,
-        SPLITS=triton.next_power_of_2(splits), D=size, DV=value_size, **launch_options(blocks, size, value_size),
+        SPLIT=splits > 1, D=size, DV=value_size, **launch_options(blocks, size, value_size),
         **triton_launch.dependent(query.device),
     )  # fmt: skip
+    if splits > 1:
+        merge_parts(output, lse, parts, sums, groups, splits, blocks.tile)
     return output, lse
 
 
 @triton.jit(do_not_specialize=["num_queries", "full_keys", "keys", "sink", "recent", "groups"])
 def mixed(
-    query, full_key, full_value, key, value, output, lse, where, full_where, stream_where, places, parts, sums, tickets,
+    query, full_key, full_value, key, value, output, lse, where, full_where, stream_where, places, parts, sums,
     q_batch, q_head, q_token, q_size, fk_batch, fk_head, fk_token, fk_size, fv_batch, fv_head, fv_token, fv_size,
     k_batch, k_head, k_token, k_size, v_batch, v_head, v_token, v_size, where_batch, full_batch, stream_batch,
     num_queries, full_keys, keys, groups, scale, sink, recent,
     ALIGN: tl.constexpr, QUERY_AT: tl.constexpr, FULL_AT: tl.constexpr, STREAM_AT: tl.constexpr, GAPS: tl.constexpr,
-    SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
+    SHARE: tl.constexpr, SPLIT: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
     DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     wait_for_earlier(DEPENDENT)
@@ -129,8 +129,8 @@ def mixed(
         )  # fmt: skip
     line = pair * tl.num_programs(0) + tile
     finish(
-        output, lse, parts, sums, tickets, highest, total, result, line, split, splits, batch, head, token,
-        groups * SHARE, num_queries, SPLITS, TILE, DV, VALUE_SIZE,
+        output, lse, parts, sums, highest, total, result, line, split, splits, batch, head, token, groups * SHARE,
+        num_queries, SPLIT, TILE, DV, VALUE_SIZE,
     )  # fmt: skip
 
 

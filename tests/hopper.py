@@ -88,6 +88,8 @@ def attend_all(ops, dtype: torch.dtype, size: int) -> None:
     few = states[:, :2]
     ops.attention(states, few, few, **window)
     ops.attention(states[:, :, -3:], few, few, parents=[-1, 0])
+    long = torch.empty(1, 2, 8192, size, dtype=dtype)
+    ops.attention(states[:, :, -16:], long, long)
     ops.mixed_attention(
         states, few[:, :1], few[:, :1], few[:, 1:], few[:, 1:], full_groups=(True, False), **window
     )
@@ -118,11 +120,12 @@ def fails(launch: Callable[[], object]) -> bool:
 
 
 def main() -> None:
-    from zigzag.backends import triton_launch, triton_ops
+    from zigzag.backends import triton_blocks, triton_launch, triton_ops
 
     found: list[tuple[str, str, int]] = []
     driver.set_active(Hopper())
     JITFunction.run = compiling(found)
+    triton_blocks.multiprocessors = lambda device: 132
     triton_launch.dependent = lambda device: {"DEPENDENT": True, "launch_pdl": True}
     for dtype, (batch, drafts, vocabulary, size, temperatures) in SIZES.items():
         verify_all(triton_ops, dtype, batch, drafts, vocabulary, temperatures)

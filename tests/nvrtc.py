@@ -23,6 +23,18 @@ def _library() -> ctypes.CDLL | None:
 
 def compiled(code: str, options: tuple[str, ...]) -> tuple[bool, str]:
     """(whether `code` compiles, everything that the compiler said). Skips the test without the wheel."""
+    is_fine, log, _ = _compile(code, options)
+    return is_fine, log
+
+
+def ptx_of(code: str, options: tuple[str, ...]) -> str:
+    """What the compiler made of `code`, as text. Skips the test without the wheel."""
+    is_fine, log, ptx = _compile(code, options)
+    assert is_fine, log
+    return ptx
+
+
+def _compile(code: str, options: tuple[str, ...]) -> tuple[bool, str, str]:
     library = _library()
     if library is None:
         pytest.skip(f"{WHEEL} is not installed")
@@ -30,9 +42,17 @@ def compiled(code: str, options: tuple[str, ...]) -> tuple[bool, str]:
     assert library.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernel.cu", 0, None, None) == 0
     given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     status = library.nvrtcCompileProgram(program, len(options), given)
-    size = ctypes.c_size_t()
-    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetProgramLog(program, log)
+    log, ptx = (_text(library, program, name) if not status or name == "ProgramLog" else "" for name in TEXTS)
     library.nvrtcDestroyProgram(ctypes.byref(program))
-    return status == 0, log.value.decode()
+    return status == 0, log, ptx
+
+
+TEXTS = "ProgramLog", "PTX"
+
+
+def _text(library: ctypes.CDLL, program: ctypes.c_void_p, name: str) -> str:
+    size = ctypes.c_size_t()
+    library[f"nvrtcGet{name}Size"](program, ctypes.byref(size))
+    text = ctypes.create_string_buffer(size.value)
+    library[f"nvrtcGet{name}"](program, text)
+    return text.value.decode()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zigzag import reference
-from zigzag.backends import cupy_attention, cupy_attention_kernel, cupy_kernels, cupy_workspace
+from zigzag.backends import cupy_attention, cupy_attention_kernel, cupy_attention_merge, cupy_kernels
 from zigzag.conformance.strategies import windows
 from zigzag.conformance.tolerance import assert_no_worse
 from zigzag.reference.visibility import default_positions
@@ -17,7 +17,6 @@ from zigzag.reference.visibility import default_positions
 pytestmark = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="there is no C++ compiler (g++)")
 
 SIZE, VALUE_SIZE = 8, 5  # each other size is another compilation
-TICKETS = np.zeros(64, dtype=np.int32)  # of all launches here
 
 
 @dataclass
@@ -76,8 +75,6 @@ def use_host(monkeypatch, multiprocessors: int, seed: int, element: str | None =
 
     monkeypatch.setattr(cupy_kernels, "launch", launch)
     monkeypatch.setattr(cupy_attention_kernel, "_multiprocessors", lambda xp: multiprocessors)
-    monkeypatch.setattr(cupy_workspace, "tickets", lambda count: TICKETS)
-    TICKETS[:] = 0
 
 
 def check(made: Decode, dtype: str) -> None:
@@ -88,7 +85,6 @@ def check(made: Decode, dtype: str) -> None:
         made.positions.get("query_positions"), made.positions.get("key_positions"),
     )  # fmt: skip
     assert output.dtype == dtype and lse.dtype == "float32"
-    assert not TICKETS.any()  # as the next launch needs them
     exact, exact_lse = reference.attention(*arrays, **made.window, **made.positions, scale=made.scale)
     terms = made.key.shape[2]
     assert_no_worse(output, exact, exact.astype(dtype), dtype=dtype, terms=terms)
@@ -172,24 +168,17 @@ def test_keys_behind_the_sinks_may_hold_nan(monkeypatch: pytest.MonkeyPatch) -> 
     check(only_sinks(SIZE, VALUE_SIZE), "float32")
 
 
-def test_every_block_takes_a_ticket(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The keys of a tile really are split over blocks, and the last one puts the ticket back."""
-    grids = []
-
-    def launch(*arguments) -> None:
-        cuda_on_host.launch(*arguments)
-        grids.append(arguments[4])
-
+def test_keys_are_split_and_parts_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two launches, the second with a block for each of 2 x 2 heads' rows."""
+    launched = []
     use_host(monkeypatch, 132, 0)
-    monkeypatch.setattr(cupy_kernels, "launch", launch)
+    monkeypatch.setattr(cupy_kernels, "launch", lambda source, name, *rest: launched.append((name, rest[2])))
     states = np.ones((2, 2, 200, SIZE), dtype="float32")
-    cupy_attention_kernel.attention(states[:, :, :1], states, states[..., :VALUE_SIZE], None, 1, None, None, None)
-    assert grids == [(3, 1, 4)] and not TICKETS.any()
-    back = "if (is_last) tickets[line] = 0;"
-    assert back in cupy_attention_kernel.SOURCE
-    monkeypatch.setattr(cupy_attention_kernel, "SOURCE", cupy_attention_kernel.SOURCE.replace(back, ""))
-    cupy_attention_kernel.attention(states[:, :, :1], states, states[..., :VALUE_SIZE], None, 1, None, None, None)
-    assert TICKETS[:5].tolist() == [3, 3, 3, 3, 0]
+    query = np.ones((2, 6, 2, SIZE), dtype="float32")
+    for keys in (200, 60):
+        key = states[:, :, :keys]
+        cupy_attention_kernel.attention(query, key, key[..., :VALUE_SIZE], None, 1, None, None, None)
+    assert launched == [("decode_attention", (3, 1, 4)), ("merge_parts", (6, 4)), ("decode_attention", (1, 1, 4))]
 
 
 def test_front_goes_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +195,7 @@ def test_front_goes_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 STEP = Decode(*(np.random.default_rng(n).standard_normal((1, 2, keys, SIZE)) for n, keys in enumerate((2, 400, 400))),
               {"sink": 4, "recent": 200})  # fmt: skip
 STEP.value = STEP.value[..., :VALUE_SIZE].copy()
+STEP_OF_GROUPS = Decode(np.random.default_rng(3).standard_normal((1, 6, 2, SIZE)), STEP.key, STEP.value, {})
 
 
 @pytest.mark.parametrize(
@@ -213,7 +203,7 @@ STEP.value = STEP.value[..., :VALUE_SIZE].copy()
     [
         ("- recent / align;", "- recent / align - 1;"),
         ("sinks = min(min(sink, end), first);", "sinks = 0;"),
-        ("(long long)split * ROWS;", "0;"),
+        ("* splits + split) * ROWS;", "* splits) * ROWS;"),
         ("total[m] * shrink + warp_sum(weight)", "total[m] + warp_sum(weight)"),
         ("__syncthreads();  // also: the last step's values have been used", ""),
         ("__syncthreads();\n        const int place", "const int place"),
@@ -227,6 +217,34 @@ def test_wrong_kernel_is_noticed(right: str, wrong: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(cupy_attention_kernel, "SOURCE", cupy_attention_kernel.SOURCE.replace(right, wrong))
     with pytest.raises(AssertionError):
         check(STEP, "float32")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("s * ROWS) * VALUE_SIZE", "s) * VALUE_SIZE"),
+        ("(warp + m * WARPS) % 32", "m * WARPS % 32"),
+        ("row % share) * num_queries", "row / num_queries) * num_queries"),
+        ("    __syncthreads();\n", ""),
+    ],
+    ids=["parts", "weights", "line", "barrier"],
+)
+def test_wrong_merge_is_noticed(right: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_host(monkeypatch, 8, 1)
+    check(STEP_OF_GROUPS, "float32")
+    assert right in cupy_attention_merge.SOURCE
+    monkeypatch.setattr(cupy_attention_merge, "SOURCE", cupy_attention_merge.SOURCE.replace(right, wrong))
+    with pytest.raises(AssertionError):
+        check(STEP_OF_GROUPS, "float32")
+
+
+@pytest.mark.parametrize("multiprocessors", [8, 40, 132])
+def test_splits_of_several_warps(multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4, 20 and 64 parts."""
+    use_host(monkeypatch, multiprocessors, 3)
+    rng = np.random.default_rng(5)
+    query, key, value = (rng.standard_normal((1, heads, n, SIZE)) for heads, n in ((6, 2), (2, 4200), (2, 4200)))
+    check(Decode(query, key, value[..., :VALUE_SIZE].copy(), {}), "float32")
 
 
 def test_deadlock_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from test_cupy_kernels import HOPPER, FakeArray, fake
 from zigzag import reference
 from zigzag.backends import cupy_attention_kernel, cupy_kernels
 from zigzag.backends import cupy_attention_mma as mma
+from zigzag.backends.cupy_attention_merge import NAME
 from zigzag.conformance.tolerance import assert_no_worse
 
 needs_compiler = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="there is no C++ compiler (g++)")
@@ -139,7 +140,7 @@ SWAPPED = "multiply(result[8 * h + i], p0, p1, p2, p3, b1, b0);"
         ("multiply(result[8 * h + i], p0, p1, p2, p3, b0, b1);", SWAPPED),
         ("seen >> n & 1 ? v[n][h] : zero", "v[n][h]"),
         ("(first_part + split * ROWS + own) * VALUE_SIZE + column", "(first_part + own) * VALUE_SIZE + column"),
-        ("__syncthreads();\n    float4 merged", "float4 merged"),
+        ("    __syncthreads();\n    const long long tile", "    const long long tile"),
     ],
     ids=["window", "fragment", "unseen", "parts", "barrier"],
 )
@@ -166,7 +167,7 @@ def test_keys_are_split_over_blocks_that_fit() -> None:
 def code(element: str, size: int, value_size: int, streaming: int, explicit: int, rows: int = 16) -> str:
     constants = {"ROWS": rows, "THREADS": cupy_attention_kernel.THREADS, "SIZE": size}
     constants |= {"VALUE_SIZE": value_size, "STREAMING": streaming, "EXPLICIT": explicit}
-    constants |= {"MAX_SPLITS": cupy_attention_kernel.MAX_SPLITS, "BFLOAT16": int(element == "bfloat16")}
+    constants["BFLOAT16"] = int(element == "bfloat16")
     return cupy_kernels.code_of(mma.SOURCE, element, constants)
 
 
@@ -236,7 +237,8 @@ def test_launch_code_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     for is_chosen in (True, False):
         monkeypatch.setattr(mma, "chosen", lambda *arrays, answer=is_chosen: answer)
         cupy_attention_kernel.attention(states[:, :, :1], states, states, None, 1, None, None, None)
-    assert launched == [(mma.NAME, (32, 1, 2)), ("decode_attention", (64, 1, 2))]
+    merge = (NAME, (1, 2))
+    assert launched == [(mma.NAME, (32, 1, 2)), merge, ("decode_attention", (64, 1, 2)), merge]
 
 
 @pytest.mark.parametrize(("queries", "rows", "grid"), [(4, 16, (22, 4, 3)), (5, 64, (32, 2, 3))])
@@ -244,8 +246,8 @@ def test_launch_code_chooses_rows(queries: int, rows: int, grid: tuple, monkeypa
     """64 rows of a group and 80."""
     launched = []
     use_mma(monkeypatch, 132)
-    monkeypatch.setattr(cupy_kernels, "launch", lambda *given: launched.append((given[3]["ROWS"], given[4])))
+    monkeypatch.setattr(cupy_kernels, "launch", lambda *given: launched.append((given[1], given[3]["ROWS"], given[4])))
     states = np.ones((1, 3, 4096, 64), dtype="float16")
     query = np.ones((1, 48, queries, 64), dtype="float16")
     cupy_attention_kernel.attention(query, states, states, None, 1, None, None, None)
-    assert launched == [(rows, grid)]
+    assert launched == [(mma.NAME, rows, grid), (NAME, rows, (16 * queries, 3))]

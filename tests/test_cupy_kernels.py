@@ -7,9 +7,15 @@ import cuda_on_host
 import numpy as np
 import pytest
 from cuda_on_host import kernels_in
-from nvrtc import compiled
+from nvrtc import compiled, ptx_of
 
-from zigzag.backends import cupy_attention_kernel, cupy_kernels, cupy_verification_kernel
+from zigzag.backends import (
+    cupy_attention_kernel,
+    cupy_attention_merge,
+    cupy_attention_mma,
+    cupy_kernels,
+    cupy_verification_kernel,
+)
 
 HOPPER = (*cupy_kernels.OPTIONS, "--gpu-architecture=sm_90")
 SWITCHES = {cupy_attention_kernel: ("STREAMING", "EXPLICIT"), cupy_verification_kernel: ("LOGITS", "DRAFT")}
@@ -84,6 +90,55 @@ def test_compile_check_can_fail(right: str, wrong: str, said: str) -> None:
     made = constants(cupy_attention_kernel, STREAMING=0, EXPLICIT=0)
     is_fine, log = compiled(cupy_kernels.code_of(source, "float32", made), HOPPER)
     assert (is_fine, log) != (True, "") and said in log and "kernel.cu(" in log
+
+
+MERGE = {"ROWS": 64, "THREADS": cupy_attention_merge.THREADS}
+
+
+@pytest.mark.parametrize("element", cupy_kernels.ELEMENTS)
+@pytest.mark.parametrize(("splits", "value_size"), [(2, 5), (64, 128)])
+def test_merge_compiles_for_hopper(splits: int, value_size: int, element: str) -> None:
+    code = cupy_kernels.code_of(
+        cupy_attention_merge.SOURCE, element, MERGE | {"SPLITS": splits, "VALUE_SIZE": value_size}
+    )
+    assert kernels_in(code) == [cupy_attention_merge.NAME]
+    assert compiled(code, (*HOPPER, "--ptxas-options=--warn-on-spills")) == (True, "")
+
+
+def access_before_waiting(ptx: str) -> list[str]:
+    """The kernels that touch memory which earlier launches may write, before they have waited for them."""
+    early = []
+    for text in ptx.split(".entry ")[1:]:
+        before, waits, _ = text.partition("griddepcontrol.wait;")
+        if not waits or any(word in before for word in ("ld.global", "st.global", "atom.", "red.", "bra")):
+            early.append(text.partition("(")[0])
+    return early
+
+
+WAITING = [
+    (cupy_attention_merge.SOURCE, MERGE | {"SPLITS": 16, "VALUE_SIZE": 128}),
+    *((cupy_attention_kernel.SOURCE, constants(cupy_attention_kernel, STREAMING=s, EXPLICIT=s)) for s in (0, 1)),
+    *((cupy_verification_kernel.SOURCE, constants(cupy_verification_kernel, LOGITS=n, DRAFT=n)) for n in (0, 1)),
+    *(
+        (cupy_attention_mma.SOURCE, {"ROWS": 16, "THREADS": 128, "SIZE": 128, "VALUE_SIZE": 128, "BFLOAT16": 1,
+                                     "STREAMING": s, "EXPLICIT": s})
+        for s in (0, 1)
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "made"), WAITING)
+def test_kernels_wait_before_they_read(source: str, made: dict[str, int]) -> None:
+    """They are launched before earlier ones are done; a compiler may move what it takes for constant."""
+    options = (*cupy_kernels.OPTIONS, "--gpu-architecture=compute_90")
+    code = cupy_kernels.code_of(source, "bfloat16", made)
+    assert access_before_waiting(ptx_of(code, options)) == []
+    assert access_before_waiting(ptx_of(code.replace("    wait_for_earlier();", ""), options)) == kernels_in(code)
+
+
+def test_early_access_is_noticed() -> None:
+    waits, reads = "griddepcontrol.wait;", "ld.global.nc.u32 %r1, [%rd1];"
+    assert access_before_waiting(f".entry good( ) {waits} {reads} .entry bad( ) {reads} {waits}") == ["bad"]
 
 
 class FakeArray(np.ndarray):

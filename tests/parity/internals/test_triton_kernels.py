@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("triton", reason="triton is not installed")
 
 from zigzag import KindError, backends, ops, reference  # noqa: E402
-from zigzag.backends import triton_ops, triton_sampling  # noqa: E402
+from zigzag.backends import triton_attention, triton_blocks, triton_ops, triton_sampling  # noqa: E402
 from zigzag.conformance.arrays import DEVICE  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(triton_ops.unavailable()), reason=triton_ops.unavailable() or "it is available")
@@ -183,6 +183,30 @@ def test_masked_keys_do_not_leak() -> None:
     assert torch.isfinite(triton_ops.lost_mass(*arrays[:2], **window, **where)).all()
     assert torch.isfinite(triton_ops.output_deviation(*arrays[:3], **window, **where)).all()
     assert torch.isfinite(triton_ops.gate_gradient(*arrays, **window, **where)).all()
+
+
+@pytest.mark.parametrize("queries", [1, 3, 20])
+@pytest.mark.parametrize("multiprocessors", [1, 40])
+@pytest.mark.parametrize("window", [{}, {"sink": 4, "recent": 300}], ids=["full", "streaming"])
+def test_parts_are_merged(
+    window: dict, multiprocessors: int, queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys split over programs, or not; rows that see nothing give 0 and -inf."""
+    monkeypatch.setattr(triton_blocks, "multiprocessors", lambda device: multiprocessors)
+    splits, merge = [], triton_attention.merge_parts
+    monkeypatch.setattr(triton_attention, "merge_parts", lambda *given: splits.append(given[5]) or merge(*given))
+    rng = np.random.default_rng(0)
+    shapes = (2, 6, queries, 16), *2 * ((2, 2, 700, 16),)
+    query, key, value = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    where = {"query_positions": np.stack([np.arange(queries), np.arange(queries) + 700 - queries])}
+    if queries == 3:
+        where["query_positions"][0] = -1
+    given = {name: torch.from_numpy(at).to(DEVICE) for name, at in where.items()}
+    output, lse = triton_ops.attention(*tensors(query, key, value), **window, **given)
+    exact, exact_lse = reference.attention(query, key, value, **window, **where)
+    np.testing.assert_allclose(output.cpu(), exact, atol=2e-6)
+    np.testing.assert_allclose(lse.cpu(), exact_lse, atol=2e-6)
+    assert (len(splits) == 1 and splits[0] > 2) if multiprocessors > 1 else not splits
 
 
 def test_float64_is_refused() -> None:

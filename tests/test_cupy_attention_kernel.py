@@ -75,6 +75,7 @@ def use_host(monkeypatch, multiprocessors: int, seed: int, element: str | None =
 
     monkeypatch.setattr(cupy_kernels, "launch", launch)
     monkeypatch.setattr(cupy_attention_kernel, "_multiprocessors", lambda xp: multiprocessors)
+    monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full(shape, 77, dtype))  # nothing is right unwritten
 
 
 def check(made: Decode, dtype: str) -> None:
@@ -169,16 +170,18 @@ def test_keys_behind_the_sinks_may_hold_nan(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_keys_are_split_and_parts_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In two launches, the second with a block for each of 2 x 2 heads' rows."""
+    """In two launches, the second with a warp for each row of 2 x 2 KV heads, here 6, or with a block."""
     launched = []
     use_host(monkeypatch, 132, 0)
     monkeypatch.setattr(cupy_kernels, "launch", lambda source, name, *rest: launched.append((name, rest[2])))
-    states = np.ones((2, 2, 200, SIZE), dtype="float32")
+    states = np.ones((2, 2, 2000, SIZE), dtype="float32")
     query = np.ones((2, 6, 2, SIZE), dtype="float32")
-    for keys in (200, 60):
+    for keys in (200, 60, 2000):
         key = states[:, :, :keys]
         cupy_attention_kernel.attention(query, key, key[..., :VALUE_SIZE], None, 1, None, None, None)
-    assert launched == [("decode_attention", (3, 1, 4)), ("merge_parts", (6, 4)), ("decode_attention", (1, 1, 4))]
+    split = [("decode_attention", (3, 1, 4)), ("merge_parts", (2, 4))]
+    many = [("decode_attention", (31, 1, 4)), ("merge_parts", (6, 4))]
+    assert launched == [*split, ("decode_attention", (1, 1, 4)), *many]
 
 
 def test_front_goes_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +198,9 @@ def test_front_goes_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 STEP = Decode(*(np.random.default_rng(n).standard_normal((1, 2, keys, SIZE)) for n, keys in enumerate((2, 400, 400))),
               {"sink": 4, "recent": 200})  # fmt: skip
 STEP.value = STEP.value[..., :VALUE_SIZE].copy()
-STEP_OF_GROUPS = Decode(np.random.default_rng(3).standard_normal((1, 6, 2, SIZE)), STEP.key, STEP.value, {})
+MANY_PARTS = Decode(*(np.random.default_rng(n).standard_normal((1, heads, keys, SIZE))
+                      for n, (heads, keys) in enumerate(((6, 2), (2, 2000), (2, 2000)))), {})  # fmt: skip
+MANY_PARTS.value = MANY_PARTS.value[..., :VALUE_SIZE].copy()
 
 
 @pytest.mark.parametrize(
@@ -223,19 +228,20 @@ def test_wrong_kernel_is_noticed(right: str, wrong: str, monkeypatch: pytest.Mon
     ("right", "wrong"),
     [
         ("s * ROWS) * VALUE_SIZE", "s) * VALUE_SIZE"),
-        ("(warp + m * WARPS) % 32", "m * WARPS % 32"),
+        ("(sharer + m * SHARERS) % 32", "m * SHARERS / 2 % 32"),
         ("row % share) * num_queries", "row / num_queries) * num_queries"),
+        ("bool is_row = row < share * num_queries", "bool is_row = row + 1 < share * num_queries"),
         ("    __syncthreads();\n", ""),
     ],
-    ids=["parts", "weights", "line", "barrier"],
+    ids=["parts", "weights", "line", "rows", "barrier"],
 )
 def test_wrong_merge_is_noticed(right: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_host(monkeypatch, 8, 1)
-    check(STEP_OF_GROUPS, "float32")
+    use_host(monkeypatch, 132, 1)
+    check(MANY_PARTS, "float32")
     assert right in cupy_attention_merge.SOURCE
     monkeypatch.setattr(cupy_attention_merge, "SOURCE", cupy_attention_merge.SOURCE.replace(right, wrong))
     with pytest.raises(AssertionError):
-        check(STEP_OF_GROUPS, "float32")
+        check(MANY_PARTS, "float32")
 
 
 @pytest.mark.parametrize("multiprocessors", [8, 40, 132])

@@ -92,7 +92,7 @@ def test_compile_check_can_fail(right: str, wrong: str, said: str) -> None:
     assert (is_fine, log) != (True, "") and said in log and "kernel.cu(" in log
 
 
-MERGE = {"ROWS": 64, "THREADS": cupy_attention_merge.THREADS}
+MERGE = {"ROWS": 64, "THREADS": cupy_attention_merge.THREADS, "PARTS": cupy_attention_merge.PARTS}
 
 
 @pytest.mark.parametrize("element", cupy_kernels.ELEMENTS)

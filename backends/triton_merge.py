@@ -1,4 +1,4 @@
-"""How the parts of rows whose keys were split over programs become one: in a launch of its own, a few rows a program.
+"""How the parts of rows whose keys were split over programs become one: in a launch of its own, with a program a row.
 
 It is a dependent launch (triton_launch), so what it costs is less than what one program needs to merge all rows of a
 tile in the launch that made the parts (docs/kernels/attention.md).
@@ -13,7 +13,6 @@ from zigzag.backends import triton_launch
 from zigzag.backends.triton_launch import wait_for_earlier
 
 LOG2E = tl.constexpr(1.4426950408889634)
-PARTS = 16  # that a program merges; of one row if it has more
 
 
 def width_of(value_size: int) -> int:
@@ -43,7 +42,7 @@ def finish(
         totals = sums + (tl.num_programs(0) * splits * tl.num_programs(2)).to(tl.int64) * TILE
         tl.store(totals + slot, total, mask=is_row)
     else:
-        result, log = _row_of(result, highest, total)
+        result, log = _row_of(result, highest, total, total[:, None])
         row = (batch * heads + head) * num_queries + token
         tl.store(output + row[:, None] * DV + column, result.to(output.dtype.element_ty),
                  mask=is_row[:, None] & (column < DV))  # fmt: skip
@@ -56,9 +55,8 @@ def merge_parts(
     """Fills output [B, H, T, Dv] and lse [B, H, T] from what `finish` left."""
     batch, heads, num_queries, value_size = output.shape
     share, width = heads // groups, triton.next_power_of_2(splits)
-    rows = max(1, PARTS // width)
-    _merge[(triton.cdiv(share * num_queries, rows), batch * groups)](
-        output, lse, parts, sums, splits, num_queries, SHARE=share, SPLITS=width, TILE=tile, ROWS=rows, DV=value_size,
+    _merge[(share * num_queries, batch * groups)](
+        output, lse, parts, sums, splits, num_queries, SHARE=share, SPLITS=width, TILE=tile, DV=value_size,
         VALUE_SIZE=width_of(value_size), num_warps=max(1, min(4, width // 16)),
         **triton_launch.dependent(output.device),
     )  # fmt: skip
@@ -67,31 +65,30 @@ def merge_parts(
 @triton.jit(do_not_specialize=["splits", "num_queries"])
 def _merge(
     output, lse, parts, sums, splits, num_queries, SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
-    ROWS: tl.constexpr, DV: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
+    DV: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     wait_for_earlier(DEPENDENT)
-    row, pair = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)  # pair: a KV head of a sequence
-    tiles, is_row = tl.cdiv(SHARE * num_queries, TILE), row < SHARE * num_queries
+    row, pair = tl.program_id(0), tl.program_id(1)  # pair: a KV head of a sequence
+    tiles = tl.cdiv(tl.num_programs(0), TILE)
     one, column = tl.arange(0, SPLITS), tl.arange(0, VALUE_SIZE)
-    line = (pair * tiles + row // TILE).to(tl.int64) * splits
-    slot = (line[:, None] + one) * TILE + row[:, None] % TILE
+    slot = ((pair * tiles + row // TILE) * splits + one).to(tl.int64) * TILE + row % TILE
     totals = sums + (tl.num_programs(1) * tiles * splits).to(tl.int64) * TILE
-    there = is_row[:, None] & (one < splits)
+    there = one < splits
     high = tl.load(sums + slot, mask=there, other=float("-inf"))
     total = tl.load(totals + slot, mask=there, other=0.0)
-    states = tl.load(parts + slot[:, :, None] * VALUE_SIZE + column, mask=there[:, :, None], other=0.0)
-    highest = tl.max(high, 1)
-    weight = tl.exp2(high - tl.where(highest == float("-inf"), 0.0, highest)[:, None])
-    total = tl.sum(total * weight, 1)
-    result, log = _row_of(tl.sum(states * weight[:, :, None], 1), highest, total)
-    place = (pair * SHARE + row % SHARE).to(tl.int64) * num_queries + row // SHARE
-    tl.store(output + place[:, None] * DV + column, result.to(output.dtype.element_ty),
-             mask=is_row[:, None] & (column < DV))  # fmt: skip
-    tl.store(lse + place, log, mask=is_row)
+    states = tl.load(parts + slot[:, None] * VALUE_SIZE + column, mask=there[:, None], other=0.0)
+    highest = tl.max(high, 0)
+    weight = tl.exp2(high - tl.where(highest == float("-inf"), 0.0, highest))
+    total = tl.sum(total * weight, 0)
+    result, log = _row_of(tl.sum(states * weight[:, None], 0), highest, total, total)
+    line = (pair * SHARE + row % SHARE).to(tl.int64) * num_queries + row // SHARE
+    tl.store(output + line * DV + column, result.to(output.dtype.element_ty), mask=column < DV)
+    tl.store(lse + line, log)
 
 
 @triton.jit
-def _row_of(result, highest, total):
-    """(output, lse) of rows; of no keys 0 and -inf."""
-    whole = tl.where(total == 0, 1.0, total)
-    return result / whole[:, None], tl.where(total == 0, float("-inf"), (highest + tl.log2(whole)) / LOG2E)
+def _row_of(result, highest, total, divisor):
+    """(output, lse) of rows; divisor: the totals, in the shape of the result's rows. Of no keys: 0 and -inf."""
+    result = result / tl.where(divisor == 0, 1.0, divisor)
+    log = (highest + tl.log2(tl.where(total == 0, 1.0, total))) / LOG2E
+    return result, tl.where(total == 0, float("-inf"), log)

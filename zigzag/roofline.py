@@ -59,10 +59,10 @@ HARDWARE = {
 }
 
 # Kernels of a decode step, one after the other: transformers' modules as zigzag captures them, for each layer that has
-# the part. Attention is one launch, whose reads, last-arriver ticket and merge wait for each other like three.
+# the part. Attention is two: its reads over all of the card, then the merge.
 KERNELS = {
     "attention projections": 18,  # four products, twelve of the rotary embedding, two writes into the cache
-    "KV cache": 3,
+    "KV cache": 2,
     "dense feed-forward": 5,
     "shared experts": 6,
     "routed experts": 2,

@@ -34,7 +34,7 @@ ASSUMPTIONS = """\
 - **Expected time.** The same by 0.89 of the memory rate and 0.79 of the bf16 rate, what a large copy and a large
   matrix product reach on one H100, and 2.5 µs for each kernel that waits for the one before. A rate given as measured
   (`--memory-rate`, `--flop-rate`) is taken as it is, also for *step*. Kernels are counted as zigzag's decode step in
-  a CUDA graph has them: 38 in an expert layer, 30 in a dense one, 9 around them.
+  a CUDA graph has them: 37 in an expert layer, 29 in a dense one, 9 around them.
 - **GPUs.** max(tp, ep) of them. Split by tp: heads, dense and shared feed-forward, embedding, head, the MTP layer
   likewise. KV heads are split while there are enough, then copied. Copied: routers and norms. Routed experts: whole
   ones on ep groups, evenly used; their matrices are split where tp is larger. With ep > tp, ep / tp groups of tp GPUs

@@ -1,0 +1,73 @@
+"""What a dependent launch hands to the driver, without one: the structures of cuda.h, arguments, errors."""
+
+import ctypes
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_cupy_kernels import fake
+
+from zigzag.backends import cupy_launch
+from zigzag.backends.cupy_launch import Attribute, Config
+
+STREAM, FUNCTION = 11, 12
+
+
+class Card:
+    """CuPy's calls and the driver's: what it was asked, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capability: int = 90, error: int = 0) -> None:
+        self.asked: list = []
+        self.error = error
+        self.kernel = SimpleNamespace(ptr=FUNCTION)
+        runtime = SimpleNamespace(getDevice=lambda: 3, setDevice=lambda device: self.asked.append(("device", device)))
+        cuda = SimpleNamespace(
+            runtime=runtime, get_current_stream=lambda: SimpleNamespace(ptr=STREAM),
+            driver=SimpleNamespace(CUDADriverError=RuntimeError),
+        )  # fmt: skip
+        monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+        monkeypatch.setattr(cupy_launch, "_capability", lambda device: capability)
+        monkeypatch.setattr(cupy_launch, "_driver", lambda: SimpleNamespace(cuLaunchKernelEx=self.launch))
+
+    def launch(self, config, function, arguments, extra) -> int:
+        given = config._obj
+        attributes = [(given.attributes[n].id, given.attributes[n].value) for n in range(given.num_attributes)]
+        words = [ctypes.cast(at, ctypes.POINTER(ctypes.c_uint)).contents.value for at in arguments]
+        self.asked.append(
+            (tuple(given.grid), tuple(given.block), given.shared_bytes, given.stream, attributes, function.value, words)
+        )
+        assert extra is None
+        return self.error
+
+    def __call__(self, *arguments) -> None:
+        """As CuPy's kernel is launched."""
+        self.asked.append(("CuPy", *arguments))
+
+
+def test_structures_are_those_of_the_header() -> None:
+    """Sizes and offsets as a C compiler gives them for CUDA 13's cuda.h on 64 bits."""
+    assert (ctypes.sizeof(Config), Config.stream.offset, Config.attributes.offset) == (56, 32, 40)
+    assert (Config.shared_bytes.offset, Config.num_attributes.offset) == (24, 48)
+    assert (ctypes.sizeof(Attribute), Attribute.value.offset) == (72, 8)
+
+
+def test_a_launch_is_dependent(monkeypatch: pytest.MonkeyPatch) -> None:
+    card, array = Card(monkeypatch), fake(4)
+    cupy_launch.launch(card, (5, 6), 128, (array, np.int32(7), np.float32(1)))
+    low = array.ctypes.data & 0xFFFFFFFF
+    serialization = [(6, 1)]  # programmatic stream serialization, allowed
+    launched = ((5, 6, 1), (128, 1, 1), 0, STREAM, serialization, FUNCTION, [low, 7, 0x3F800000])
+    assert card.asked == [("device", 3), launched]
+
+
+def test_older_cards_have_no_dependent_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(monkeypatch, capability=80)
+    cupy_launch.launch(card, (5,), 128, (np.int32(7),))
+    assert card.asked == [("CuPy", (5,), (128,), (np.int32(7),))]
+
+
+def test_the_driver_s_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(monkeypatch, error=700)
+    with pytest.raises(RuntimeError, match="700"):
+        cupy_launch.launch(card, (1,), 32, ())

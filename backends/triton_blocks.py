@@ -26,6 +26,8 @@ ANY = 1 << 30
 # (rows of a KV group, KV heads of the whole batch, keys, head size): the first line that is nowhere smaller is taken.
 _HALF = (  # numbers of two bytes
     ((16, 16, 1_280, 128), Blocks(16, 128, 8, 2, 1, least=1)),
+    ((16, 16, ANY, 96), Blocks(16, 128, 8, 3, 1)),
+    ((8, 16, ANY, 128), Blocks(16, 128, 4, 3, 1)),
     ((16, 16, ANY, 128), Blocks(16, 64, 4, 3, 1)),
     ((16, 128, ANY, 128), Blocks(16, 128, 4, 3, 1)),
     ((16, ANY, ANY, 128), Blocks(16, 64, 2, 2, 1)),

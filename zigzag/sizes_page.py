@@ -11,7 +11,7 @@ from zigzag.sizes import RECENT, SINK, ModelShape, streaming_plan
 
 ASSUMPTIONS = """\
 - **Nothing here is measured on these models.** It is arithmetic on a model's configuration: *step* from a data sheet
-  alone, a bound; *expected* with the rates that one H100 reaches and the cost of its kernels. Slices of Air took 0.98
+  alone, a bound; *expected* with the rates that one H100 reaches and the cost of its kernels. Slices of Air took 0.94
   to 1.14 of it on one H100 (docs/benchmarks/slices_h100.md). Sampling, activations in memory, uneven experts and the
   latency of each transfer between GPUs cost nothing in either; at batch 1 on many GPUs the last alone can be as long
   as the step.

@@ -31,7 +31,6 @@ SOURCE = (
 #define WARPS (THREADS / 32)
 #define MINE (ROWS / WARPS)
 #define KEY_STRIDE (SIZE + 1)  // threads of a warp read one column of different keys: one bank each
-#define LN2 0.6931471805599453f
 
 // (STREAMING) sink and recent are multiples of align; a key at -1 is an empty slot.
 __device__ __forceinline__ bool sees(long long i, long long j, int sink, int recent, int align) {
@@ -219,7 +218,7 @@ def attention(
     constants = {"ROWS": block_rows, "THREADS": THREADS, "SIZE": size, "VALUE_SIZE": value_size}
     constants |= {"STREAMING": int(window is not None), "EXPLICIT": int(explicit)}
     dtype = str(query.dtype)
-    constants |= {"BFLOAT16": int(dtype == "bfloat16")} if on_tensor_cores else {"KEYS": KEYS}
+    constants |= {"BFLOAT16": int(dtype == "bfloat16"), "WAVES": waves} if on_tensor_cores else {"KEYS": KEYS}
     source, name = (mma.SOURCE, mma.NAME) if on_tensor_cores else (SOURCE, "decode_attention")
     cupy_kernels.launch(
         source, name, dtype, constants, (splits, tiles, batch * groups), THREADS,

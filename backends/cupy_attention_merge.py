@@ -1,4 +1,4 @@
-"""The second launch of both attention kernels where keys were split over blocks: it makes each row of its parts.
+"""The second launch of both attention kernels where keys were split over blocks: it joins the parts of each row.
 
 A row is a warp's, or a whole block's if it has more than `PARTS` parts; all loads of a thread are under way together.
 """
@@ -10,7 +10,7 @@ from zigzag.backends.cupy_arrays import Array
 
 NAME = "merge_parts"
 THREADS = 128
-PARTS = 16  # of a warp at most, where a row's parts are at most 64
+PARTS = 16  # of a row that a warp joins alone
 
 SOURCE = r"""
 #define WARPS (THREADS / 32)
@@ -18,7 +18,6 @@ SOURCE = r"""
 #define MINE (SPLITS / SHARERS)               // parts of a warp, one in SHARERS
 #define NUMBERS ((VALUE_SIZE + 31) / 32)      // of each part that a thread has
 #define EACH ((SPLITS + 31) / 32)             // parts whose weights a thread has
-#define LN2 0.6931471805599453f
 
 // parts [tiles of all KV heads, splits, ROWS, VALUE_SIZE], sums [the same, 2]: highest score and sum of exponentials.
 extern "C" __global__ void __launch_bounds__(THREADS) merge_parts(
@@ -93,10 +92,10 @@ def merge_parts(
     batch, heads, num_queries, value_size = output.shape
     share, width = heads // groups, 1 << (splits - 1).bit_length()
     rows = share * num_queries
-    a_block = THREADS // 32 if width <= PARTS else 1
+    rows_a_block = THREADS // 32 if width <= PARTS else 1
     constants = {"ROWS": block_rows, "THREADS": THREADS, "VALUE_SIZE": value_size, "SPLITS": width, "PARTS": PARTS}
     sizes = map(np.int32, (splits, -(-rows // block_rows), num_queries, share))
     cupy_kernels.launch(
-        SOURCE, NAME, str(output.dtype), constants, (-(-rows // a_block), batch * groups), THREADS,
+        SOURCE, NAME, str(output.dtype), constants, (-(-rows // rows_a_block), batch * groups), THREADS,
         (output, lse, parts, sums, *sizes),
     )  # fmt: skip

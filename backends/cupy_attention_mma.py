@@ -11,9 +11,8 @@ Warps are merged through shared memory, blocks by a second launch (cupy_attentio
 weights are rounded to the arrays' dtype, as the products need them.
 """
 
-from functools import cache
-
-from zigzag.backends.cupy_arrays import Array, namespace
+from zigzag.backends.cupy_arrays import Array
+from zigzag.backends.cupy_launch import capability
 
 NAME = "decode_attention_mma"
 DTYPES = ("float16", "bfloat16")
@@ -38,7 +37,6 @@ PARAMETERS = """
 SOURCE = (
     r"""
 #define WARPS (THREADS / 32)
-#define BLOCKS 2                     // that a multiprocessor has registers for: WAVES
 #define KEY_WARPS (WARPS * 16 / ROWS)  // that share the keys; ROWS / 16 warps have the same keys
 #define STEP 16                      // keys that a warp takes at a time
 #define SLICES (SIZE / 32)           // a thread has 8 numbers of each slice of a key
@@ -46,7 +44,6 @@ SOURCE = (
 #define IS_VALUE(n) (VALUE_SIZE % 64 == 0 || (n) < VALUE_SIZE)  // whether a value has a number n
 #define STRIDE (VALUE_SIZE + 4)      // of the rows in shared memory: fewer bank conflicts
 #define QUADS (ROWS * VALUE_SIZE / 4 / THREADS)  // four columns of a row: how many a thread adds up
-#define LN2 0.6931471805599453f
 
 #if EXPLICIT
 typedef long long position;
@@ -111,7 +108,7 @@ struct Places {
     __device__ int of(int index) const { return index < sinks ? index : first + index - sinks; }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) decode_attention_mma("""
+extern "C" __global__ void __launch_bounds__(THREADS, WAVES) decode_attention_mma("""
     + PARAMETERS
     + r""") {
     wait_for_earlier();
@@ -331,15 +328,10 @@ def chosen(query: Array, key: Array, value: Array) -> bool:
         and value.shape[3] % 32 == 0
         and max(query.shape[3], value.shape[3]) <= MAX_SIZE
         and all(_is_aligned(states) for states in (query, key, value))
-        and _capability(namespace(query)) >= OLDEST
+        and capability() >= OLDEST
     )
 
 
 def _is_aligned(states: Array) -> bool:
     """Whether each row may be read 16 bytes at a time."""
     return states.data.ptr % 16 == 0 and all(stride % 16 == 0 for stride in states.strides[:3])
-
-
-@cache
-def _capability(xp) -> int:
-    return int(xp.cuda.Device().compute_capability)

@@ -59,6 +59,7 @@ __device__ __forceinline__ void wait_for_earlier() {
 WARPS = """
 #define ALL 0xffffffffu
 #define NOTHING __int_as_float(0xff800000)  // -inf
+#define LN2 0.6931471805599453f
 
 __device__ __forceinline__ float warp_max(float x) {
     for (int offset = 16; offset; offset /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, offset));

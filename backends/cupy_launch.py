@@ -1,4 +1,7 @@
-"""Dependent launches of raw kernels, as in triton_launch: CuPy has no call for them, so this is the driver's own."""
+"""Launches of raw kernels, dependent ones (triton_launch) from Hopper on: CuPy has no call for those, the driver has.
+
+NVRTC must know these cards, as CUDA 12's does: the kernels' text has its wait from their architecture on.
+"""
 
 import ctypes
 from functools import cache
@@ -9,8 +12,8 @@ import numpy as np
 
 from zigzag.backends.cupy_arrays import Array
 
-LIBRARY = "libcuda.so.1"
-HOPPER = 90  # compute capability of the first cards that have dependent launches
+LIBRARY = "libcuda.so.1"  # on Linux; elsewhere CuPy launches
+HOPPER = 90  # compute capability
 _SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 
@@ -33,24 +36,29 @@ _DEPENDENT = Attribute(id=_SERIALIZATION, value=1)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], threads: int, arguments: tuple[Any, ...]) -> None:
-    """Queue a `cupy.RawKernel` on the current stream, as a dependent of what is before it where the card knows that."""
+    """Queue a `cupy.RawKernel` on the current stream, as a dependent of what is before it where that is known."""
+    queue = _driver() if capability() >= HOPPER else None
+    if queue is None:
+        kernel(grid, (threads,), arguments)
+        return
     cuda = import_module("cupy").cuda
-    device = cuda.runtime.getDevice()
-    if _capability(device) < HOPPER:
-        return kernel(grid, (threads,), arguments)
-    cuda.runtime.setDevice(device)  # the driver needs a context, which a new thread does not have yet
+    cuda.runtime.setDevice(cuda.runtime.getDevice())  # the driver needs a context, which a new thread has not got yet
     config = Config(
         (*grid, 1, 1)[:3], (threads, 1, 1), 0, cuda.get_current_stream().ptr, ctypes.pointer(_DEPENDENT), 1
     )
-    held = [held_argument(argument) for argument in arguments]
+    held = [_held(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(each) for each in held))
-    error = _driver().cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(kernel.kernel.ptr), pointers, None)
+    error = queue(ctypes.byref(config), ctypes.c_void_p(kernel.kernel.ptr), pointers, None)
     if error:
         raise cuda.driver.CUDADriverError(error)
-    return None
 
 
-def held_argument(argument: Array | np.generic) -> Any:
+def capability() -> int:
+    """The current device's, as 90."""
+    return _capability(import_module("cupy").cuda.runtime.getDevice())
+
+
+def _held(argument: Array | np.generic) -> Any:
     """What a kernel gets as one argument: an array's address, or the bytes of a NumPy scalar."""
     if isinstance(argument, np.generic):
         return ctypes.create_string_buffer(argument.tobytes(), argument.itemsize)
@@ -63,5 +71,9 @@ def _capability(device: int) -> int:
 
 
 @cache
-def _driver() -> ctypes.CDLL:
-    return ctypes.CDLL(LIBRARY)
+def _driver() -> Any:
+    """Its call for launches with attributes; None where there is none."""
+    try:
+        return ctypes.CDLL(LIBRARY).cuLaunchKernelEx
+    except (OSError, AttributeError):
+        return None

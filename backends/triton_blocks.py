@@ -22,6 +22,7 @@ class Blocks(NamedTuple):
     least: int = 2
 
 
+MAX_SPLITS = 64
 ANY = 1 << 30
 # (rows of a KV group, KV heads of the whole batch, keys, head size): the first line that is nowhere smaller is taken.
 _HALF = (  # numbers of two bytes
@@ -57,7 +58,7 @@ def mixed_blocks_of(blocks: Blocks) -> Blocks:
 def splits_of(blocks: Blocks, device: torch.device, programs: int, key_blocks: int) -> int:
     """How many programs share the keys of a tile: enough to fill the card, each with some blocks of keys."""
     wanted = blocks.waves * multiprocessors(device) // max(1, programs)
-    return max(1, min(64, wanted, key_blocks // blocks.least))
+    return max(1, min(MAX_SPLITS, wanted, key_blocks // blocks.least))
 
 
 @cache

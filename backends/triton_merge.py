@@ -1,7 +1,7 @@
 """How the parts of rows whose keys were split over programs become one: in a launch of its own, with a program a row.
 
-It is a dependent launch (triton_launch), so what it costs is less than what one program needs to merge all rows of a
-tile in the launch that made the parts (docs/kernels/attention.md).
+It is a dependent launch (triton_launch), which costs less than one program needs that merges all rows of a tile, but
+where there is little to merge (docs/decisions/0006-merging.md).
 """
 
 import torch
@@ -57,7 +57,7 @@ def merge_parts(
     share, width = heads // groups, triton.next_power_of_2(splits)
     _merge[(share * num_queries, batch * groups)](
         output, lse, parts, sums, splits, num_queries, SHARE=share, SPLITS=width, TILE=tile, DV=value_size,
-        VALUE_SIZE=width_of(value_size), num_warps=max(1, min(4, width // 16)),
+        VALUE_SIZE=width_of(value_size), num_warps=max(1, min(8, width * width_of(value_size) // 2048)),
         **triton_launch.dependent(output.device),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`mixed_attention` in one launch: each KV head has its own window and its own cache.
+"""`mixed_attention` without two calls of `attention`: each KV head has its own window and its own cache.
 
 A program looks up whether its KV head is full and where its keys lie, and then does what `attention` does. Trees, and
 layers whose heads are all alike, go through `attention` itself.

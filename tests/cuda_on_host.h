@@ -67,9 +67,6 @@ static void wait_at(Barrier& barrier) {
 }
 
 static void __syncthreads() { wait_at(block_barrier); }
-static void __threadfence() {}
-template <class T> T __ldcg(const T* at) { return *at; }
-static int atomicAdd(int* at, int x) { return std::exchange(*at, *at + x); }
 static float __int_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
 static float __uint_as_float(unsigned x) { return __int_as_float(x); }
 static unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }

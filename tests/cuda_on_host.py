@@ -59,7 +59,7 @@ def _held(argument) -> ctypes.Array | ctypes.c_void_p:
     """What the kernel gets as one argument: an array's address, or the bytes of a NumPy scalar."""
     if isinstance(argument, np.ndarray):
         return ctypes.c_void_p(argument.ctypes.data)
-    assert isinstance(argument, np.generic), f"CuPy would guess the type of {argument!r}"
+    assert isinstance(argument, np.generic), f"{argument!r} has no type that a kernel declares"
     return ctypes.create_string_buffer(argument.tobytes(), argument.itemsize)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
+from ptx import access_before_waiting
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -40,14 +41,19 @@ class Hopper:
         return 0
 
 
-def compiling(found: list[tuple[str, str, int]]) -> Callable:
-    """A `JITFunction.run` that compiles; appends (kernel, dtype of its first floats, bytes of machine code)."""
+def compiling(found: list[tuple[str, str, int]], early: list[str]) -> Callable:
+    """A `JITFunction.run` that compiles; appends (kernel, dtype of its first floats, bytes of machine code).
+
+    early: gets the names of dependent launches that touch memory before they have waited
+    """
     run = JITFunction.run
 
     def only_compile(self: JITFunction, *args, grid, warmup, **options):
         kernel = run(self, *args, grid=grid, warmup=True, **options)
         floats = [a.dtype for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()]
         found.append((self.__name__, str(floats[0]).removeprefix("torch."), len(kernel.asm["cubin"])))
+        if options.get("launch_pdl"):
+            early.extend(access_before_waiting(kernel.asm["ptx"]))
         return kernel
 
     return only_compile
@@ -111,6 +117,13 @@ def broken(values):
     tl.store(values + tl.arange(0, 16), tl.arange(0, 32))  # shapes that do not fit
 
 
+@triton.jit
+def hasty(x, launch_pdl: tl.constexpr):
+    number = tl.load(x)
+    tl.extra.cuda.gdc_wait()
+    tl.store(x, number + 1)
+
+
 def fails(launch: Callable[[], object]) -> bool:
     try:
         launch()
@@ -123,16 +136,19 @@ def main() -> None:
     from zigzag.backends import triton_blocks, triton_launch, triton_ops
 
     found: list[tuple[str, str, int]] = []
+    early: list[str] = []
     driver.set_active(Hopper())
-    JITFunction.run = compiling(found)
+    JITFunction.run = compiling(found, early)
     triton_blocks.multiprocessors = lambda device: 132
     triton_launch.dependent = lambda device: {"DEPENDENT": True, "launch_pdl": True}
     for dtype, (batch, drafts, vocabulary, size, temperatures) in SIZES.items():
         verify_all(triton_ops, dtype, batch, drafts, vocabulary, temperatures)
         attend_all(triton_ops, dtype, size)
         mix_all(triton_ops, dtype, 16 * size)
-    refused = fails(lambda: broken[(1,)](torch.empty(32)))
-    print(json.dumps({"found": found, "kernels": sorted(kernels(jitted())), "refused": refused}))
+    report = {"found": found.copy(), "early": early.copy(), "kernels": sorted(kernels(jitted()))}
+    report["refused"] = fails(lambda: broken[(1,)](torch.empty(32)))
+    hasty[(1,)](torch.empty(32), launch_pdl=True)
+    print(json.dumps(report | {"noticed": early}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""NVIDIA's runtime compiler, from its wheel and without a GPU: does CUDA C++ compile for an architecture."""
+"""NVIDIA's runtime compiler, from its wheel and without a GPU: does CUDA C++ compile for an architecture, to what."""
 
 import ctypes
 from functools import cache
@@ -35,19 +35,18 @@ def ptx_of(code: str, options: tuple[str, ...]) -> str:
 
 
 def _compile(code: str, options: tuple[str, ...]) -> tuple[bool, str, str]:
+    """(whether it compiles, log, PTX)"""
     library = _library()
     if library is None:
         pytest.skip(f"{WHEEL} is not installed")
     program = ctypes.c_void_p()
     assert library.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernel.cu", 0, None, None) == 0
     given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-    status = library.nvrtcCompileProgram(program, len(options), given)
-    log, ptx = (_text(library, program, name) if not status or name == "ProgramLog" else "" for name in TEXTS)
+    is_fine = library.nvrtcCompileProgram(program, len(options), given) == 0
+    log = _text(library, program, "ProgramLog")
+    ptx = _text(library, program, "PTX") if is_fine else ""
     library.nvrtcDestroyProgram(ctypes.byref(program))
-    return status == 0, log, ptx
-
-
-TEXTS = "ProgramLog", "PTX"
+    return is_fine, log, ptx
 
 
 def _text(library: ctypes.CDLL, program: ctypes.c_void_p, name: str) -> str:

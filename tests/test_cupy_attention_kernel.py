@@ -246,10 +246,10 @@ def test_wrong_merge_is_noticed(right: str, wrong: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("multiprocessors", [8, 40, 132])
 def test_splits_of_several_warps(multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """4, 20 and 64 parts."""
+    """2, 10 and 33 parts of each of two tiles."""
     use_host(monkeypatch, multiprocessors, 3)
     rng = np.random.default_rng(5)
-    query, key, value = (rng.standard_normal((1, heads, n, SIZE)) for heads, n in ((6, 2), (2, 4200), (2, 4200)))
+    query, key, value = (rng.standard_normal((1, heads, n, SIZE)) for heads, n in ((6, 10), (2, 4200), (2, 4200)))
     check(Decode(query, key, value[..., :VALUE_SIZE].copy(), {}), "float32")
 
 

@@ -167,7 +167,7 @@ def test_keys_are_split_over_blocks_that_fit() -> None:
 def code(element: str, size: int, value_size: int, streaming: int, explicit: int, rows: int = 16) -> str:
     constants = {"ROWS": rows, "THREADS": cupy_attention_kernel.THREADS, "SIZE": size}
     constants |= {"VALUE_SIZE": value_size, "STREAMING": streaming, "EXPLICIT": explicit}
-    constants["BFLOAT16"] = int(element == "bfloat16")
+    constants |= {"BFLOAT16": int(element == "bfloat16"), "WAVES": mma.WAVES}
     return cupy_kernels.code_of(mma.SOURCE, element, constants)
 
 
@@ -222,10 +222,10 @@ def moved(by: int) -> FakeArray:
 def test_takes(key, value, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As NumPy aligns arrays: at 16 bytes."""
     monkeypatch.setenv(cupy_kernels.RAW, "1")
-    monkeypatch.setattr(mma, "_capability", lambda xp: 90)
+    monkeypatch.setattr(mma, "capability", lambda: 90)
     query = fake(1, 4, 1, key.shape[3], dtype=str(key.dtype))
     assert mma.chosen(query, key, value) is taken
-    monkeypatch.setattr(mma, "_capability", lambda xp: 75)
+    monkeypatch.setattr(mma, "capability", lambda: 75)
     assert not mma.chosen(query, key, value)
 
 

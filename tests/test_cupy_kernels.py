@@ -1,6 +1,8 @@
 """The raw CUDA kernels: each compiles for Hopper without a warning, for each dtype; none is chosen without a record."""
 
+import re
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import cuda_on_host
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from cuda_on_host import kernels_in
 from nvrtc import compiled, ptx_of
+from ptx import access_before_waiting
 
 from zigzag.backends import (
     cupy_attention_kernel,
@@ -17,6 +20,7 @@ from zigzag.backends import (
     cupy_verification_kernel,
 )
 
+BACKENDS = Path(__file__).resolve().parents[1] / "backends"
 HOPPER = (*cupy_kernels.OPTIONS, "--gpu-architecture=sm_90")
 SWITCHES = {cupy_attention_kernel: ("STREAMING", "EXPLICIT"), cupy_verification_kernel: ("LOGITS", "DRAFT")}
 KERNELS = {
@@ -105,26 +109,16 @@ def test_merge_compiles_for_hopper(splits: int, value_size: int, element: str) -
     assert compiled(code, (*HOPPER, "--ptxas-options=--warn-on-spills")) == (True, "")
 
 
-def access_before_waiting(ptx: str) -> list[str]:
-    """The kernels that touch memory which earlier launches may write, before they have waited for them."""
-    early = []
-    for text in ptx.split(".entry ")[1:]:
-        before, waits, _ = text.partition("griddepcontrol.wait;")
-        if not waits or any(word in before for word in ("ld.global", "st.global", "atom.", "red.", "bra")):
-            early.append(text.partition("(")[0])
-    return early
-
-
+SIZES = {"ROWS": 64, "THREADS": 128, "SIZE": 128, "VALUE_SIZE": 128, "BFLOAT16": 1, "WAVES": cupy_attention_mma.WAVES}
 WAITING = [
     (cupy_attention_merge.SOURCE, MERGE | {"SPLITS": 16, "VALUE_SIZE": 128}),
     *((cupy_attention_kernel.SOURCE, constants(cupy_attention_kernel, STREAMING=s, EXPLICIT=s)) for s in (0, 1)),
-    *((cupy_verification_kernel.SOURCE, constants(cupy_verification_kernel, LOGITS=n, DRAFT=n)) for n in (0, 1)),
+    *((cupy_attention_mma.SOURCE, SIZES | {"STREAMING": s, "EXPLICIT": s}) for s in (0, 1)),
     *(
-        (cupy_attention_mma.SOURCE, {"ROWS": 16, "THREADS": 128, "SIZE": 128, "VALUE_SIZE": 128, "BFLOAT16": 1,
-                                     "STREAMING": s, "EXPLICIT": s})
-        for s in (0, 1)
+        (cupy_verification_kernel.SOURCE, constants(cupy_verification_kernel, LOGITS=logits, DRAFT=draft))
+        for logits, draft in product((0, 1), (0, 1, 2))
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("source", "made"), WAITING)
@@ -136,9 +130,19 @@ def test_kernels_wait_before_they_read(source: str, made: dict[str, int]) -> Non
     assert access_before_waiting(ptx_of(code.replace("    wait_for_earlier();", ""), options)) == kernels_in(code)
 
 
-def test_early_access_is_noticed() -> None:
-    waits, reads = "griddepcontrol.wait;", "ld.global.nc.u32 %r1, [%rd1];"
-    assert access_before_waiting(f".entry good( ) {waits} {reads} .entry bad( ) {reads} {waits}") == ["bad"]
+def test_all_kernels_are_among_them() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in BACKENDS.glob("cupy_*.py")]
+    there = {name for text in texts for name in re.findall(r'extern "C" __global__ .* (\w+)\(', text)}
+    tested = {name for source, made in WAITING for name in kernels_in(cupy_kernels.code_of(source, "bfloat16", made))}
+    assert tested == there
+
+
+@pytest.mark.parametrize(
+    "early", ["ld.global.nc.u32 %r1, [%rd1];", "st.volatile.global.u32 [%rd1], 0;", "ld.u32 %r1, [%rd1];", "bra $L1;"]
+)
+def test_early_access_is_noticed(early: str) -> None:
+    waits, fine = "griddepcontrol.wait;", "ld.param.u64 %rd1, [a]; st.shared.u32 [%rd2], 0;"
+    assert access_before_waiting(f".entry good( ) {fine} {waits} {early} .entry bad( ) {early} {waits}") == ["bad"]
 
 
 class FakeArray(np.ndarray):

@@ -28,7 +28,7 @@ class Card:
         )  # fmt: skip
         monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
         monkeypatch.setattr(cupy_launch, "_capability", lambda device: capability)
-        monkeypatch.setattr(cupy_launch, "_driver", lambda: SimpleNamespace(cuLaunchKernelEx=self.launch))
+        monkeypatch.setattr(cupy_launch, "_driver", lambda: self.launch)
 
     def launch(self, config, function, arguments, extra) -> int:
         given = config._obj
@@ -65,6 +65,14 @@ def test_older_cards_have_no_dependent_launches(monkeypatch: pytest.MonkeyPatch)
     card = Card(monkeypatch, capability=80)
     cupy_launch.launch(card, (5,), 128, (np.int32(7),))
     assert card.asked == [("CuPy", (5,), (128,), (np.int32(7),))]
+
+
+def test_without_the_driver_s_library_cupy_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, card = cupy_launch._driver.__wrapped__, Card(monkeypatch)
+    monkeypatch.setattr(cupy_launch, "LIBRARY", "libcuda.not.there")
+    monkeypatch.setattr(cupy_launch, "_driver", driver)
+    cupy_launch.launch(card, (5,), 128, ())
+    assert card.asked == [("CuPy", (5,), (128,), ())]
 
 
 def test_the_driver_s_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:

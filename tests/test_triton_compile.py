@@ -36,6 +36,10 @@ def test_every_kernel_compiles(report: dict) -> None:
     assert missing(report) == []
 
 
+def test_dependent_launches_wait_before_they_read(report: dict) -> None:
+    assert report["early"] == [] and report["noticed"] == ["hasty"]
+
+
 def test_a_broken_kernel_is_refused(report: dict) -> None:
     assert report["refused"]
 

@@ -59,7 +59,7 @@ HARDWARE = {
 }
 
 # Kernels of a decode step, one after the other: transformers' modules as zigzag captures them, for each layer that has
-# the part. Attention is two: its reads over all of the card, then the merge.
+# the part. Attention is two where keys are split: its reads over all of the card, then the merge.
 KERNELS = {
     "attention projections": 18,  # four products, twelve of the rotary embedding, two writes into the cache
     "KV cache": 2,

@@ -53,9 +53,9 @@ def attention(
     where, keys_where, tree = positions_for_kernel(query, num_keys, query_positions, key_positions, parents)
     rows = heads // groups * num_queries
     blocks = blocks_of(query.dtype, rows, batch * groups, num_keys, max(size, value_size))
-    tiles = triton.cdiv(rows, blocks.tile)
+    tiles = -(-rows // blocks.tile)
     seen_keys = num_keys if window is None or keys_where is not None else min(num_keys, sum(window) + blocks.block)
-    splits = splits_of(blocks, query.device, tiles * batch * groups, triton.cdiv(seen_keys, blocks.block))
+    splits = splits_of(blocks, query.device, tiles * batch * groups, -(-seen_keys // blocks.block))
     parts, sums = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
     _kernel[(tiles, splits, batch * groups)](
         query, key, value, output, lse,
@@ -234,8 +234,8 @@ def or_unused(like: Tensor, *arrays: Tensor | None) -> list[Tensor]:
 def launch_options(blocks: Any, size: int, value_size: int) -> dict[str, int]:
     """The blocks as the kernel's arguments; products need sides of 16 or more."""
     return {
-        "TILE": blocks.tile, "BLOCK": blocks.block, "SIZE": max(16, triton.next_power_of_2(size)),
-        "VALUE_SIZE": width_of(value_size), "num_warps": blocks.warps, "num_stages": blocks.stages,
+        "TILE": blocks.tile, "BLOCK": blocks.block, "SIZE": width_of(size), "VALUE_SIZE": width_of(value_size),
+        "num_warps": blocks.warps, "num_stages": blocks.stages,
     }  # fmt: skip
 
 

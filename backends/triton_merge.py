@@ -4,6 +4,8 @@ It is a dependent launch (triton_launch), which costs less than one program need
 where there is little to merge (docs/decisions/0006-merging.md).
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -15,8 +17,10 @@ from zigzag.backends.triton_launch import wait_for_earlier
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-def width_of(value_size: int) -> int:
-    return max(16, triton.next_power_of_2(value_size))
+@cache
+def width_of(size: int) -> int:
+    """Numbers of a row as products need them. Kept: Triton's host functions take microseconds of every call."""
+    return max(16, triton.next_power_of_2(size))
 
 
 def workspace(query: Tensor, lines: int, splits: int, tile: int, value_size: int) -> tuple[Tensor, Tensor]:
@@ -54,7 +58,7 @@ def merge_parts(
 ) -> None:
     """Fills output [B, H, T, Dv] and lse [B, H, T] from what `finish` left."""
     batch, heads, num_queries, value_size = output.shape
-    share, width = heads // groups, triton.next_power_of_2(splits)
+    share, width = heads // groups, 1 << (splits - 1).bit_length()
     _merge[(share * num_queries, batch * groups)](
         output, lse, parts, sums, splits, num_queries, SHARE=share, SPLITS=width, TILE=tile, DV=value_size,
         VALUE_SIZE=width_of(value_size), num_warps=max(1, min(8, width * width_of(value_size) // 2048)),

@@ -69,9 +69,9 @@ def mixed_attention(
     blocks = mixed_blocks_of(
         blocks_of(query.dtype, share * num_queries, batch * num_full, num_keys, max(size, value_size))
     )
-    tiles = triton.cdiv(share * num_queries, blocks.tile)
+    tiles = -(-share * num_queries // blocks.tile)
     # The full heads have nearly all the work: their keys are split as if the others were not there.
-    splits = splits_of(blocks, query.device, tiles * batch * num_full, triton.cdiv(num_keys, blocks.block))
+    splits = splits_of(blocks, query.device, tiles * batch * num_full, -(-num_keys // blocks.block))
     parts, sums = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
     positions = [None if a is None else torch.atleast_2d(a)
                  for a in (query_positions, key_positions, streaming_positions)]  # fmt: skip

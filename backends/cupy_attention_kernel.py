@@ -130,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention("""
                 for (int c = 0; c < SIZE; ++c) score += queries[row * SIZE + c] * tile[lane * KEY_STRIDE + c];
             }
             const float new_highest = fmaxf(highest[m], warp_max(score));
-            const float base = new_highest == NOTHING ? 0.0f : new_highest;
+            const float base = base_of(new_highest);
             const float weight = exp2f(score - base), shrink = exp2f(highest[m] - base);
             total[m] = total[m] * shrink + warp_sum(weight);
             highest[m] = new_highest;
@@ -172,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_attention("""
         const long long line = (head + row % share) * num_queries + row / share;
         const float sum = stats[2 * n + 1];
         if (thread < VALUE_SIZE) output[line * VALUE_SIZE + thread] = to_element(sum == 0.0f ? 0.0f : result[n] / sum);
-        if (thread == 0) lse[line] = sum == 0.0f ? NOTHING : (stats[2 * n] + log2f(sum)) * LN2;
+        if (thread == 0) lse[line] = logarithm(stats[2 * n], sum);
     }
 }
 """

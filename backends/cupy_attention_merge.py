@@ -50,10 +50,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) merge_parts(
 #pragma unroll
     for (int n = 0; n < EACH; ++n) highest = fmaxf(highest, weight[n]);
     highest = warp_max(highest);
-    const float base = highest == NOTHING ? 0.0f : highest;
 #pragma unroll
     for (int n = 0; n < EACH; ++n) {
-        weight[n] = exp2f(weight[n] - base);
+        weight[n] = exp2f(weight[n] - base_of(highest));
         total += sum[n] * weight[n];
     }
     total = warp_sum(total);
@@ -80,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) merge_parts(
 #pragma unroll
     for (int c = 0; c < NUMBERS; ++c)
         if (lane + 32 * c < VALUE_SIZE) output[line * VALUE_SIZE + lane + 32 * c] = to_element(result[c] / whole);
-    if (lane == 0) lse[line] = total == 0.0f ? NOTHING : (highest + log2f(total)) * LN2;
+    if (lane == 0) lse[line] = logarithm(highest, total);
 }
 """
 

@@ -96,11 +96,7 @@ __device__ __forceinline__ void write(element* into, const float4& sum) {
     ((unsigned*)into)[0] = pack(sum.x, sum.y);
     ((unsigned*)into)[1] = pack(sum.z, sum.w);
 }
-__device__ __forceinline__ float base_of(float highest) { return highest == NOTHING ? 0.0f : highest; }
 __device__ __forceinline__ float inverse_of(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
-__device__ __forceinline__ float logarithm(float highest, float sum) {
-    return sum == 0.0f ? NOTHING : (highest + log2f(sum)) * LN2;
-}
 
 // The keys that rows of the tile see: some sinks, then a run.
 struct Places {

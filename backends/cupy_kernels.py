@@ -59,7 +59,6 @@ __device__ __forceinline__ void wait_for_earlier() {
 WARPS = """
 #define ALL 0xffffffffu
 #define NOTHING __int_as_float(0xff800000)  // -inf
-#define LN2 0.6931471805599453f
 
 __device__ __forceinline__ float warp_max(float x) {
     for (int offset = 16; offset; offset /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, offset));
@@ -80,6 +79,14 @@ __device__ __forceinline__ int warp_max_int(int x) {
 }
 """
 
+# Sums of powers of two beside the highest exponent; no numbers at all: NOTHING and 0.
+SUMS = """
+__device__ __forceinline__ float base_of(float highest) { return highest == NOTHING ? 0.0f : highest; }
+__device__ __forceinline__ float logarithm(float highest, float sum) {
+    return sum == 0.0f ? NOTHING : (highest + log2f(sum)) * 0.6931471805599453f;
+}
+"""
+
 
 def may_run(*arrays: Array) -> bool:
     """Whether raw kernels may be chosen for these arrays: of CuPy, and the kernels not switched off."""
@@ -94,7 +101,7 @@ def has_element(*arrays: Array) -> bool:
 def code_of(source: str, element: str, constants: dict[str, int], elements: dict[str, str] = ELEMENTS) -> str:
     """The whole text of a kernel family for one dtype and one set of sizes."""
     defines = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-    return elements[element] + WAIT + WARPS + defines + source
+    return elements[element] + WAIT + WARPS + SUMS + defines + source
 
 
 def launch(

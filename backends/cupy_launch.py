@@ -43,9 +43,7 @@ def launch(kernel: Any, grid: tuple[int, ...], threads: int, arguments: tuple[An
         return
     cuda = import_module("cupy").cuda
     cuda.runtime.setDevice(cuda.runtime.getDevice())  # the driver needs a context, which a new thread has not got yet
-    config = Config(
-        (*grid, 1, 1)[:3], (threads, 1, 1), 0, cuda.get_current_stream().ptr, ctypes.pointer(_DEPENDENT), 1
-    )
+    config = Config((*grid, 1, 1)[:3], (threads, 1, 1), 0, cuda.get_current_stream().ptr, ctypes.pointer(_DEPENDENT), 1)
     held = [_held(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(each) for each in held))
     error = queue(ctypes.byref(config), ctypes.c_void_p(kernel.kernel.ptr), pointers, None)

@@ -46,9 +46,12 @@ def _related_nodes(parents: Sequence[int], num_queries: int, num_keys: int) -> n
 
 
 def positions_of(
-    query: Array, num_keys: int, query_positions: Array | None, key_positions: Array | None,
+    query: Array,
+    num_keys: int,
+    query_positions: Array | None,
+    key_positions: Array | None,
     parents: Sequence[int] | None,
-) -> tuple[Array, Array]:  # fmt: skip
+) -> tuple[Array, Array]:
     """(query_positions, key_positions) as [B or 1, T]."""
     xp = namespace(query)
     if key_positions is None and parents is None:
@@ -60,9 +63,7 @@ def positions_of(
     return xp.atleast_2d(query_positions), xp.atleast_2d(key_positions)
 
 
-def seen_by(
-    positions: tuple[Array, Array], rows: slice, parents: Sequence[int] | None, **window: int | None
-) -> Array:
+def seen_by(positions: tuple[Array, Array], rows: slice, parents: Sequence[int] | None, **window: int | None) -> Array:
     """[B or 1, rows, Tk] visibility of some of the queries."""
     if parents is None:
         return visible(positions[0][:, rows], positions[1], **window)

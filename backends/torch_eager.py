@@ -223,9 +223,12 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def positions_of(
-    query: Tensor, num_keys: int, query_positions: Tensor | None, key_positions: Tensor | None,
+    query: Tensor,
+    num_keys: int,
+    query_positions: Tensor | None,
+    key_positions: Tensor | None,
     parents: Sequence[int] | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """(query_positions, key_positions) as [B or 1, T]."""
     if key_positions is None and parents is None:
         key_positions = torch.arange(num_keys, device=query.device)
@@ -237,9 +240,7 @@ def positions_of(
     return torch.atleast_2d(query_positions), torch.atleast_2d(key_positions)
 
 
-def _gathered(
-    key: Tensor, value: Tensor, block_table: Tensor, key_positions: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _gathered(key: Tensor, value: Tensor, block_table: Tensor, key_positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(key, value, key_positions) of a paged cache as [B, G, Tk, D], [B, G, Tk, Dv], [B, Tk]: copies."""
     missing = (block_table < 0).repeat_interleave(key.shape[2], dim=1)
     key, value = (pages[block_table.clamp(min=0)].transpose(1, 2).flatten(2, 3) for pages in (key, value))
@@ -290,9 +291,17 @@ def _by_query_blocks(
 
 
 def _full_and_streaming(
-    query: Tensor, key: Tensor, value: Tensor, sink: int, recent: int, align: int, scale: float | None,
-    query_positions: Tensor | None, key_positions: Tensor | None, parents: Sequence[int] | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sink: int,
+    recent: int,
+    align: int,
+    scale: float | None,
+    query_positions: Tensor | None,
+    key_positions: Tensor | None,
+    parents: Sequence[int] | None,
+) -> tuple[Tensor, Tensor]:
     """Both outputs [B, H, Tq, Dv] in the compute dtype, so that their difference is not rounded twice."""
     query, key, value = (t.to(_compute_dtype(query)) for t in (query, key, value))
     rest = {"scale": scale, "query_positions": query_positions, "key_positions": key_positions, "parents": parents}

@@ -155,9 +155,7 @@ def _statistics(
     if MODE == "probs":
         return tl.zeros((PLACES,), tl.float32), tl.full((PLACES,), 1.0, tl.float32), tl.full((PLACES,), -1, tl.int32)
     else:
-        return row_statistics(
-            high, total, best, batch * length + place, place <= count, chunks, scale, MODE, CHUNKS
-        )
+        return row_statistics(high, total, best, batch * length + place, place <= count, chunks, scale, MODE, CHUNKS)
 
 
 @triton.jit

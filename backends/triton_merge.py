@@ -53,9 +53,7 @@ def finish(
         tl.store(lse + row, _logarithm(highest, total), mask=is_row)
 
 
-def merge_parts(
-    output: Tensor, lse: Tensor, parts: Tensor, sums: Tensor, groups: int, splits: int, tile: int
-) -> None:
+def merge_parts(output: Tensor, lse: Tensor, parts: Tensor, sums: Tensor, groups: int, splits: int, tile: int) -> None:
     """Fills output [B, H, T, Dv] and lse [B, H, T] from what `finish` left."""
     batch, heads, num_queries, value_size = output.shape
     share, width = heads // groups, 1 << (splits - 1).bit_length()

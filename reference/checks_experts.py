@@ -1,5 +1,4 @@
-"""Checks of the arguments of `apply_experts`: shapes and dtypes, and apart from them, as they read the device, the ids.
-"""
+"""Checks of the arguments of `apply_experts`: shapes and dtypes; and apart, as they read the device, the ids."""
 
 from typing import Any
 

@@ -139,9 +139,14 @@ def _share(scale: Any, threshold: Any) -> Any:
 
 
 def _one_round(
-    rule: Rule, draft_tables: Table, target_tables: Table, tree: list[int], deterministic: bool, done: Prefix,
+    rule: Rule,
+    draft_tables: Table,
+    target_tables: Table,
+    tree: list[int],
+    deterministic: bool,
+    done: Prefix,
     options: dict[str, Any],
-) -> Law:  # fmt: skip
+) -> Law:
     out: Law = defaultdict(Fraction)
     replacement = options.get("replacement", True)
     for ids, rows, chance in drafts(draft_tables, tree, done, replacement=replacement):

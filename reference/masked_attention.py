@@ -126,14 +126,27 @@ def gated_attention(
     query, key, value, gate = (np.asarray(a) for a in (query, key, value, gate))
     check_streaming_window("gated_attention", sink, recent, align)
     sizes = check_attention(
-        "gated_attention", query, key, value,
-        query_positions=_array(query_positions), key_positions=_array(key_positions), parents=parents,
-    )  # fmt: skip
+        "gated_attention",
+        query,
+        key,
+        value,
+        query_positions=_array(query_positions),
+        key_positions=_array(key_positions),
+        parents=parents,
+    )
     check_shape("gated_attention", "gate", gate, "G", sizes)
     full, streaming = full_and_streaming(
-        query, key, value, sink=sink, recent=recent, align=align, scale=scale,
-        query_positions=query_positions, key_positions=key_positions, parents=parents,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        sink=sink,
+        recent=recent,
+        align=align,
+        scale=scale,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        parents=parents,
+    )
     weight = np.repeat(gate.astype(np.float64), query.shape[1] // key.shape[1])[:, None, None]
     return weight * full + (1 - weight) * streaming
 

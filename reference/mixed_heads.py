@@ -72,10 +72,15 @@ def mixed_attention(
     """
     arrays = [np.asarray(a) for a in (query, full_key, full_value, streaming_key, streaming_value)]
     options: dict[str, Any] = {
-        "full_groups": full_groups, "sink": sink, "recent": recent, "align": align,
-        "query_positions": _array(query_positions), "key_positions": _array(key_positions),
-        "streaming_positions": _array(streaming_positions), "parents": parents,
-    }  # fmt: skip
+        "full_groups": full_groups,
+        "sink": sink,
+        "recent": recent,
+        "align": align,
+        "query_positions": _array(query_positions),
+        "key_positions": _array(key_positions),
+        "streaming_positions": _array(streaming_positions),
+        "parents": parents,
+    }
     check_mixed_attention(*arrays, **options)
     output, lse = by_two_calls(_NUMPY, *arrays, scale=scale, **options)
     return output, lse
@@ -126,9 +131,15 @@ def by_two_calls(
         # Else the cache is the prompt without a middle part whose length is a multiple of align. The mask depends on
         # distances and on who is a sink, so the cache may be taken for a shorter prompt.
         results[False] = calls.attention(
-            pick(query, runs, False, calls.join), streaming_key, streaming_value, sink=sink, recent=recent,
-            align=align, **where, **rest,
-        )  # fmt: skip
+            pick(query, runs, False, calls.join),
+            streaming_key,
+            streaming_value,
+            sink=sink,
+            recent=recent,
+            align=align,
+            **where,
+            **rest,
+        )
     if len(results) == 1:
         return next(iter(results.values()))
     output, lse = (in_order(results[True][i], results[False][i], runs, calls.join) for i in (0, 1))
@@ -197,9 +208,13 @@ def check_mixed_attention(
     check_shape(OP, "streaming_key", streaming_key, "B S Ts D", sizes)
     check_shape(OP, "streaming_value", streaming_value, "B S Ts Dv", sizes)
     check_floating(
-        OP, query=query, full_key=full_key, full_value=full_value, streaming_key=streaming_key,
+        OP,
+        query=query,
+        full_key=full_key,
+        full_value=full_value,
+        streaming_key=streaming_key,
         streaming_value=streaming_value,
-    )  # fmt: skip
+    )
     check_heads(OP, sizes)
     check_positions(OP, "query_positions", query_positions, sizes["Tq"], sizes["B"])
     check_positions(OP, "key_positions", key_positions, sizes["Tk"], sizes["B"])

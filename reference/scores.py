@@ -77,9 +77,17 @@ def output_deviation(
     query, key, value = (np.asarray(a) for a in (query, key, value))
     check_streaming_window("output_deviation", sink, recent, align)
     full, streaming = full_and_streaming(
-        query, key, value, sink=sink, recent=recent, align=align, scale=scale,
-        query_positions=query_positions, key_positions=key_positions, parents=parents,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        sink=sink,
+        recent=recent,
+        align=align,
+        scale=scale,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        parents=parents,
+    )
     size = np.linalg.norm(full, axis=-1)
     change = np.linalg.norm(full - streaming, axis=-1)
     return np.where(size > 0, change / np.where(size > 0, size, 1.0), 0.0)
@@ -117,14 +125,27 @@ def gate_gradient(
     query, key, value, grad_output = (np.asarray(a) for a in (query, key, value, grad_output))
     check_streaming_window("gate_gradient", sink, recent, align)
     sizes = check_attention(
-        "gate_gradient", query, key, value,
-        query_positions=_array(query_positions), key_positions=_array(key_positions), parents=parents,
-    )  # fmt: skip
+        "gate_gradient",
+        query,
+        key,
+        value,
+        query_positions=_array(query_positions),
+        key_positions=_array(key_positions),
+        parents=parents,
+    )
     check_shape("gate_gradient", "grad_output", grad_output, "B H Tq Dv", sizes)
     full, streaming = full_and_streaming(
-        query, key, value, sink=sink, recent=recent, align=align, scale=scale,
-        query_positions=query_positions, key_positions=key_positions, parents=parents,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        sink=sink,
+        recent=recent,
+        align=align,
+        scale=scale,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        parents=parents,
+    )
     by_head = (grad_output.astype(np.float64) * (full - streaming)).sum(axis=(-1, -2))
     by_group: Floats = by_head.reshape(sizes["B"], sizes["G"], -1).sum(axis=-1)
     return by_group

@@ -81,9 +81,15 @@ def verify_residual(
     array([[ 1, -1]])
     """
     return _verify(
-        "verify_residual", acceptance.residual, draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens,
+        "verify_residual",
+        acceptance.residual,
+        draft_token_ids,
+        draft_probs,
+        target_probs,
+        uniforms,
+        num_draft_tokens,
         temperature=temperature,
-    )  # fmt: skip
+    )
 
 
 def verify_block(
@@ -103,9 +109,16 @@ def verify_block(
     Arguments as `verify_residual`.
     """
     return _verify(
-        "verify_block", acceptance.block, draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, last,
+        "verify_block",
+        acceptance.block,
+        draft_token_ids,
+        draft_probs,
+        target_probs,
+        uniforms,
+        num_draft_tokens,
+        last,
         temperature=temperature,
-    )  # fmt: skip
+    )
 
 
 def verify_exact(
@@ -222,9 +235,15 @@ def verify_lenient(
     check_fraction("verify_lenient", "lenience", lenience)
     rule = _bind(acceptance.residual, lenience=lenience)
     return _verify(
-        "verify_lenient", rule, draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens,
+        "verify_lenient",
+        rule,
+        draft_token_ids,
+        draft_probs,
+        target_probs,
+        uniforms,
+        num_draft_tokens,
         temperature=temperature,
-    )  # fmt: skip
+    )
 
 
 def verify_tree_greedy(
@@ -240,9 +259,15 @@ def verify_tree_greedy(
     parents: [N] earlier node or -1; num_draft_tokens: [B] how many first nodes a row has, default N
     """
     return _verify(
-        "verify_tree_greedy", acceptance.greedy, draft_token_ids, None, target_logits, None, num_draft_tokens,
+        "verify_tree_greedy",
+        acceptance.greedy,
+        draft_token_ids,
+        None,
+        target_logits,
+        None,
+        num_draft_tokens,
         parents=parents,
-    )  # fmt: skip
+    )
 
 
 def verify_tree_residual(
@@ -269,9 +294,15 @@ def verify_tree_residual(
     """
     rule = _bind(acceptance.residual, replacement=replacement)
     return _verify(
-        "verify_tree_residual", rule, draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens,
+        "verify_tree_residual",
+        rule,
+        draft_token_ids,
+        draft_probs,
+        target_probs,
+        uniforms,
+        num_draft_tokens,
         parents=parents,
-    )  # fmt: skip
+    )
 
 
 def verify_tree_k_seq(
@@ -288,9 +319,15 @@ def verify_tree_k_seq(
     Arguments as `verify_tree_residual`. Siblings that are deterministic and equal count as drawn from a one-hot q.
     """
     return _verify(
-        "verify_tree_k_seq", acceptance.k_seq, draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens,
+        "verify_tree_k_seq",
+        acceptance.k_seq,
+        draft_token_ids,
+        draft_probs,
+        target_probs,
+        uniforms,
+        num_draft_tokens,
         parents=parents,
-    )  # fmt: skip
+    )
 
 
 def first(tables: Tables, coins: Sequence[Any], parents: Sequence[int]) -> list[int]:

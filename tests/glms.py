@@ -56,13 +56,30 @@ def one_thread():
 
 # Like the 355B model in kind: biases, QK-norm, a dense layer, scaling; and groups, so that every rule takes part.
 FIXED = {
-    "vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 12, "num_hidden_layers": 3,
-    "first_k_dense_replace": 1, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
-    "n_routed_experts": 16, "n_shared_experts": 1, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
-    "norm_topk_prob": True, "routed_scaling_factor": 2.5, "use_qk_norm": True, "attention_bias": True,
-    "tie_word_embeddings": False, "rope_theta": 10_000.0, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5,
+    "vocab_size": 24,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "moe_intermediate_size": 12,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "n_routed_experts": 16,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "use_qk_norm": True,
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+    "rope_theta": 10_000.0,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-5,
     "num_nextn_predict_layers": 1,
-}  # fmt: skip
+}
 
 
 def random_glm(options: dict, seed: int = 3) -> Glm4MoeForCausalLM:

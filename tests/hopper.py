@@ -96,9 +96,7 @@ def attend_all(ops, dtype: torch.dtype, size: int) -> None:
     ops.attention(states[:, :, -3:], few, few, parents=[-1, 0])
     long = torch.empty(1, 2, 8192, size, dtype=dtype)
     ops.attention(states[:, :, -16:], long, long)
-    ops.mixed_attention(
-        states, few[:, :1], few[:, :1], few[:, 1:], few[:, 1:], full_groups=(True, False), **window
-    )
+    ops.mixed_attention(states, few[:, :1], few[:, :1], few[:, 1:], few[:, 1:], full_groups=(True, False), **window)
     ops.lost_mass(states, few, **window)
     ops.output_deviation(states, few, few, **window)
     ops.gate_gradient(states[:, :, -3:], few, few, states[:, :, -3:], parents=[-1, 0], **window)

@@ -146,9 +146,10 @@ def test_shapes_are_always_checked(op: str, changes: dict, words: str, error: ty
 
 @pytest.mark.parametrize(
     ("op", "changes", "words"),
-    [(op, c, w) for op, c, w in OPTIONS] + [(op, c, w) for op, c, w, _ in FLAT_SHAPES] +
-    [(op, c, w) for op, c, w, _ in FLAT if "draft_token_ids" in c or "num_draft_tokens" in c],
-)  # fmt: skip
+    [(op, c, w) for op, c, w in OPTIONS]
+    + [(op, c, w) for op, c, w, _ in FLAT_SHAPES]
+    + [(op, c, w) for op, c, w, _ in FLAT if "draft_token_ids" in c or "num_draft_tokens" in c],
+)
 def test_the_reference_checks_too(op: str, changes: dict, words: str) -> None:
     arrays, needed = BY_OP[op]
     with pytest.raises((ArgumentError, KindError), match=pattern(op, words)):
@@ -157,10 +158,17 @@ def test_the_reference_checks_too(op: str, changes: dict, words: str) -> None:
 
 def test_only_what_is_read_is_checked() -> None:
     for kind in KINDS:
-        call("verify_residual", kind, {
-            "num_draft_tokens": [0], "draft_token_ids": [[-1, 99]], "uniforms": [[0.5, NAN, 2.0]],
-            "draft_probs": [[[NAN] * 3] * 2], "target_probs": [[ROW, [NAN] * 3, [7.0] * 3]],
-        })  # fmt: skip
+        call(
+            "verify_residual",
+            kind,
+            {
+                "num_draft_tokens": [0],
+                "draft_token_ids": [[-1, 99]],
+                "uniforms": [[0.5, NAN, 2.0]],
+                "draft_probs": [[[NAN] * 3] * 2],
+                "target_probs": [[ROW, [NAN] * 3, [7.0] * 3]],
+            },
+        )
 
 
 def test_rounded_rows_pass() -> None:

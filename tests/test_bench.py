@@ -56,11 +56,17 @@ def fails(x: Any) -> Any:
 
 def toy(**methods: Any) -> Case:
     return Case(
-        suite="toy", labels={"size": 1_000}, bytes=8_000, operations=0,
+        suite="toy",
+        labels={"size": 1_000},
+        bytes=8_000,
+        operations=0,
         inputs=lambda seed: (torch.randn(1_000, generator=torch.Generator().manual_seed(seed)),),
-        methods=methods, truth=lambda x: 2 * x.double(), error=relative, tolerance=1e-6,
+        methods=methods,
+        truth=lambda x: 2 * x.double(),
+        error=relative,
+        tolerance=1e-6,
         contrasts={"sum": torch.sum},
-    )  # fmt: skip
+    )
 
 
 def test_every_method_gives_a_row() -> None:
@@ -274,8 +280,10 @@ def test_pictures(tmp_path: Path) -> None:
     plots = pytest.importorskip("zigzag.bench.plots", reason="matplotlib is not installed")
     rows = [
         Row("decode", method, {"geometry": "g", "batch": batch, "keys": keys}, keys / 1e3, eager=keys / 100)
-        for method in ("a", "b") for batch in (1, 8) for keys in (64, 1_024)[: 1 + (batch == 1)]
-    ]  # fmt: skip
+        for method in ("a", "b")
+        for batch in (1, 8)
+        for keys in (64, 1_024)[: 1 + (batch == 1)]
+    ]
     rows.append(Row("decode", "wrong", {"geometry": "g", "batch": 1, "keys": 64}, 1.0, eager=1.0, note="wrong"))
     made = plots.panels(rows)
     assert list(made) == ["decode: g, batch 1"]  # batch 8 has one context only
@@ -322,8 +330,10 @@ def test_all_is_every_suite_of_kernels(tmp_path: Path, monkeypatch: pytest.Monke
     result = CliRunner().invoke(app, ["bench", "all", "--out", str(tmp_path / "all.json")])
     assert result.exit_code == 0, result.output
     assert [row["method"] for row in json.loads((tmp_path / "all.json").read_text())["rows"]] == [
-        "right", "sum", "measured by itself",
-    ]  # fmt: skip
+        "right",
+        "sum",
+        "measured by itself",
+    ]
 
 
 @pytest.mark.parametrize("suite", cli_bench.KERNELS)
@@ -375,8 +385,18 @@ def test_a_typo_names_the_suites(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_counters_are_told_by_case() -> None:
     """Kernels stand between marks; a table that is not there is told."""
     metric = "gpu__time_duration.sum"
-    lines = ["==PROF== x", "case a", "case b, c", f'"Kernel Name","{metric}"', '"","us"', '"at::spin_kernel(long)","1"',
-             '"one(int)","5"', '"two","6"', '"spin_kernel","1"', '"three","7"']  # fmt: skip
+    lines = [
+        "==PROF== x",
+        "case a",
+        "case b, c",
+        f'"Kernel Name","{metric}"',
+        '"","us"',
+        '"at::spin_kernel(long)","1"',
+        '"one(int)","5"',
+        '"two","6"',
+        '"spin_kernel","1"',
+        '"three","7"',
+    ]
     found = counters.read("\n".join(lines))
     assert [(case, cells["kernel"], cells["time"]) for case, cells in found] == [
         ("a", "one", "5 us"), ("a", "two", "6 us"), ("b, c", "three", "7 us"),

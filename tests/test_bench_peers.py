@@ -159,10 +159,12 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     fake = SimpleNamespace(
         from_dlpack=np.from_dlpack,
         cuda=SimpleNamespace(
-            ExternalStream=lambda pointer: nullcontext(), get_allocator=lambda: "before", set_allocator=happened.append,
+            ExternalStream=lambda pointer: nullcontext(),
+            get_allocator=lambda: "before",
+            set_allocator=happened.append,
             PythonFunctionAllocator=lambda malloc, free: SimpleNamespace(malloc="of torch"),
         ),
-    )  # fmt: skip
+    )
     monkeypatch.setattr(cupy_methods, "_cupy", lambda: fake)
     monkeypatch.setattr(cupy_methods, "BACKEND", cupy_on_numpy.NAME)
     monkeypatch.setattr(cupy_methods, "_half_instead", lambda: "")

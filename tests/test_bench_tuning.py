@@ -46,8 +46,9 @@ def test_text_names_the_best_of_each_shape() -> None:
 
 def test_classes_by_parts_of_their_names() -> None:
     assert list(tuning.classes_of("sixty; down, several")) == [
-        "one token, sixty-four sequences", "experts, down, several tokens",
-    ]  # fmt: skip
+        "one token, sixty-four sequences",
+        "experts, down, several tokens",
+    ]
     assert tuning.classes_of("") == tuning.CLASSES
     with pytest.raises(typer.BadParameter, match="no class has sixti in its name; there are: one token"):
         tuning.classes_of("sixti")

@@ -89,9 +89,11 @@ def test_comparison_can_fail(change) -> None:
 
 @settings(max_examples=25)
 @given(
-    options=glm_options(), seed=st.integers(0, 2**16), kind=st.sampled_from(["plain", "mtp", "mtp with copies"]),
+    options=glm_options(),
+    seed=st.integers(0, 2**16),
+    kind=st.sampled_from(["plain", "mtp", "mtp with copies"]),
     shard=st.sampled_from([1, SHARD, 10**9]),
-)  # fmt: skip
+)
 def test_bytes_survive(options: dict, seed: int, kind: str, shard: int) -> None:
     model, tensors = with_mtp(options, copies=kind == "mtp with copies")
     tensors = random_bytes(official(model) if kind == "plain" else tensors, seed)

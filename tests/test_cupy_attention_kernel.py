@@ -82,9 +82,13 @@ def check(made: Decode, dtype: str) -> None:
     arrays = [_cast(states, dtype) for states in (made.query, made.key, made.value)]
     sizes = made.window.get("sink", 0), made.window.get("recent", 0)
     output, lse = cupy_attention_kernel.attention(
-        *arrays, sizes if made.window else None, made.window.get("align", 1), made.scale,
-        made.positions.get("query_positions"), made.positions.get("key_positions"),
-    )  # fmt: skip
+        *arrays,
+        sizes if made.window else None,
+        made.window.get("align", 1),
+        made.scale,
+        made.positions.get("query_positions"),
+        made.positions.get("key_positions"),
+    )
     assert output.dtype == dtype and lse.dtype == "float32"
     exact, exact_lse = reference.attention(*arrays, **made.window, **made.positions, scale=made.scale)
     terms = made.key.shape[2]
@@ -195,11 +199,18 @@ def test_front_goes_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # The emulation and the comparison must notice what is wrong.
 
-STEP = Decode(*(np.random.default_rng(n).standard_normal((1, 2, keys, SIZE)) for n, keys in enumerate((2, 400, 400))),
-              {"sink": 4, "recent": 200})  # fmt: skip
+STEP = Decode(
+    *(np.random.default_rng(n).standard_normal((1, 2, keys, SIZE)) for n, keys in enumerate((2, 400, 400))),
+    {"sink": 4, "recent": 200},
+)
 STEP.value = STEP.value[..., :VALUE_SIZE].copy()
-MANY_PARTS = Decode(*(np.random.default_rng(n).standard_normal((1, heads, keys, SIZE))
-                      for n, (heads, keys) in enumerate(((6, 2), (2, 2000), (2, 2000)))), {})  # fmt: skip
+MANY_PARTS = Decode(
+    *(
+        np.random.default_rng(n).standard_normal((1, heads, keys, SIZE))
+        for n, (heads, keys) in enumerate(((6, 2), (2, 2000), (2, 2000)))
+    ),
+    {},
+)
 MANY_PARTS.value = MANY_PARTS.value[..., :VALUE_SIZE].copy()
 
 

@@ -124,9 +124,11 @@ def test_nan_that_is_seen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # The emulation and the comparison must notice what is wrong.
 
-STEP = Decode(np.random.default_rng(0).standard_normal((1, 6, 3, SIZES[0])),
-              *(np.random.default_rng(n).standard_normal((1, 1, 300, size)) for n, size in enumerate(SIZES, start=1)),
-              {"sink": 4, "recent": 200})  # fmt: skip
+STEP = Decode(
+    np.random.default_rng(0).standard_normal((1, 6, 3, SIZES[0])),
+    *(np.random.default_rng(n).standard_normal((1, 1, 300, size)) for n, size in enumerate(SIZES, start=1)),
+    {"sink": 4, "recent": 200},
+)
 SWAPPED = "multiply(result[8 * h + i], p0, p1, p2, p3, b1, b0);"
 
 

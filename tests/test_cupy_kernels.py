@@ -26,9 +26,14 @@ SWITCHES = {cupy_attention_kernel: ("STREAMING", "EXPLICIT"), cupy_verification_
 KERNELS = {
     cupy_attention_kernel: ["decode_attention"],
     cupy_verification_kernel: [
-        "best_of_chunks", "mass_of_chunks", "decide_greedy", "judge_residual", "recover", "settle_one_hot",
+        "best_of_chunks",
+        "mass_of_chunks",
+        "decide_greedy",
+        "judge_residual",
+        "recover",
+        "settle_one_hot",
     ],
-}  # fmt: skip
+}
 
 
 def constants(family, **switches: int) -> dict[str, int]:

@@ -23,9 +23,10 @@ class Card:
         self.kernel = SimpleNamespace(ptr=FUNCTION)
         runtime = SimpleNamespace(getDevice=lambda: 3, setDevice=lambda device: self.asked.append(("device", device)))
         cuda = SimpleNamespace(
-            runtime=runtime, get_current_stream=lambda: SimpleNamespace(ptr=STREAM),
+            runtime=runtime,
+            get_current_stream=lambda: SimpleNamespace(ptr=STREAM),
             driver=SimpleNamespace(CUDADriverError=RuntimeError),
-        )  # fmt: skip
+        )
         monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
         monkeypatch.setattr(cupy_launch, "_capability", lambda device: capability)
         monkeypatch.setattr(cupy_launch, "_driver", lambda: self.launch)

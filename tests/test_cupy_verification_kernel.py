@@ -64,7 +64,7 @@ def check_residual(made: Round, dtype: str = "float32", draft_dtype: str | None 
     draft = None if made.draft is None else made.draft.astype(draft_dtype or dtype)
     out = cupy_verification_kernel.residual(
         made.ids, draft, made.target.astype(dtype), made.uniforms.astype(dtype), made.counts, None
-    )  # fmt: skip
+    )
     check(out, exact_residual(made))
 
 
@@ -111,7 +111,7 @@ def check_logits(made: Round, temperature: float) -> None:
         logits = (np.log(made.target) * temperature + 3).astype("float32")
     out = cupy_verification_kernel.residual(
         made.ids, draft, logits, made.uniforms.astype("float32"), made.counts, temperature
-    )  # fmt: skip
+    )
     check(out, exact_residual(made))
 
 
@@ -122,7 +122,7 @@ def test_broken_logits_reject_and_emit_nothing(broken: float) -> None:
     logits[0, 1, 200 if broken != -np.inf else slice(None)] = broken
     out = cupy_verification_kernel.residual(
         np.zeros((2, 2), dtype=np.int64), None, logits, np.zeros((2, 3), dtype="float32"), None, 1.0
-    )  # fmt: skip
+    )
     assert out.output_token_ids.tolist() == [[0, -1, -1], [0, 0, 0]] and out.num_accepted.tolist() == [1, 2]
 
 
@@ -132,7 +132,7 @@ def test_infinitely_sharp_logits() -> None:
     logits[0, :, 1500] = 1.0
     out = cupy_verification_kernel.residual(
         np.array([[1500]]), None, logits, np.full((1, 2), 0.9, dtype="float32"), None, 1e-300
-    )  # fmt: skip
+    )
     check(out, Verdict(np.array([[1500, 1500]]), np.array([1])))
 
 
@@ -180,9 +180,13 @@ def test_memory_that_begins_between_multiples_of_16_bytes() -> None:
 
     for draft, target in ((made.draft, moved(made.target)), (moved(made.draft), made.target)):
         out = cupy_verification_kernel.residual(
-            made.ids, draft.astype("float32", copy=False), target.astype("float32", copy=False), made.uniforms,
-            made.counts, None,
-        )  # fmt: skip
+            made.ids,
+            draft.astype("float32", copy=False),
+            target.astype("float32", copy=False),
+            made.uniforms,
+            made.counts,
+            None,
+        )
         check(out, exact_residual(made))
 
 
@@ -190,8 +194,9 @@ def test_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy has no such dtype: the kernels get its bits, and must say what they say of the same float32 numbers."""
     use_host(monkeypatch, "bfloat16")
     made = many(20)
-    target, draft = ((table.astype("float32").view("uint32") >> 16).astype("uint16")
-                     for table in (made.target, made.draft))  # fmt: skip
+    target, draft = (
+        (table.astype("float32").view("uint32") >> 16).astype("uint16") for table in (made.target, made.draft)
+    )
     for rows in (draft, made.draft.astype("float32")):
         out = cupy_verification_kernel.residual(made.ids, rows, target, made.uniforms, made.counts, None)
         check(out, exact_residual(made))
@@ -253,7 +258,7 @@ def check_one_hot(made: Round) -> None:
         (check_greedy, "values[w] == value ? min(id, ids[w])", "values[w] == value ? ids[w]"),
         (check_greedy, "lowest = warp_min_int(lowest);", ""),
     ],
-)  # fmt: skip
+)
 def test_wrong_kernel_is_noticed(run, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = many(8)
     size = made.target.shape[-1]

@@ -201,9 +201,13 @@ def test_processors_and_criteria() -> None:
         got = greedy(model, None, drafter=drafter, logits_processor=processors, stopping_criteria=criteria)
         for prompt, row in zip(prompts(), got.sequences, strict=True):
             theirs = model.generate(
-                torch.tensor([prompt]), max_new_tokens=30, do_sample=False, pad_token_id=0,
-                repetition_penalty=1.3, stopping_criteria=criteria,
-            )  # fmt: skip
+                torch.tensor([prompt]),
+                max_new_tokens=30,
+                do_sample=False,
+                pad_token_id=0,
+                repetition_penalty=1.3,
+                stopping_criteria=criteria,
+            )
             assert row == theirs[0].tolist()
 
 

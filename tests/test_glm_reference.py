@@ -171,6 +171,7 @@ def test_fixed_model_routes_by_itself() -> None:
 
 # Wrong variants of the reference, as changes of the configuration or of one function.
 
+
 def interleaved(config, states, positions):
     """Pairs (2i, 2i + 1) in place of (i, i + rotary_dim / 2)."""
     order = np.arange(config.head_dim)

@@ -13,8 +13,12 @@ from gpu.kernels import CUPY, NAMES, TRITON
 from gpu.run import Part
 
 FACTS = {
-    "device": "a card", "versions": {"torch": "2"}, "commit": "c0ffee", "sources": "aa", "command": "python run.py",
-}  # fmt: skip
+    "device": "a card",
+    "versions": {"torch": "2"},
+    "commit": "c0ffee",
+    "sources": "aa",
+    "command": "python run.py",
+}
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -48,9 +52,10 @@ def test_all_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_failure_is_the_exit_code_and_the_rest_goes_on(tmp_path: Path) -> None:
     parts = [
-        Part("bad", (python("print('1 failed'); exit(9)"), python("print('never')"))), counted(tmp_path, "good"),
+        Part("bad", (python("print('1 failed'); exit(9)"), python("print('never')"))),
+        counted(tmp_path, "good"),
         Part("absent", (("no-such-sanitizer",),)),
-    ]  # fmt: skip
+    ]
     assert run.run(parts, FACTS, tmp_path) == 1
     assert outcomes(tmp_path) == {"bad": "failed", "good": "passed", "absent": "failed"}
     record = (tmp_path / "record.txt").read_text()
@@ -110,7 +115,7 @@ def test_within_leaves_the_rest(tmp_path: Path) -> None:
 
 
 def test_no_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(run, "_FACTS", "print('{\"device\": null, \"versions\": {}}')")
+    monkeypatch.setattr(run, "_FACTS", 'print(\'{"device": null, "versions": {}}\')')
     assert run.main([]) == 2
     assert "test-gpu needs a CUDA device and PyTorch: PyTorch finds no CUDA device" in capsys.readouterr().err
     monkeypatch.setattr(run, "_FACTS", "import no_such_module")

@@ -150,8 +150,7 @@ def test_drafts_change_nothing_but_the_speed(parents: Any, plan: Any, temperatur
     if temperature == 0:
         assert drafted.sequences == generate(model, PROMPTS, **options).sequences
     for row, seed in zip(PROMPTS, range(4), strict=True):  # and rows do not touch each other
-        alone = generate(model, [row], drafter=MtpDrafter(made, plan=own, parents=parents), seed=seed,
-                         **options)  # fmt: skip
+        alone = generate(model, [row], drafter=MtpDrafter(made, plan=own, parents=parents), seed=seed, **options)
         assert alone.sequences[0] == drafted.sequences[seed]
 
 

@@ -20,9 +20,25 @@ from zigzag.thinking import ThinkingBudget, chat_prompt, thinking_rule, thinking
 TAGS = "<think> </think> <tool_call> </tool_call> <arg_key> </arg_key> <arg_value> </arg_value>".split()
 GOOD = "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>"
 FRAGMENTS = [
-    *TAGS, *(tag[:n] for tag in TAGS for n in (1, 2, -1)), GOOD, "\n", "\n\n", " ", "f", "f\n", "a", "1", '"x"',
-    "<", ">", "text", "é", "<|user|>", "<<think>", "<think>\n",
-]  # fmt: skip
+    *TAGS,
+    *(tag[:n] for tag in TAGS for n in (1, 2, -1)),
+    GOOD,
+    "\n",
+    "\n\n",
+    " ",
+    "f",
+    "f\n",
+    "a",
+    "1",
+    '"x"',
+    "<",
+    ">",
+    "text",
+    "é",
+    "<|user|>",
+    "<<think>",
+    "<think>\n",
+]
 texts = st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join) | st.text("<>/_thinkargvlue\nx ", max_size=60)
 modes = st.fixed_dictionaries({"thinking": st.booleans(), "form": st.sampled_from(["glm45", "glm47"])})
 
@@ -80,13 +96,26 @@ def test_forms_differ_in_the_newline_after_the_name() -> None:
 @pytest.mark.parametrize(
     "value, read",
     [
-        ("1", 1), ("1.5", 1.5), ("true", True), ("[1]", [1]), ('"1"', "1"), ("x", "x"), ("", ""), ("007", "007"),
-        (" a\n", " a\n"), ("NaN", "NaN"), ("-Infinity", "-Infinity"), ('{"a": 1, "a": 2}', '{"a": 1, "a": 2}'),
-        ("9" * 5000, "9" * 5000), ("[" * 100_000, "[" * 100_000),
+        ("1", 1),
+        ("1.5", 1.5),
+        ("true", True),
+        ("[1]", [1]),
+        ('"1"', "1"),
+        ("x", "x"),
+        ("", ""),
+        ("007", "007"),
+        (" a\n", " a\n"),
+        ("NaN", "NaN"),
+        ("-Infinity", "-Infinity"),
+        ('{"a": 1, "a": 2}', '{"a": 1, "a": 2}'),
+        ("9" * 5000, "9" * 5000),
+        ("[" * 100_000, "[" * 100_000),
         ("<tool_call>g\n</tool_call>", "<tool_call>g\n</tool_call>"),
-        ("</think><think>", "</think><think>"), ("<arg_value>", "<arg_value>"), ("</arg_key>", "</arg_key>"),
+        ("</think><think>", "</think><think>"),
+        ("<arg_value>", "<arg_value>"),
+        ("</arg_key>", "</arg_key>"),
     ],
-)  # fmt: skip
+)
 def test_values(value: str, read) -> None:
     text = f"<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>"
     assert parse(text, thinking=False) == [ToolCall("f", {"a": read})]
@@ -102,16 +131,30 @@ def test_strings_by_the_schema_stay_text() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "<tool_call>", "<tool_call>f", "<tool_call>f\n<arg_key>a", GOOD[:-1], GOOD[: -len("</tool_call>")],  # cut off
-        "<tool_call>\n</tool_call>", "<tool_call></tool_call>", "<tool_call> <arg_key>a</arg_key>",  # no name
-        "<tool_call>two words\n</tool_call>", "<tool_call>" + "f" * 300 + "\n</tool_call>",
-        GOOD.replace("<arg_key>a</arg_key>", "<arg_key></arg_key>"), GOOD.replace("</arg_key>", ""),
-        GOOD.replace("<arg_value>", ""), GOOD.replace("</arg_value>", ""),
+        "<tool_call>",
+        "<tool_call>f",
+        "<tool_call>f\n<arg_key>a",
+        GOOD[:-1],
+        GOOD[: -len("</tool_call>")],  # cut off
+        "<tool_call>\n</tool_call>",
+        "<tool_call></tool_call>",
+        "<tool_call> <arg_key>a</arg_key>",  # no name
+        "<tool_call>two words\n</tool_call>",
+        "<tool_call>" + "f" * 300 + "\n</tool_call>",
+        GOOD.replace("<arg_key>a</arg_key>", "<arg_key></arg_key>"),
+        GOOD.replace("</arg_key>", ""),
+        GOOD.replace("<arg_value>", ""),
+        GOOD.replace("</arg_value>", ""),
         GOOD.replace("</arg_value>", "</arg_value>x"),
         GOOD.replace("</tool_call>", GOOD[len("<tool_call>f\n") :]),  # one key twice
-        "</tool_call>", "</think>", "a <think> b", "a<", "</thin", "<arg_key>a</arg_key>",
+        "</tool_call>",
+        "</think>",
+        "a <think> b",
+        "a<",
+        "</thin",
+        "<arg_key>a</arg_key>",
     ],
-)  # fmt: skip
+)
 def test_what_is_malformed_stays_content(text: str) -> None:
     assert parse(text, thinking=False) == [Content(text)]
     assert parse("x\n\n" + text, thinking=False) == [Content("x\n\n" + text)]
@@ -213,7 +256,7 @@ def seconds(pieces: list[str]) -> float:
 @pytest.mark.parametrize(
     "unit",
     ["<", "<tool_call>", "<tool_call>f\n", GOOD[:-12], "\n", "<think>", "<tool_call>" + " " * 200, "</think>", "<arg_"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("piece", [1, 10**9])
 def test_time_is_linear(unit: str, piece: int) -> None:
     """A quadratic parser would need minutes for these; the limit is 20 times what they take."""
@@ -313,10 +356,18 @@ BUDGET = {"end_token_ids": (2, 3), "begin_token_ids": (1,)}
 @pytest.mark.parametrize(
     "tokens, spent",
     [
-        ([1], {0}), ([1, 5], {0, 1}), ([1, 5, 6], {0, 1, 2}), ([9, 9, 1, 5], {0, 1}), ([5, 6, 7], set()), ([], set()),
-        ([1, 5, 2], set()), ([1, 5, 3, 6], set()), ([1, 5, 2, 1, 6], {0, 1}), ([1, 5, 1, 6], {0, 1, 2, 3}),
+        ([1], {0}),
+        ([1, 5], {0, 1}),
+        ([1, 5, 6], {0, 1, 2}),
+        ([9, 9, 1, 5], {0, 1}),
+        ([5, 6, 7], set()),
+        ([], set()),
+        ([1, 5, 2], set()),
+        ([1, 5, 3, 6], set()),
+        ([1, 5, 2, 1, 6], {0, 1}),
+        ([1, 5, 1, 6], {0, 1, 2, 3}),
     ],
-)  # fmt: skip
+)
 def test_when_the_budget_is_spent(tokens: list[int], spent: set[int]) -> None:
     assert {n for n in range(6) if ThinkingBudget(n, **BUDGET).is_spent(tokens)} == spent
 

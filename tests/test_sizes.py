@@ -31,14 +31,25 @@ from zigzag.sizes_page import Question, page
 ROOT = Path(__file__).resolve().parent.parent
 BIG, AIR = model_shape("GLM-4.5"), model_shape("GLM-4.5-Air")
 SMOLLM2 = {
-    "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "head_dim": 64, "intermediate_size": 1536, "vocab_size": 49152,
+    "model_type": "llama",
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
     "tie_word_embeddings": True,
-}  # fmt: skip
+}
 LLAMA_3_8B = {
-    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+}
 
 
 # Parameters.
@@ -52,21 +63,31 @@ PUBLISHED = {  # counted independently from the checkpoints' tensor shapes
     "embedding_parameters": (775_946_240, 620_756_992),
 }
 BILLIONS = {
-    "main": ("352.798", "106.852"), "without embeddings": ("351.246", "105.611"), "MTP block": ("3.988", "2.375"),
-    "main and MTP": ("356.786", "109.227"), "stored": ("358.338", "110.469"), "active": ("32.856", "12.803"),
-    "active without head": ("32.080", "12.183"), "routed": ("335.964", "99.657"), "not routed": ("16.834", "7.196"),
-}  # fmt: skip
+    "main": ("352.798", "106.852"),
+    "without embeddings": ("351.246", "105.611"),
+    "MTP block": ("3.988", "2.375"),
+    "main and MTP": ("356.786", "109.227"),
+    "stored": ("358.338", "110.469"),
+    "active": ("32.856", "12.803"),
+    "active without head": ("32.080", "12.183"),
+    "routed": ("335.964", "99.657"),
+    "not routed": ("16.834", "7.196"),
+}
 
 
 def billions(shape: ModelShape) -> dict[str, str]:
     routed = shape.parameters()["routed experts"]
     counts = {
-        "main": shape.main_parameters, "without embeddings": shape.main_parameters - 2 * shape.embedding_parameters,
-        "MTP block": shape.mtp_block_parameters, "main and MTP": shape.main_parameters + shape.mtp_block_parameters,
-        "stored": shape.stored_parameters, "active": shape.active_parameters(),
-        "active without head": shape.active_parameters(head=False), "routed": routed,
+        "main": shape.main_parameters,
+        "without embeddings": shape.main_parameters - 2 * shape.embedding_parameters,
+        "MTP block": shape.mtp_block_parameters,
+        "main and MTP": shape.main_parameters + shape.mtp_block_parameters,
+        "stored": shape.stored_parameters,
+        "active": shape.active_parameters(),
+        "active without head": shape.active_parameters(head=False),
+        "routed": routed,
         "not routed": shape.main_parameters - routed,
-    }  # fmt: skip
+    }
     return {name: f"{count / 1e9:.3f}" for name, count in counts.items()}
 
 
@@ -98,21 +119,31 @@ def configs(draw) -> dict:
     numbers, kind = st.integers(1, 5), draw(kinds)
     kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     config = {
-        "model_type": kind, "hidden_size": 8 * draw(numbers), "num_hidden_layers": draw(numbers),
-        "num_attention_heads": kv_heads * group, "num_key_value_heads": kv_heads, "head_dim": 2 * draw(numbers),
-        "intermediate_size": draw(numbers), "vocab_size": 7 * draw(numbers), "attention_bias": draw(st.booleans()),
-        "tie_word_embeddings": draw(st.booleans()), "sliding_window": None,
-    }  # fmt: skip
+        "model_type": kind,
+        "hidden_size": 8 * draw(numbers),
+        "num_hidden_layers": draw(numbers),
+        "num_attention_heads": kv_heads * group,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 2 * draw(numbers),
+        "intermediate_size": draw(numbers),
+        "vocab_size": 7 * draw(numbers),
+        "attention_bias": draw(st.booleans()),
+        "tie_word_embeddings": draw(st.booleans()),
+        "sliding_window": None,
+    }
     if kind == "llama":
         config["mlp_bias"] = draw(st.booleans())
     if kind == "glm4_moe":
         experts = draw(st.integers(2, 5))
         config |= {
-            "first_k_dense_replace": draw(st.integers(0, config["num_hidden_layers"])), "n_routed_experts": experts,
-            "num_experts_per_tok": draw(st.integers(1, experts)), "n_shared_experts": draw(st.integers(1, 2)),
-            "moe_intermediate_size": draw(numbers), "use_qk_norm": draw(st.booleans()),
+            "first_k_dense_replace": draw(st.integers(0, config["num_hidden_layers"])),
+            "n_routed_experts": experts,
+            "num_experts_per_tok": draw(st.integers(1, experts)),
+            "n_shared_experts": draw(st.integers(1, 2)),
+            "moe_intermediate_size": draw(numbers),
+            "use_qk_norm": draw(st.booleans()),
             "num_nextn_predict_layers": draw(st.integers(0, 1)),
-        }  # fmt: skip
+        }
     return config
 
 
@@ -218,11 +249,13 @@ def test_a_step_reads_what_is_active() -> None:
 @pytest.mark.parametrize(
     "shape, context, weights, bytes_, ratio, speed_ups",
     [
-        (BIG, 0, 2, 65.7, 1.52, (1.05, 1.18, 1.25)), (BIG, 131_072, 2, 115.1, 1.30, (1.23, 1.39, 1.46)),
-        (BIG, 131_072, 1, 82.2, 1.21, (1.32, 1.49, 1.57)), (AIR, 131_072, 2, 50.3, 1.27, (1.26, 1.42, 1.50)),
+        (BIG, 0, 2, 65.7, 1.52, (1.05, 1.18, 1.25)),
+        (BIG, 131_072, 2, 115.1, 1.30, (1.23, 1.39, 1.46)),
+        (BIG, 131_072, 1, 82.2, 1.21, (1.32, 1.49, 1.57)),
+        (AIR, 131_072, 2, 50.3, 1.27, (1.26, 1.42, 1.50)),
         (AIR, 131_072, 1, 37.5, 1.18, (1.36, 1.53, 1.61)),
     ],
-)  # fmt: skip
+)
 def test_bytes_with_one_draft(shape, context, weights, bytes_, ratio, speed_ups) -> None:
     """Numbers worked out by others, who leave out the MTP layer's own cache."""
     made = case(shape, context=context, weight_itemsize=weights)
@@ -256,9 +289,14 @@ def test_one_layer() -> None:
     step = Case(shape, LayerPlan(("streaming",), 4, 16), 1000).decode()
     assert step.kv_read_bytes == 2 * 2 * 3 * 64 * 20
     assert {part.name for part in step.parts} == {
-        "attention projections", "dense feed-forward", "routers and norms", "norms and sums", "KV cache", "head",
+        "attention projections",
+        "dense feed-forward",
+        "routers and norms",
+        "norms and sums",
+        "KV cache",
+        "head",
         "embedding",
-    }  # fmt: skip
+    }
 
 
 shapes = st.sampled_from([BIG, AIR, ModelShape.from_config(SMOLLM2)])
@@ -275,10 +313,17 @@ def test_monotone(shape, share: float, more: float, context: int, data) -> None:
     def numbers(share, context, batch, drafts, hardware=slow):
         made = case(shape, share, context, batch=batch)
         step, prefill = made.decode(drafts), made.prefill()
-        return np.array([
-            step.read_bytes, step.flops, step.seconds(hardware), made.memory_bytes(drafts), prefill.flops,
-            prefill.seconds(hardware), step.expected_seconds(hardware),
-        ])  # fmt: skip
+        return np.array(
+            [
+                step.read_bytes,
+                step.flops,
+                step.seconds(hardware),
+                made.memory_bytes(drafts),
+                prefill.flops,
+                prefill.seconds(hardware),
+                step.expected_seconds(hardware),
+            ]
+        )
 
     low, high = sorted((share, more))
     base = numbers(low, context, batch, drafts)
@@ -318,8 +363,10 @@ def test_layouts_split_the_same_work(tp: int, ep: int, share: float, context: in
         for name, part in whole.items():
             kind = name.removeprefix("MTP: ")
             copies = {
-                "routed experts": 1, "routers and norms": layout.gpus, "KV cache": max(1, layout.tp / 8),
-            }.get(kind, layout.replicas)  # fmt: skip
+                "routed experts": 1,
+                "routers and norms": layout.gpus,
+                "KV cache": max(1, layout.tp / 8),
+            }.get(kind, layout.replicas)
             total = layout.gpus * ours[name].read_bytes
             if kind in ("attention projections", "head", "projection"):  # parts of these are copied further
                 assert copies * part.read_bytes * (1 - 1e-12) <= total <= layout.gpus * part.read_bytes * (1 + 1e-12)
@@ -369,7 +416,6 @@ def test_kernels_of_a_step() -> None:
         assert sum(part.kernels for part in parts) == 9 + 29 * dense + 37 * (3 - dense)
 
 
-
 # Bad input.
 
 
@@ -388,8 +434,10 @@ def without(config: dict, key: str) -> dict:
         ({}, "model_type must be one of"),
         ({**SMOLLM2, "model_type": "deepseek_v3"}, "got 'deepseek_v3'"),
         (without(SMOLLM2, "hidden_size"), "lacks hidden_size"),
-        (without(without(BUILT_IN["GLM-4.5"], "n_routed_experts"), "first_k_dense_replace"),
-         "lacks first_k_dense_replace, n_routed_experts"),
+        (
+            without(without(BUILT_IN["GLM-4.5"], "n_routed_experts"), "first_k_dense_replace"),
+            "lacks first_k_dense_replace, n_routed_experts",
+        ),
         ({**SMOLLM2, "hidden_size": -1}, "hidden_size must be a whole number of at least 1, got -1"),
         ({**SMOLLM2, "num_hidden_layers": "30"}, "num_layers must be a whole number"),
         ({**SMOLLM2, "num_attention_heads": True}, "num_heads must be a whole number"),
@@ -401,7 +449,7 @@ def without(config: dict, key: str) -> dict:
         ({**BUILT_IN["GLM-4.5"], "first_k_dense_replace": 93}, "do not fit together"),
         ({**BUILT_IN["GLM-4.5"], "num_experts_per_tok": 161}, "do not fit together"),
     ],
-)  # fmt: skip
+)
 def test_bad_configurations(config: dict, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         ModelShape.from_config(config)
@@ -433,13 +481,14 @@ def test_files(tmp_path: Path) -> None:
         (lambda: case(ModelShape.from_config(SMOLLM2), layout=Layout(1, 2)), "ep = 2 does not split the 0 experts"),
         (lambda: case(BIG, layout=Layout(1, 3), batch=3), "ep = 3 does not split the 160 experts"),
         (lambda: case(BIG, layout=Layout(2, 8)), "batch must be a multiple of ep / tp = 4, got 1"),
-        (lambda: Layout(3, 2), "must divide the other"), (lambda: Layout(0), "tp must be"),
+        (lambda: Layout(3, 2), "must divide the other"),
+        (lambda: Layout(0), "tp must be"),
         (lambda: Hardware("x", 1, 1, 1, 0), "link_rate must be above 0"),
         (lambda: hardware_by_name("H1"), "H100, H200, got 'H1'"),
         (lambda: page([model_shape("GLM-4.5-Air")], Question(acceptance=1.1), ""), "probability"),
         (lambda: Question(kv_bits=4), "kv_bits must be 8"),
     ],
-)  # fmt: skip
+)
 def test_bad_questions(make: Callable, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         make()

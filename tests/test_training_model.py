@@ -249,8 +249,9 @@ def stepped(own: dict[str, Any], optimizer: Optimizer, seeds: list[int], rate: f
 
 def test_who_takes_what() -> None:
     muons = {name for name in weights() if is_muons(name)}
-    assert muons == set("q k v o gate up down shared_gate shared_up shared_down dense_gate dense_up dense_down "
-                        "eh_proj".split())  # fmt: skip
+    assert muons == set(
+        "q k v o gate up down shared_gate shared_up shared_down dense_gate dense_up dense_down eh_proj".split()
+    )
     assert all(weight.dim() >= 2 for name, weight in weights().items() if name in muons)
 
 
@@ -268,10 +269,12 @@ def test_adam_is_torchs() -> None:
     own, theirs = weights(), weights()
     optimizer = Optimizer(own.items(), momentum=0.95, weight_decay=0.1)
     groups = [
-        {"params": [theirs[name] for name in optimizer.adam if (name in ("embed", "head", "router")) == decayed],
-         "weight_decay": 0.1 * decayed}
+        {
+            "params": [theirs[name] for name in optimizer.adam if (name in ("embed", "head", "router")) == decayed],
+            "weight_decay": 0.1 * decayed,
+        }
         for decayed in (True, False)
-    ]  # fmt: skip
+    ]
     adam = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8)
     for seed in range(3):
         stepped(own, optimizer, [seed])

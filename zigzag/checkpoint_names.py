@@ -29,9 +29,7 @@ class Spec(NamedTuple):
     shape: Shape
 
 
-def check_tensors(
-    what: str, config: GlmConfig, found: Mapping[str, Spec], unreadable: Mapping[str, list[str]]
-) -> None:
+def check_tensors(what: str, config: GlmConfig, found: Mapping[str, Spec], unreadable: Mapping[str, list[str]]) -> None:
     """ModelError that lists every unreadable file and every tensor that is missing, extra or not as it must be.
 
     unreadable: the names of the tensors in each such file, which are not missing besides; its key names the reason

@@ -29,9 +29,7 @@ DrafterName = Enum("DrafterName", {d: d for d in ("none", "lookup", "streaming",
 RuleName = Enum("RuleName", {r: r for r in (*LOSSLESS_RULES, *LOSSY_RULES)}, type=str)
 Method = Enum("Method", {m: m for m in ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")}, type=str)
 Criterion = Enum("Criterion", {c: c for c in CRITERIA}, type=str)
-Model = Annotated[
-    str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, smollm2, or tiny-glm.")
-]
+Model = Annotated[str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, smollm2, or tiny-glm.")]
 Sink = Annotated[int, typer.Option(help="First tokens that a streaming layer keeps.")]
 Recent = Annotated[int, typer.Option(help="Last tokens that a streaming layer keeps, the query's own included.")]
 
@@ -87,9 +85,16 @@ def calibrate(
     with progress(console) as bars:
         task = bars.add_task(method.value, total=steps(method.value, prompts, loaded.config.num_hidden_layers))
         scores = score(
-            loaded, tokenizer, method=method.value, sink=sink, recent=recent, length=length, num_prompts=prompts,
-            seed=seed, advance=lambda n: bars.advance(task, n),
-        )  # fmt: skip
+            loaded,
+            tokenizer,
+            method=method.value,
+            sink=sink,
+            recent=recent,
+            length=length,
+            num_prompts=prompts,
+            seed=seed,
+            advance=lambda n: bars.advance(task, n),
+        )
     scores.save(out)
     console.print(f"wrote {out}: {scores.num_layers} layers x {scores.num_kv_heads} KV heads by {scores.method}")
 
@@ -156,9 +161,14 @@ def refine(
     with progress(console) as bars:
         task = bars.add_task("prompts at most", total=len(asked) * (1 + exchanges * (1 + trials)))
         for better, loss in refinements(
-            loaded, start, asked, max_exchanges=exchanges, trials=trials, batch_size=batch_size,
+            loaded,
+            start,
+            asked,
+            max_exchanges=exchanges,
+            trials=trials,
+            batch_size=batch_size,
             advance=lambda n: bars.advance(task, n),
-        ):  # fmt: skip
+        ):
             console.print(f"{better.map()}   loss {loss:.4f}")
             better.save(out)
     console.print(f"wrote {out}")
@@ -235,10 +245,20 @@ def generate(
             live.update(Text(tokenizer.decode(new, skip_special_tokens=True)))
 
         result = continued(
-            loaded, ids, plan=chosen, drafter=source, rule=_rule(rule), num_draft_tokens=num_draft_tokens,
-            max_new_tokens=new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed,
+            loaded,
+            ids,
+            plan=chosen,
+            drafter=source,
+            rule=_rule(rule),
+            num_draft_tokens=num_draft_tokens,
+            max_new_tokens=new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
             on_tokens=show,
-        )  # fmt: skip
+        )
     console.print(f"\n[dim]{result.statistics}[/dim]", highlight=False)
     if result.cache is not None:
         console.print(f"[dim]the cache holds {cache_bytes(result.cache.cache):,} bytes[/dim]", highlight=False)

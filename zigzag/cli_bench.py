@@ -52,9 +52,14 @@ def bench(
 
 
 def _speculation(
-    console: Console, model: str, device: str, out: Path, lengths: tuple[int, ...] | None, tasks: tuple[str, ...],
+    console: Console,
+    model: str,
+    device: str,
+    out: Path,
+    lengths: tuple[int, ...] | None,
+    tasks: tuple[str, ...],
     new_tokens: int,
-) -> None:  # fmt: skip
+) -> None:
     from zigzag.bench import speculation as work
     from zigzag.cli import load
 

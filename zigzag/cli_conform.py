@@ -68,10 +68,25 @@ def _run(options: list[str]) -> tuple[int, int]:
 
         code = pytest.main(
             [
-                str(suite), "-c", str(settings), "--rootdir", str(suite), "--confcutdir", str(suite),
-                "--import-mode=importlib", "-p", "no:cacheprovider", "-p", "zigzag.conformance.plugin",
-                "-m", "on_backend", "-q", "-rsfE", "--tb=line", *options,
+                str(suite),
+                "-c",
+                str(settings),
+                "--rootdir",
+                str(suite),
+                "--confcutdir",
+                str(suite),
+                "--import-mode=importlib",
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "zigzag.conformance.plugin",
+                "-m",
+                "on_backend",
+                "-q",
+                "-rsfE",
+                "--tb=line",
+                *options,
             ],
             plugins=[passed],
-        )  # fmt: skip
+        )
     return int(code), passed.count

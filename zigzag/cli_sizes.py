@@ -65,10 +65,16 @@ def sizes(
     rates = {f"{name}_rate": rate * _UNITS[name] for name, rate in measured.items() if rate is not None}
     rates |= {f"{name}_share": 1.0 for name in ("memory", "flop") if measured[name] is not None}  # as reached
     question = Question(
-        **{name: tuple(values) for name, values in given.items() if values}, layout=Layout(tp, ep), sink=sink,
-        recent=recent, hardware=replace(card, **rates), drafts=drafts, acceptance=acceptance, weight_bits=weight_bits,
+        **{name: tuple(values) for name, values in given.items() if values},
+        layout=Layout(tp, ep),
+        sink=sink,
+        recent=recent,
+        hardware=replace(card, **rates),
+        drafts=drafts,
+        acceptance=acceptance,
+        weight_bits=weight_bits,
         kv_bits=kv_bits,
-    )  # fmt: skip
+    )
     show(models, question, markdown=markdown)
 
 
@@ -88,9 +94,17 @@ def _options(question: Question) -> dict[str, tuple]:
     """What the question asks, by the names of the command line."""
     rates = {f"{name}-rate": (getattr(question.hardware, f"{name}_rate") / unit,) for name, unit in _UNITS.items()}
     return {
-        "context": tuple(question.contexts), "streaming": tuple(question.shares), "batch": tuple(question.batches),
-        "sink": (question.sink,), "recent": (question.recent,), "drafts": (question.drafts,),
-        "acceptance": (question.acceptance,), "tp": (question.layout.tp,), "ep": (question.layout.ep,),
-        "hardware": (question.hardware.name,), **rates, "weight-bits": (question.weight_bits,),
+        "context": tuple(question.contexts),
+        "streaming": tuple(question.shares),
+        "batch": tuple(question.batches),
+        "sink": (question.sink,),
+        "recent": (question.recent,),
+        "drafts": (question.drafts,),
+        "acceptance": (question.acceptance,),
+        "tp": (question.layout.tp,),
+        "ep": (question.layout.ep,),
+        "hardware": (question.hardware.name,),
+        **rates,
+        "weight-bits": (question.weight_bits,),
         "kv-bits": (question.kv_bits,),
-    }  # fmt: skip
+    }

@@ -30,9 +30,13 @@ def demo(model: Any, tokenizer: Any, out: Path, console: Console, *, num_streami
     with progress(console) as bars:
         task = bars.add_task("one backward pass a prompt", total=len(prompts))
         scores = calibrate(
-            model, method="gate_gradient", sink=SINK, recent=RECENT, prompts=prompts,
+            model,
+            method="gate_gradient",
+            sink=SINK,
+            recent=RECENT,
+            prompts=prompts,
             advance=lambda n: bars.advance(task, n),
-        )  # fmt: skip
+        )
     console.rule(f"2. plan: {num_streaming} of {config.num_hidden_layers} layers stream")
     plan = make_plan(scores, num_full=config.num_hidden_layers - num_streaming)
     show_plan(plan, model, console)
@@ -110,9 +114,13 @@ def generate(
     attach(model, plan, spare=spare)
     try:
         result = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False,
-            return_dict_in_generate=True, pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+        )
     finally:
         detach(model)
     cache, seen = result.past_key_values, result.sequences.shape[1] - 1

@@ -65,9 +65,13 @@ def _scores(model: Any, tokenizer: Any, length: int, console: Console) -> Any:
     with progress(console) as bars:
         task = bars.add_task("one backward pass a prompt", total=len(prompts))
         return calibrate(
-            model, method="gate_gradient", sink=SINK, recent=RECENT, prompts=prompts,
+            model,
+            method="gate_gradient",
+            sink=SINK,
+            recent=RECENT,
+            prompts=prompts,
             advance=lambda n: bars.advance(task, n),
-        )  # fmt: skip
+        )
 
 
 def show_modes(model: Any, tokenizer: Any, console: Console) -> None:
@@ -87,9 +91,12 @@ def show_modes(model: Any, tokenizer: Any, console: Console) -> None:
     console.print(f"its thinking about {sums[0].question}:")
     console.print(escape(_parts(tokenizer, written[True], 0, True)[0]), style="dim")
     cut = generate(
-        model, [_asked(tokenizer, sums[0].question, True)], temperature=0, max_new_tokens=NEW_TOKENS,
+        model,
+        [_asked(tokenizer, sums[0].question, True)],
+        temperature=0,
+        max_new_tokens=NEW_TOKENS,
         logits_processor=ThinkingBudget.of(tokenizer, BUDGET),
-    )  # fmt: skip
+    )
     reasoning, answer = _parts(tokenizer, cut, 0, True)
     said = f"with a budget of {BUDGET} tokens it ends at {reasoning[-16:]!r} and answers {answer!r}"
     console.print(said, markup=False)
@@ -102,17 +109,22 @@ def show_drafts(model: Any, mtp: Any, tokenizer: Any, console: Console) -> None:
     table = Table("drafts", "tokens", "a verification", "accepted of tested, by position", "seconds")
     told = None
     for name, drafter in {
-        "none": None, "MTP layer": MtpDrafter(mtp, stop=DRAFTS), "n-gram lookup": LookupDrafter(DRAFTS),
-    }.items():  # fmt: skip
+        "none": None,
+        "MTP layer": MtpDrafter(mtp, stop=DRAFTS),
+        "n-gram lookup": LookupDrafter(DRAFTS),
+    }.items():
         start = time.monotonic()
         made = generate(model, [prompt], drafter=drafter, temperature=0, max_new_tokens=NEW_TOKENS)
         seconds = time.monotonic() - start
         statistics = made.statistics
         shares = " ".join(f"{a / r:.0%}" for a, r in zip(statistics.accepted, statistics.reached, strict=True) if r)
         table.add_row(
-            name, str(len(made.new_tokens[0])), f"{statistics.tokens_per_verification:.2f}", shares or "-",
+            name,
+            str(len(made.new_tokens[0])),
+            f"{statistics.tokens_per_verification:.2f}",
+            shares or "-",
             f"{seconds:.2f}",
-        )  # fmt: skip
+        )
         told = made.new_tokens if told is None else told
         if made.new_tokens != told:
             console.print(f"{name}: other tokens than without drafts; two logits lie within rounding")

@@ -24,8 +24,13 @@ DEVICES = ("cuda",)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # What `use_experts_implementation` says of a class of experts, and what is needed here.
-NEEDED = {"has_gate": True, "is_concatenated": True, "is_transposed": False, "has_bias": False,
-          "has_post_expert_norm": False}  # fmt: skip
+NEEDED = {
+    "has_gate": True,
+    "is_concatenated": True,
+    "is_transposed": False,
+    "has_bias": False,
+    "has_post_expert_norm": False,
+}
 
 
 @contextmanager

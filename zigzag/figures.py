@@ -34,9 +34,13 @@ def heat_map(scores: HeadScores, plan: LayerPlan, path: Path) -> None:
 
 
 def by_share(
-    lines: Mapping[str, Sequence[tuple[int, float, float, float]]], path: Path, *, ylabel: str, title: str,
+    lines: Mapping[str, Sequence[tuple[int, float, float, float]]],
+    path: Path,
+    *,
+    ylabel: str,
+    title: str,
     reference: float | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """One line a name: (streaming layers, value, low, high), the interval as a band."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

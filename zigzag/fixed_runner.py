@@ -76,9 +76,15 @@ class FixedRunner(Runner):
     """
 
     def __init__(
-        self, host: Host, plan: LayerPlan | None, *, spare: int = 64, keep_hidden: bool = False, capacity: int = 1024,
+        self,
+        host: Host,
+        plan: LayerPlan | None,
+        *,
+        spare: int = 64,
+        keep_hidden: bool = False,
+        capacity: int = 1024,
         graphs: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.slots, self.capacity, self.graphs = Slots(), capacity, graphs
         self.ring = None if plan is None or plan.num_full == plan.num_layers else Ring(plan.sink, plan.recent, spare)
         self.steps: dict[tuple[int, int], Step | None] = {}  # None: ran once, to be captured

@@ -59,9 +59,12 @@ def _router(module: Any) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | 
     if not type(module).__name__.endswith("TopkRouter") or not hasattr(module, "e_score_correction_bias"):
         return None
     options = {
-        "top_k": module.top_k, "num_groups": module.num_group, "top_groups": module.topk_group,
-        "normalize": module.norm_topk_prob, "scaling": module.routed_scaling_factor,
-    }  # fmt: skip
+        "top_k": module.top_k,
+        "num_groups": module.num_group,
+        "top_groups": module.topk_group,
+        "normalize": module.norm_topk_prob,
+        "scaling": module.routed_scaling_factor,
+    }
 
     # The weight is converted in every call: a CUDA graph may outlive a copy that is made here.
     def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -95,11 +95,21 @@ def generate(
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ArgumentError(f"generate: max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
     loop = _Loop(
-        model, rows, plan=plan, rule=as_rule(rule), most=max_new_tokens, spare=spare, cache=cache,
-        drafter=_drafter(drafter, model, num_draft_tokens), seeds=row_seeds(seed, len(rows)),
+        model,
+        rows,
+        plan=plan,
+        rule=as_rule(rule),
+        most=max_new_tokens,
+        spare=spare,
+        cache=cache,
+        drafter=_drafter(drafter, model, num_draft_tokens),
+        seeds=row_seeds(seed, len(rows)),
         distribution=Distribution(temperature, top_k, top_p, min_p, logits_processor),
-        eos=_eos(model, eos_token_id), criteria=stopping_criteria, on_tokens=on_tokens, cuda_graphs=cuda_graphs,
-    )  # fmt: skip
+        eos=_eos(model, eos_token_id),
+        criteria=stopping_criteria,
+        on_tokens=on_tokens,
+        cuda_graphs=cuda_graphs,
+    )
     with torch.inference_mode():
         return loop.run()
 
@@ -108,10 +118,23 @@ class _Loop:
     """The state of one call of `generate`. `alive` names the rows that still run, in the order of the caches."""
 
     def __init__(
-        self, model: Any, rows: list[list[int]], *, plan: Plan | None, rule: Rule | PhaseRule, most: int,
-        spare: int, cache: Runner | None, drafter: Drafter | None, seeds: list[int], distribution: Distribution,
-        eos: frozenset[int], criteria: Any, on_tokens: Any, cuda_graphs: bool | None,
-    ) -> None:  # fmt: skip
+        self,
+        model: Any,
+        rows: list[list[int]],
+        *,
+        plan: Plan | None,
+        rule: Rule | PhaseRule,
+        most: int,
+        spare: int,
+        cache: Runner | None,
+        drafter: Drafter | None,
+        seeds: list[int],
+        distribution: Distribution,
+        eos: frozenset[int],
+        criteria: Any,
+        on_tokens: Any,
+        cuda_graphs: bool | None,
+    ) -> None:
         self.model, self.rule, self.drafter, self.distribution = model, rule, drafter, distribution
         self.seeds, self.eos, self.criteria, self.on_tokens = seeds, eos, criteria, on_tokens
         self.vocabulary = model.config.get_text_config(decoder=True).vocab_size
@@ -125,8 +148,9 @@ class _Loop:
             raise CacheError("generate: cache= must come from an earlier call with one row, this model and this plan")
         self.wants_hidden = getattr(drafter, "wants_hidden", False)
         if self.wants_hidden and cache is not None:
-            raise CacheError("generate: a drafter that reads the target's states needs them from the start: leave out "
-                             "cache=")  # fmt: skip
+            raise CacheError(
+                "generate: a drafter that reads the target's states needs them from the start: leave out cache="
+            )
         self.spare, self.cache, self.cuda_graphs = spare, cache, cuda_graphs
         self.sequences = [list(row) for row in rows]
         self.starts = [len(row) for row in rows]
@@ -176,9 +200,13 @@ class _Loop:
     def _open(self, host: Host) -> Runner:
         if self.cache is None:
             return open_runner(
-                host, self.plan, spare=self.spare, keep_hidden=self.wants_hidden, capacity=max(self.ends) + self.spare,
+                host,
+                self.plan,
+                spare=self.spare,
+                keep_hidden=self.wants_hidden,
+                capacity=max(self.ends) + self.spare,
                 trees=getattr(self.drafter, "parents", None) is not None,
-            )  # fmt: skip
+            )
         self.cache.host = host
         return self.cache
 
@@ -250,8 +278,10 @@ class _Loop:
             return draft
         if draft.probs is None or tuple(draft.probs.shape) != (rows, width, self.vocabulary):
             shape = None if draft.probs is None else list(draft.probs.shape)
-            raise ArgumentError(f"{name} says that its law is dense, so probs [{rows}, {width}, {self.vocabulary}] are "
-                                f"needed, got {shape}")  # fmt: skip
+            raise ArgumentError(
+                f"{name} says that its law is dense, so probs [{rows}, {width}, {self.vocabulary}] are "
+                f"needed, got {shape}"
+            )
         return draft
 
     def _verdict(
@@ -272,9 +302,15 @@ class _Loop:
             mine = [i for i, r in enumerate(rules) if r is rule]
             some = slice(None) if len(mine) == len(rows) else torch.tensor(mine, device=ids.device)
             verdict = rule.verify(
-                ids[some], None if draft.probs is None else draft.probs[some], logits[some], self.distribution,
-                coins[some], counts[some], draft.parents, draft.replacement,
-            )  # fmt: skip
+                ids[some],
+                None if draft.probs is None else draft.probs[some],
+                logits[some],
+                self.distribution,
+                coins[some],
+                counts[some],
+                draft.parents,
+                draft.replacement,
+            )
             drawn = draft.probs is not None and (draft.parents is None or draft.replacement)
             q = draft.probs[some] if drawn else None  # without replacement a sibling may come from outside q
             for i, answer in zip(mine, self._fetched(verdict, q, ids[some], counts[some]), strict=True):
@@ -356,11 +392,14 @@ def _rows(input_ids: Any, attention_mask: Any) -> list[list[int]]:
     """The tokens of each row without padding."""
     if isinstance(input_ids, Tensor):
         if input_ids.dim() != 2 or input_ids.is_floating_point():
-            raise ArgumentError(f"generate: input_ids must be integers [B, T], got {input_ids.dtype} "
-                                f"{list(input_ids.shape)}")  # fmt: skip
+            raise ArgumentError(
+                f"generate: input_ids must be integers [B, T], got {input_ids.dtype} {list(input_ids.shape)}"
+            )
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            raise ArgumentError(f"generate: attention_mask must be {list(input_ids.shape)} as input_ids, got "
-                                f"{list(attention_mask.shape)}")  # fmt: skip
+            raise ArgumentError(
+                f"generate: attention_mask must be {list(input_ids.shape)} as input_ids, got "
+                f"{list(attention_mask.shape)}"
+            )
         ids = input_ids.tolist()
         mask = [[1] * len(row) for row in ids] if attention_mask is None else attention_mask.tolist()
         rows = [[t for t, m in zip(row, seen, strict=True) if m] for row, seen in zip(ids, mask, strict=True)]

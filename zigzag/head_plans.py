@@ -105,9 +105,15 @@ class HeadPlan:
         return " ".join(map(_letters, self.full_heads))
 
     def kv_bytes(
-        self, context: int, *, spare: int = 0, batch: int = 1, head_size: int, num_kv_heads: int | None = None,
+        self,
+        context: int,
+        *,
+        spare: int = 0,
+        batch: int = 1,
+        head_size: int,
+        num_kv_heads: int | None = None,
         itemsize: int = 2,
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Bytes of keys and values for `context` tokens: full heads keep all, streaming ones sink + recent + spare.
 
         As `LayerPlan.kv_bytes`; num_kv_heads, if given, must be the plan's.
@@ -127,10 +133,19 @@ class HeadPlan:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
-        write_json(path, {
-            "format": FORMAT, "version": 1, "full_heads": [_letters(row) for row in self.full_heads],
-            "sink": self.sink, "recent": self.recent, "align": self.align, "source": self.source, "model": self.model,
-        })  # fmt: skip
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "version": 1,
+                "full_heads": [_letters(row) for row in self.full_heads],
+                "sink": self.sink,
+                "recent": self.recent,
+                "align": self.align,
+                "source": self.source,
+                "model": self.model,
+            },
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "HeadPlan":
@@ -145,10 +160,13 @@ class HeadPlan:
             )
         text = (str, type(None))
         return cls(
-            tuple(tuple(letter == "F" for letter in word) for word in words), take(content, "sink", int, path),
-            take(content, "recent", int, path), take(content, "align", int, path), take(content, "source", text, path),
+            tuple(tuple(letter == "F" for letter in word) for word in words),
+            take(content, "sink", int, path),
+            take(content, "recent", int, path),
+            take(content, "align", int, path),
+            take(content, "source", text, path),
             take(content, "model", text, path),
-        )  # fmt: skip
+        )
 
 
 Plan = LayerPlan | HeadPlan

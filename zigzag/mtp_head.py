@@ -67,16 +67,29 @@ class MtpHead(PreTrainedModel):
         return self
 
     def forward(
-        self, input_ids: Tensor, *, hidden: Tensor, position_ids: Tensor, past_key_values: Any = None,
-        attention_mask: Tensor | None = None, logits_to_keep: int = 0, use_cache: bool = True, **kwargs: Any,
-    ) -> MtpOutput:  # fmt: skip
+        self,
+        input_ids: Tensor,
+        *,
+        hidden: Tensor,
+        position_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+        use_cache: bool = True,
+        **kwargs: Any,
+    ) -> MtpOutput:
         """input_ids [B, T]: the tokens after the positions whose states `hidden` [B, T, hidden] holds."""
         joined = torch.cat([self.enorm(self.embed_tokens(input_ids)), self.hnorm(hidden)], dim=-1)
         states = self.eh_proj(joined)
         states = self.block(
-            states, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
-            use_cache=use_cache, position_embeddings=self.rotary_emb(states, position_ids), **kwargs,
-        )  # fmt: skip
+            states,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            position_embeddings=self.rotary_emb(states, position_ids),
+            **kwargs,
+        )
         states = self.norm(states)
         return MtpOutput(self.lm_head(states[:, -logits_to_keep:]), states)
 
@@ -90,9 +103,10 @@ class MtpHead(PreTrainedModel):
         given = {_own_name(name): tensor for name, tensor in tensors.items() if name not in DUPLICATES}
         given = _fused(given)
         wanted = {
-            name: value for name, value in self.state_dict().items()
+            name: value
+            for name, value in self.state_dict().items()
             if not name.startswith(("embed_tokens.", "lm_head.", "rotary_emb."))
-        }  # fmt: skip
+        }
         wrong = [f"{name} is missing" for name in wanted.keys() - given.keys()]
         wrong += [f"{name} is not a weight of the layer" for name in given.keys() - wanted.keys()]
         wrong += [

@@ -82,9 +82,13 @@ class HeadScores:
 
     def _content(self) -> dict[str, Any]:
         return {
-            "method": self.method, "sink": self.sink, "recent": self.recent, "model": self.model,
-            "details": self.details, "values": self.values.tolist(),
-        }  # fmt: skip
+            "method": self.method,
+            "sink": self.sink,
+            "recent": self.recent,
+            "model": self.model,
+            "details": self.details,
+            "values": self.values.tolist(),
+        }
 
     @classmethod
     def _from(cls, content: dict[str, Any], path: str | Path) -> "HeadScores":
@@ -94,10 +98,13 @@ class HeadScores:
         except (TypeError, ValueError) as error:
             raise PlanError(f"{path}: 'values' must be equally long rows of numbers; the file is damaged") from error
         return cls(
-            values, take(content, "method", str, path), take(content, "sink", int, path),
-            take(content, "recent", int, path), take(content, "model", (str, type(None)), path),
+            values,
+            take(content, "method", str, path),
+            take(content, "sink", int, path),
+            take(content, "recent", int, path),
+            take(content, "model", (str, type(None)), path),
             take(content, "details", dict, path),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -168,9 +175,15 @@ class LayerPlan:
         return "".join("s" if kind == STREAMING else "F" for kind in self.kinds)
 
     def kv_bytes(
-        self, context: int, *, spare: int = 0, batch: int = 1, head_size: int, num_kv_heads: int | None = None,
+        self,
+        context: int,
+        *,
+        spare: int = 0,
+        batch: int = 1,
+        head_size: int,
+        num_kv_heads: int | None = None,
         itemsize: int = 2,
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Bytes of keys and values for `context` tokens: full layers keep all, streaming ones sink + recent + spare.
 
         context: tokens in the cache; spare: slots for rollback that `attach` adds; head_size: D;
@@ -218,11 +231,21 @@ class LayerPlan:
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
         scores = None if self.scores is None else self.scores._content()
-        write_json(path, {
-            "format": PLAN_FORMAT, "version": 1, "kinds": list(self.kinds), "sink": self.sink, "recent": self.recent,
-            "align": self.align, "num_kv_heads": self.num_kv_heads, "criterion": self.criterion, "model": self.model,
-            "scores": scores,
-        })  # fmt: skip
+        write_json(
+            path,
+            {
+                "format": PLAN_FORMAT,
+                "version": 1,
+                "kinds": list(self.kinds),
+                "sink": self.sink,
+                "recent": self.recent,
+                "align": self.align,
+                "num_kv_heads": self.num_kv_heads,
+                "criterion": self.criterion,
+                "model": self.model,
+                "scores": scores,
+            },
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "LayerPlan":
@@ -231,11 +254,15 @@ class LayerPlan:
         scores = take(content, "scores", (dict, type(None)), path)
         nothing = type(None)
         return cls(
-            tuple(take(content, "kinds", list, path)), take(content, "sink", int, path),
-            take(content, "recent", int, path), take(content, "align", int, path),
-            take(content, "num_kv_heads", (int, nothing), path), take(content, "criterion", (str, nothing), path),
-            None if scores is None else HeadScores._from(scores, path), take(content, "model", (str, nothing), path),
-        )  # fmt: skip
+            tuple(take(content, "kinds", list, path)),
+            take(content, "sink", int, path),
+            take(content, "recent", int, path),
+            take(content, "align", int, path),
+            take(content, "num_kv_heads", (int, nothing), path),
+            take(content, "criterion", (str, nothing), path),
+            None if scores is None else HeadScores._from(scores, path),
+            take(content, "model", (str, nothing), path),
+        )
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,15 @@ def refine_plan(
 
 
 def refinements(
-    model: Any, plan: LayerPlan, prompts: Sequence[PasskeyPrompt], *, max_exchanges: int, trials: int,
-    batch_size: int, advance: Advance,
-) -> Iterator[tuple[LayerPlan, float]]:  # fmt: skip
+    model: Any,
+    plan: LayerPlan,
+    prompts: Sequence[PasskeyPrompt],
+    *,
+    max_exchanges: int,
+    trials: int,
+    batch_size: int,
+    advance: Advance,
+) -> Iterator[tuple[LayerPlan, float]]:
     """(plan, loss on the prompts): first as given, then after each exchange."""
     check_count("refine_plan", "max_exchanges", max_exchanges)
     check_count("refine_plan", "trials", trials)
@@ -63,9 +69,15 @@ def refinements(
     yield plan, least
     for _ in range(max_exchanges):
         scores = calibrate(
-            model, method="gate_gradient", sink=plan.sink, recent=plan.recent, prompts=prompts, plan=plan,
-            batch_size=batch_size, advance=advance,
-        )  # fmt: skip
+            model,
+            method="gate_gradient",
+            sink=plan.sink,
+            recent=plan.recent,
+            prompts=prompts,
+            plan=plan,
+            batch_size=batch_size,
+            advance=advance,
+        )
         tried = [exchanged(plan, *pair) for pair in forecast(plan, scores.values.sum(axis=1))[:trials]]
         losses = [loss(each) for each in tried]
         if not losses or min(losses) >= least:

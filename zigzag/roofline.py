@@ -43,9 +43,12 @@ class Hardware:
     def reached(self) -> "Hardware":
         """The same GPU with the rates that are reached."""
         return replace(
-            self, memory_rate=self.memory_rate * self.memory_share, flop_rate=self.flop_rate * self.flop_share,
-            memory_share=1.0, flop_share=1.0,
-        )  # fmt: skip
+            self,
+            memory_rate=self.memory_rate * self.memory_share,
+            flop_rate=self.flop_rate * self.flop_share,
+            memory_share=1.0,
+            flop_share=1.0,
+        )
 
 
 # Rates from NVIDIA's datasheets of the SXM cards: dense bf16 is half of the figure "with sparsity", a direction of
@@ -135,9 +138,12 @@ class Part:
 
     def times(self, count: int, name: str) -> "Part":
         return Part(
-            f"{name}: {self.name}", count * self.read_bytes, count * self.flops, count * self.sent_bytes,
+            f"{name}: {self.name}",
+            count * self.read_bytes,
+            count * self.flops,
+            count * self.sent_bytes,
             count * self.kernels,
-        )  # fmt: skip
+        )
 
     def seconds(self, hardware: Hardware) -> float:
         """At least: the larger of bytes / rate and FLOPs / rate, then what is sent."""

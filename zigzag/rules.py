@@ -49,9 +49,16 @@ class Rule:
             raise ArgumentError(f"rule 'greedy' is lossless at temperature 0 only, got temperature {temperature}")
 
     def verify(
-        self, ids: Any, draft_probs: Any, logits: Any, distribution: "Distribution", uniforms: Any, counts: Any,
-        parents: Sequence[int] | None, replacement: bool,
-    ) -> Verdict:  # fmt: skip
+        self,
+        ids: Any,
+        draft_probs: Any,
+        logits: Any,
+        distribution: "Distribution",
+        uniforms: Any,
+        counts: Any,
+        parents: Sequence[int] | None,
+        replacement: bool,
+    ) -> Verdict:
         """The verdict on drafts `ids` [B, K] after the target's `logits` [B, K + 1, V], of which `distribution` draws.
 
         Where nothing is cut off the rules for chains take the logits themselves.

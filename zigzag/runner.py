@@ -148,9 +148,7 @@ class Runner:
         """As `sync` without logits; there may be nothing left to feed."""
         self._advance(sequences, 0)
 
-    def _advance(
-        self, sequences: Sequence[list[int]], at_least: int, hidden: Sequence[Tensor] | None = None
-    ) -> Tensor:
+    def _advance(self, sequences: Sequence[list[int]], at_least: int, hidden: Sequence[Tensor] | None = None) -> Tensor:
         if not self.tokens:
             self._restart(len(sequences))
         assert [len(row) for row in self.tokens] == self.lengths.tolist(), "tokens and cache have parted"
@@ -179,9 +177,7 @@ class Runner:
         if self.positions.shape[1] > real.shape[1]:  # at the start left padding may stay where it is
             self._keep([np.flatnonzero(row).tolist() for row in real], real.shape[1])
 
-    def feed(
-        self, token_ids: Tensor, *, parents: Sequence[int] | None = None, hidden: Tensor | None = None
-    ) -> Tensor:
+    def feed(self, token_ids: Tensor, *, parents: Sequence[int] | None = None, hidden: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] after T more tokens of every row, a chain or a tree.
 
         The caller then says what stays, by `keep` (a tree must be kept before anything else), and in `tokens`.
@@ -287,10 +283,14 @@ class Runner:
         self.host.attending = self
         try:
             output = self.host.model(
-                input_ids=ids, position_ids=positions.clamp(min=0), past_key_values=self.cache, use_cache=True,
+                input_ids=ids,
+                position_ids=positions.clamp(min=0),
+                past_key_values=self.cache,
+                use_cache=True,
                 attention_mask=ids.new_zeros(1, 1, 1, 1),  # never looked at: spares transformers building one
-                logits_to_keep=keep_logits, **({} if hidden is None else {"hidden": hidden}),
-            )  # fmt: skip
+                logits_to_keep=keep_logits,
+                **({} if hidden is None else {"hidden": hidden}),
+            )
         finally:
             self.host.attending = None
         return output.logits
@@ -304,9 +304,11 @@ class Runner:
         if isinstance(layer, MixedLayer):
             other_key, other_value = layer.take_streaming()
             return apart(
-                layer.full_groups, query, lambda mine: self.attention.full(mine, key, value, scaling),
+                layer.full_groups,
+                query,
+                lambda mine: self.attention.full(mine, key, value, scaling),
                 lambda mine: self.attention.streaming(layer.streaming, mine, other_key, other_value, scaling),
-            )  # fmt: skip
+            )
         return self.attention.full(query, key, value, scaling)
 
 

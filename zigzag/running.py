@@ -174,9 +174,16 @@ class _Attend:
         return self.positions if layer is None else layer.attended_positions
 
     def _mixed(
-        self, module: nn.Module, groups: tuple[bool, ...], layer: Any, query: Tensor, key: Tensor, value: Tensor,
-        mask: Tensor | None, scale: float | None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        module: nn.Module,
+        groups: tuple[bool, ...],
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+    ) -> Tensor:
         streaming = None
         if layer is None:
             (key, other_key), (value, other_value) = (split(groups, states) for states in (key, value))
@@ -185,9 +192,11 @@ class _Attend:
             other_key, other_value = layer.take_streaming()
         if self.contiguous or query.shape[2] > FEW_QUERIES:
             return apart(
-                groups, query, lambda mine: full_attention(module, mine, key, value, mask, scale),
+                groups,
+                query,
+                lambda mine: full_attention(module, mine, key, value, mask, scale),
                 lambda mine: self._streaming(streaming, mine, other_key, other_value, scale),
-            )  # fmt: skip
+            )
         where = {"streaming_positions": self._held(streaming)}
         if self.columns is not None:
             where |= {"query_positions": self.positions, "key_positions": self.columns}

@@ -123,8 +123,10 @@ def write_file(file: Path, tensors: Mapping[str, Stored]) -> None:
     for name in names:
         begin, end = end, end + tensors[name].num_bytes
         header[name] = {
-            "dtype": tensors[name].dtype, "shape": list(tensors[name].shape), "data_offsets": [begin, end],
-        }  # fmt: skip
+            "dtype": tensors[name].dtype,
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(file, "wb") as opened:

@@ -17,31 +17,55 @@ from zigzag.reference.errors import ArgumentError, ModelError, PlanError
 SINK, RECENT = 128, 896  # the window of streaming layers, if none is given
 
 _GLM = {
-    "model_type": "glm4_moe", "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128,
-    "attention_bias": True, "vocab_size": 151552, "tie_word_embeddings": False, "num_experts_per_tok": 8,
-    "n_shared_experts": 1, "num_nextn_predict_layers": 1,
-}  # fmt: skip
+    "model_type": "glm4_moe",
+    "num_attention_heads": 96,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "attention_bias": True,
+    "vocab_size": 151552,
+    "tie_word_embeddings": False,
+    "num_experts_per_tok": 8,
+    "n_shared_experts": 1,
+    "num_nextn_predict_layers": 1,
+}
 BUILT_IN: dict[str, dict[str, Any]] = {
-    "GLM-4.5": _GLM | {
-        "hidden_size": 5120, "num_hidden_layers": 92, "first_k_dense_replace": 3, "intermediate_size": 12288,
-        "moe_intermediate_size": 1536, "n_routed_experts": 160, "use_qk_norm": True,
+    "GLM-4.5": _GLM
+    | {
+        "hidden_size": 5120,
+        "num_hidden_layers": 92,
+        "first_k_dense_replace": 3,
+        "intermediate_size": 12288,
+        "moe_intermediate_size": 1536,
+        "n_routed_experts": 160,
+        "use_qk_norm": True,
     },
-    "GLM-4.5-Air": _GLM | {
-        "hidden_size": 4096, "num_hidden_layers": 46, "first_k_dense_replace": 1, "intermediate_size": 10944,
-        "moe_intermediate_size": 1408, "n_routed_experts": 128, "use_qk_norm": False,
+    "GLM-4.5-Air": _GLM
+    | {
+        "hidden_size": 4096,
+        "num_hidden_layers": 46,
+        "first_k_dense_replace": 1,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "n_routed_experts": 128,
+        "use_qk_norm": False,
     },
-}  # fmt: skip
+}
 MODEL_TYPES = ("glm4_moe", "llama", "mistral", "qwen2", "qwen3")
 _NEW_NAMES = {"n_routed_experts": "num_local_experts", "num_nextn_predict_layers": "num_mtp_layers"}
 _SIZES = {
-    "hidden_size": "hidden_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size", "vocab_size": "vocab_size",
-}  # fmt: skip
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+}
 _EXPERT_SIZES = {
-    "num_dense_layers": "first_k_dense_replace", "num_experts": "n_routed_experts",
-    "experts_per_token": "num_experts_per_tok", "num_shared_experts": "n_shared_experts",
+    "num_dense_layers": "first_k_dense_replace",
+    "num_experts": "n_routed_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "num_shared_experts": "n_shared_experts",
     "expert_size": "moe_intermediate_size",
-}  # fmt: skip
+}
 _MAY_BE_ZERO = (*_EXPERT_SIZES, "num_mtp_layers")
 
 
@@ -113,7 +137,9 @@ class ModelShape:
             per_head = sizes["hidden_size"] // max(heads, 1)  # what transformers takes
         kv_heads = config.get("num_key_value_heads")
         return cls(
-            name=name, **{"num_dense_layers": sizes["num_layers"], **sizes}, head_size=per_head,
+            name=name,
+            **{"num_dense_layers": sizes["num_layers"], **sizes},
+            head_size=per_head,
             num_kv_heads=heads if kv_heads is None else kv_heads,
             query_bias={"qwen2": True, "mistral": False}.get(kind, bias),
             output_bias=bias if kind in ("llama", "qwen3") else False,
@@ -121,7 +147,7 @@ class ModelShape:
             qk_norm=kind == "qwen3" or (config.get("use_qk_norm", False) if experts else False),
             tied=config.get("tie_word_embeddings", False),
             num_mtp_layers=(_find(config, "num_nextn_predict_layers") or 0) if experts else 0,
-        )  # fmt: skip
+        )
 
     @property
     def num_expert_layers(self) -> int:

@@ -125,9 +125,15 @@ def _parameters(shape: ModelShape) -> Grid:
 def _costs(shape: ModelShape, question: Question) -> Grid:
     drafts = question.drafts_of(shape)
     head: tuple[str, ...] = (
-        "batch", "context", "streaming layers", "KV cache, GiB", "prefill, TFLOP", "of full attention",
-        "read a step, GB", "of it KV, GB",
-    )  # fmt: skip
+        "batch",
+        "context",
+        "streaming layers",
+        "KV cache, GiB",
+        "prefill, TFLOP",
+        "of full attention",
+        "read a step, GB",
+        "of it KV, GB",
+    )
     if drafts:
         head += (f"with {_count(drafts)}, GB", "ratio")
     rows = []
@@ -137,9 +143,12 @@ def _costs(shape: ModelShape, question: Question) -> Grid:
         step = case.decode()
         held = shape.kv_bytes(case.plan, case.context, case.batch, case.kv_itemsize)
         cells += [
-            f"{held / 2**30:.3f}", f"{flops / 1e12:,.1f}", f"{flops / full:.3f}" if full else "",
-            f"{step.read_bytes / 1e9:.2f}", f"{step.kv_read_bytes / 1e9:.2f}",
-        ]  # fmt: skip
+            f"{held / 2**30:.3f}",
+            f"{flops / 1e12:,.1f}",
+            f"{flops / full:.3f}" if full else "",
+            f"{step.read_bytes / 1e9:.2f}",
+            f"{step.kv_read_bytes / 1e9:.2f}",
+        ]
         if drafts:
             drafted = case.decode(drafts).read_bytes
             cells += [f"{drafted / 1e9:.2f}", f"{drafted / step.read_bytes:.2f}"]
@@ -151,9 +160,16 @@ def _costs(shape: ModelShape, question: Question) -> Grid:
 def _on_gpus(shape: ModelShape, question: Question) -> Grid:
     drafts, hardware, layout = question.drafts_of(shape), question.hardware, question.layout
     head: tuple[str, ...] = (
-        "batch", "context", "streaming layers", "a GPU holds, GB", "prefill, s", "sent a step, MB", "step, ms",
-        "expected, ms", "tokens/s",
-    )  # fmt: skip
+        "batch",
+        "context",
+        "streaming layers",
+        "a GPU holds, GB",
+        "prefill, s",
+        "sent a step, MB",
+        "step, ms",
+        "expected, ms",
+        "tokens/s",
+    )
     if drafts:
         head += (f"with {_count(drafts)}, ms", "expected, ms", f"tokens/s, a = {question.acceptance:g}")
     rows = []
@@ -161,9 +177,11 @@ def _on_gpus(shape: ModelShape, question: Question) -> Grid:
         step, held = case.decode(), case.memory_bytes(drafts)
         fits = "" if held <= hardware.memory_bytes else ", too much"
         cells += [
-            f"{held / 1e9:.1f}{fits}", f"{case.prefill().seconds(hardware):.3f}", f"{step.sent_bytes / 1e6:.2f}",
+            f"{held / 1e9:.1f}{fits}",
+            f"{case.prefill().seconds(hardware):.3f}",
+            f"{step.sent_bytes / 1e6:.2f}",
             *_speed(step, hardware, case.batch),
-        ]  # fmt: skip
+        ]
         if drafts:
             tokens = case.batch * expected_tokens(question.acceptance, drafts)
             cells += _speed(case.decode(drafts), hardware, tokens)

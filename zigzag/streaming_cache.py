@@ -126,8 +126,9 @@ class StreamingLayer(DynamicLayer):
         columns = torch.cat([old.expand(index.shape[0], -1), first + index], dim=-1)
         gone = torch.cat([torch.zeros_like(columns[:, : len(old)], dtype=torch.bool), dead], dim=-1)
         order = torch.argsort((~gone).to(torch.uint8), dim=-1, stable=True)  # the dead first, the rest as it was
-        columns = torch.cat([torch.arange(start, device=index.device).expand(len(index), -1),
-                             columns.take_along_dim(order, -1)], dim=-1)  # fmt: skip
+        columns = torch.cat(
+            [torch.arange(start, device=index.device).expand(len(index), -1), columns.take_along_dim(order, -1)], dim=-1
+        )
         gone = torch.cat([torch.zeros_like(columns[:, :start], dtype=torch.bool), gone.take_along_dim(order, -1)], -1)
         where = columns[:, None, :, None]
         self.keys, self.values = self.keys.take_along_dim(where, 2), self.values.take_along_dim(where, 2)

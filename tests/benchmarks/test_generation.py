@@ -23,9 +23,14 @@ def prompt() -> tuple[Any, torch.Tensor]:
 
 def theirs(model: Any, ids: torch.Tensor, **options: Any) -> list[int]:
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
-        do_sample=False, pad_token_id=0, **options,
-    )  # fmt: skip
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+        **options,
+    )
     return out[0].tolist()
 
 

@@ -23,7 +23,8 @@ CALLS = {
     "merge": (PARTS, {}),
     "gated_attention": ((QUERY, KEY, VALUE, np.array([0.0, 0.5, 1.0])), WINDOW),
     "mixed_attention": (
-        (QUERY, KEY[:, :1], VALUE[:, :1], KEY[:, 1:], VALUE[:, 1:]), {**WINDOW, "full_groups": (True, False, False)}
+        (QUERY, KEY[:, :1], VALUE[:, :1], KEY[:, 1:], VALUE[:, 1:]),
+        {**WINDOW, "full_groups": (True, False, False)},
     ),
     "lost_mass": ((QUERY, KEY), WINDOW),
     "output_deviation": ((QUERY, KEY, VALUE), WINDOW),

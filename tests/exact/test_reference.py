@@ -41,11 +41,15 @@ def test_chunks_and_merge(case: Case, cut: int) -> None:
     cut = cut % (keys + 1)
     parts = [
         reference.attention(
-            case.query, case.key[:, :, part], case.value[:, :, part], **case.window,
-            query_positions=queries, key_positions=positions[part],
+            case.query,
+            case.key[:, :, part],
+            case.value[:, :, part],
+            **case.window,
+            query_positions=queries,
+            key_positions=positions[part],
         )
         for part in (slice(0, cut), slice(cut, keys))
-    ]  # fmt: skip
+    ]
     merged = reference.merge(np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts]))
     for one, other in zip(merged, whole, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-12)
@@ -168,9 +172,11 @@ def test_assign_layers_is_fast() -> None:
 
 
 @given(
-    sink=st.integers(0, 4), recent=st.integers(1, 5), spare=st.integers(0, 4),
+    sink=st.integers(0, 4),
+    recent=st.integers(1, 5),
+    spare=st.integers(0, 4),
     steps=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), max_size=12),
-)  # fmt: skip
+)
 def test_cache_holds_what_the_next_query_sees(sink: int, recent: int, spare: int, steps: list) -> None:
     held, seen, window = (), 0, {"sink": sink, "recent": recent, "spare": spare}
     for added, taken in steps:

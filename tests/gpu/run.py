@@ -72,13 +72,24 @@ def parts(python: str, sanitizer: str) -> list[Part]:
             f"parity {name}",
             (
                 (python, "-c", _CHECK, backend),  # a backend that is missing would be skipped, and pass
-                (python, "-m", "pytest", "-q", "tests/parity", "--backend", backend, "--device", "cuda",
-                 "-n", workers.get(backend, "3")),
+                (
+                    python,
+                    "-m",
+                    "pytest",
+                    "-q",
+                    "tests/parity",
+                    "--backend",
+                    backend,
+                    "--device",
+                    "cuda",
+                    "-n",
+                    workers.get(backend, "3"),
+                ),
             ),
             environment,
         )
         for name, backend, environment in suites
-    ]  # fmt: skip
+    ]
     files = ("tests/test_fixed_runner.py", "tests/test_noise.py")
     steps = (*files, "-k", "graphs or beside_transformers or waits", "--device", "cuda")
     found.append(Part("decoding steps as CUDA graphs", ((python, "-m", "pytest", "-q", *steps),)))
@@ -87,12 +98,25 @@ def parts(python: str, sanitizer: str) -> list[Part]:
         found += [
             Part(
                 f"{tool} {kernel}",
-                ((sanitizer, "--tool", tool, *options, "--error-exitcode", "9", python, "tests/gpu/small_shapes.py",
-                  kernel),),
-                plain, limit, may_run_out=tool == "racecheck",
+                (
+                    (
+                        sanitizer,
+                        "--tool",
+                        tool,
+                        *options,
+                        "--error-exitcode",
+                        "9",
+                        python,
+                        "tests/gpu/small_shapes.py",
+                        kernel,
+                    ),
+                ),
+                plain,
+                limit,
+                may_run_out=tool == "racecheck",
             )
             for kernel in NAMES
-        ]  # fmt: skip
+        ]
     return found
 
 
@@ -139,9 +163,15 @@ def _call(command: Sequence[str], environment: Mapping[str, str], file: Any, lim
 
 
 def run(
-    every: Sequence[Part], facts: Mapping[str, Any], folder: Path, *, only: str = "", within: float | None = None,
-    again: bool = False, jobs: int = 1,
-) -> int:  # fmt: skip
+    every: Sequence[Part],
+    facts: Mapping[str, Any],
+    folder: Path,
+    *,
+    only: str = "",
+    within: float | None = None,
+    again: bool = False,
+    jobs: int = 1,
+) -> int:
     """Runs the parts with `only` in their name that have not passed for these facts; gives the exit code.
 
     The record is of every part, also of those that were not asked for now.
@@ -193,10 +223,13 @@ def record_of(every: Sequence[Part], state: Mapping[str, Any], facts: Mapping[st
     """The whole record as text; its last line is the summary."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
-        "Every op and kernel on a GPU against the NumPy reference", f"device   {facts['device']}",
-        f"versions {versions}", f"commit   {facts['commit']}, sources {facts['sources']}",
-        f"command  {facts['command']}", "",
-    ]  # fmt: skip
+        "Every op and kernel on a GPU against the NumPy reference",
+        f"device   {facts['device']}",
+        f"versions {versions}",
+        f"commit   {facts['commit']}, sources {facts['sources']}",
+        f"command  {facts['command']}",
+        "",
+    ]
     missing = {"outcome": LEFT, "seconds": 0.0, "last": "not run"}
     lines += [line_of(part.name, state.get(part.name, missing)) for part in every]
     outcomes = [state.get(part.name, missing)["outcome"] for part in every]

@@ -96,9 +96,13 @@ def states(rng: np.random.Generator, queries: int, keys: int, size: int, heads: 
 def score_calls(op: str, rng: np.random.Generator) -> Iterator[Call]:
     query, key, value = states(rng, 70, 70, 32)
     arrays = {"lost_mass": [query, key], "output_deviation": [query, key, value]}
-    yield arrays.get(op, [query, key, value, rng.standard_normal(query.shape, dtype=np.float32)]), {
-        "sink": 8, "recent": 24,
-    }  # fmt: skip
+    yield (
+        arrays.get(op, [query, key, value, rng.standard_normal(query.shape, dtype=np.float32)]),
+        {
+            "sink": 8,
+            "recent": 24,
+        },
+    )
 
 
 def verify_calls(op: str, rng: np.random.Generator) -> Iterator[Call]:
@@ -134,9 +138,11 @@ def probs(logits: np.ndarray) -> np.ndarray:
 def calls(op: str) -> Iterator[Call]:
     rng = np.random.default_rng(1)
     own = {
-        "attention": attention_calls, "mixed_attention": mixed_calls, "apply_experts": expert_calls,
+        "attention": attention_calls,
+        "mixed_attention": mixed_calls,
+        "apply_experts": expert_calls,
         "route_experts": routing_calls,
-    }  # fmt: skip
+    }
     if op in own:
         return own[op](rng)
     if op.startswith("verify"):

@@ -156,8 +156,11 @@ def cumulative_candidates(task: Task, done: Prefix, coin: Coins, number: int) ->
 
 def in_two_stages(
     inner: Callable[[Sequence[int], list[Row], list[Row], list[int]], Tables],
-    task: Task, done: Prefix, coin: Coins, number: int,
-) -> Prefix:  # fmt: skip
+    task: Task,
+    done: Prefix,
+    coin: Coins,
+    number: int,
+) -> Prefix:
     """One draft is verified by a model in the middle; what that emits is the draft for the target (TriForce)."""
     q, p = row(task.draft, done), row(task.target, done)
     middle = (q + p) / 2

@@ -146,9 +146,13 @@ def test_plain_sampling_has_the_target_law() -> None:
 def test_chains_as_they_run(rule: str, rounds: int) -> None:
     for model in small(rounds):
         tables = law(
-            rule, model.draft, model.target,
-            num_draft_tokens=model.depth, rounds=rounds, **OPTIONS.get(rule, {}),
-        )  # fmt: skip
+            rule,
+            model.draft,
+            model.target,
+            num_draft_tokens=model.depth,
+            rounds=rounds,
+            **OPTIONS.get(rule, {}),
+        )
         assert_same_law(law_of(CHAIN_RULES[rule], as_task(model)), tables)
 
 

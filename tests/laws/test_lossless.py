@@ -52,9 +52,13 @@ def test_drafts_without_chance(rule: str, rounds: int) -> None:
     """One-hot drafts, no rows given."""
     for model in chains(rounds):
         emitted = law(
-            rule, one_hot(model.draft), model.target,
-            num_draft_tokens=model.depth, deterministic=True, rounds=rounds,
-        )  # fmt: skip
+            rule,
+            one_hot(model.draft),
+            model.target,
+            num_draft_tokens=model.depth,
+            deterministic=True,
+            rounds=rounds,
+        )
         assert_lossless(emitted, model)
 
 

@@ -66,8 +66,17 @@ def rounds(
     ids = np.empty((batch, most), dtype=np.int64)
     for b in range(batch):
         for row in range(most + 1):
-            _family(rng, children(parents, row), ids[b], None if draft is None else draft[b], target[b, row],
-                    parts, honest, replacement, alike)  # fmt: skip
+            _family(
+                rng,
+                children(parents, row),
+                ids[b],
+                None if draft is None else draft[b],
+                target[b, row],
+                parts,
+                honest,
+                replacement,
+                alike,
+            )
     uniforms = rng.integers(0, parts, (batch, most + 1)) / parts * (rng.random((batch, most + 1)) < 0.8)
     made = Round(ids, draft, target, uniforms, None, parents, honest)
     if nans and draw(st.booleans()):

@@ -38,11 +38,14 @@ GENERAL = {
     "verify_block": (acceptance.block, last, {}, {"honest": None}),
     "verify_tree_residual": (acceptance.residual, first, {"replacement": True}, {"tree": True}),
     "verify_tree_residual, distinct": (
-        acceptance.residual, first, {"replacement": False}, {"tree": True, "replacement": False},
+        acceptance.residual,
+        first,
+        {"replacement": False},
+        {"tree": True, "replacement": False},
     ),
     "verify_tree_k_seq": (acceptance.k_seq, first, {}, {"tree": True, "alike": True}),
     "verify_typical": (acceptance.typical, first, {"epsilon": 0.2, "delta": 0.5}, {}),
-}  # fmt: skip
+}
 ALL_RULES = {
     **{op: options[-1] for op, options in EXACT.items()},
     **{case.partition(",")[0]: options for case, (_, _, options, _) in GENERAL.items()},
@@ -63,9 +66,7 @@ def call(op: str, backend: str, dtype: str, made: Round, options: dict, *, valid
     counts = None if made.counts is None else convert(made.counts, kind, dtype)
     placed = [None if array is None else convert(array, kind, dtype) for array in arrays]
     tree = {"parents": made.parents} if "tree" in op else {}
-    return getattr(ops, op)(
-        *placed, **tree, **options, num_draft_tokens=counts, backend=backend, validate=validate
-    )  # fmt: skip
+    return getattr(ops, op)(*placed, **tree, **options, num_draft_tokens=counts, backend=backend, validate=validate)
 
 
 def check_equal(op: str, backend: str, dtype: str, made: Round, options: dict) -> None:
@@ -94,7 +95,7 @@ def test_exact_numbers(op: str, backend: str) -> None:
         dtype = data.draw(st.sampled_from(dtypes_of(backend)))
         made = data.draw(
             rounds(tree=op == "verify_tree_greedy", parts=PARTS[dtype], logits=is_greedy, nans=not is_greedy)
-        )  # fmt: skip
+        )
         check_equal(op, backend, dtype, made, data.draw(st.sampled_from(EXACT[op])))
 
     drawn(backend, 60, check)
@@ -355,7 +356,7 @@ def is_filter_clear(logits: np.ndarray, options: dict, margin: float) -> bool:
     mass = np.cumsum(-np.sort(-probs, axis=-1), axis=-1)
     kept = reference.to_probs(
         logits, temperature=options["temperature"], top_k=options["top_k"], top_p=options["top_p"]
-    )  # fmt: skip
+    )
     edge = kept - options["min_p"] * kept.max(axis=-1, keepdims=True)
     return not np.any(np.abs(mass - options["top_p"]) < margin) and not np.any(np.abs(edge[kept > 0]) < margin)
 

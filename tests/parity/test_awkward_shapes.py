@@ -28,9 +28,11 @@ def arguments(op: str, shape: tuple[int, int, int], seed: int) -> list[np.ndarra
     ids = np.where(np.take_along_axis(draft, likely[..., None], -1)[..., 0] > 0, likely, draft.argmax(-1))
     coins = rng.integers(0, 2**12, (batch, drafts + 1)) / 2**12
     return {
-        "verify_greedy": [ids, target], "verify_residual": [ids, draft, target, coins],
-        "verify_block": [ids, draft, target, coins], "verify_exact": [ids, target, coins],
-    }[op]  # fmt: skip
+        "verify_greedy": [ids, target],
+        "verify_residual": [ids, draft, target, coins],
+        "verify_block": [ids, draft, target, coins],
+        "verify_exact": [ids, target, coins],
+    }[op]
 
 
 def emitted(op: str, backend: str, given: list[np.ndarray]) -> np.ndarray:

@@ -54,9 +54,14 @@ def made(seed: int, tokens: int, top_k: int, experts: int, width: int, inner: in
 def cases(draw) -> Tokens:
     sizes = st.sampled_from([1, 3, 16, 17, 40])
     return made(
-        draw(st.integers(0, 2**32 - 1)), draw(st.integers(0, 6)), draw(st.integers(1, 4)),
-        draw(st.sampled_from([1, 2, 5, 30])), draw(sizes), draw(sizes), draw(st.sampled_from([0.0, 0.3, 1.0])),
-    )  # fmt: skip
+        draw(st.integers(0, 2**32 - 1)),
+        draw(st.integers(0, 6)),
+        draw(st.integers(1, 4)),
+        draw(st.sampled_from([1, 2, 5, 30])),
+        draw(sizes),
+        draw(sizes),
+        draw(st.sampled_from([0.0, 0.3, 1.0])),
+    )
 
 
 def by_hand(case: Tokens, rounded: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> np.ndarray:
@@ -155,9 +160,7 @@ def test_tokens_do_not_touch_each_other(backend: str, tokens: int) -> None:
     kind = kind_of(backend)
 
     def run(spoiled: Tokens) -> np.ndarray:
-        return to_numpy(
-            ops.apply_experts(*(convert(a, kind, "float32") for a in spoiled.arrays), backend=backend)
-        )  # fmt: skip
+        return to_numpy(ops.apply_experts(*(convert(a, kind, "float32") for a in spoiled.arrays), backend=backend))
 
     before = run(case)
     case.gate_up[5] = case.down[5] = np.nan
@@ -225,9 +228,12 @@ def test_wrong_experts_are_noticed(name: str) -> None:
 
 
 GOOD = {
-    "hidden": np.zeros((2, 5)), "expert_ids": np.zeros((2, 3), dtype=int), "weights": np.zeros((2, 3)),
-    "gate_up": np.zeros((4, 12, 5)), "down": np.zeros((4, 5, 6)),
-}  # fmt: skip
+    "hidden": np.zeros((2, 5)),
+    "expert_ids": np.zeros((2, 3), dtype=int),
+    "weights": np.zeros((2, 3)),
+    "gate_up": np.zeros((4, 12, 5)),
+    "down": np.zeros((4, 5, 6)),
+}
 BAD = [
     ({"hidden": np.zeros(5)}, ArgumentError, r"hidden must have shape \[T, M\], got \[5\]"),
     ({"expert_ids": np.zeros((3, 3), dtype=int)}, ArgumentError, r"expert_ids must have shape .* T = 2, got \[3, 3\]"),
@@ -298,8 +304,10 @@ def test_triton_computes_each_expert_once(backend: str, monkeypatch: pytest.Monk
     assert tokens[:count].tolist() == [0b101, 0b011, 0b110]
     written = np.isfinite(kept.act).all(-1)  # memory that nobody writes is NaN in these tests
     assert {pair: np.flatnonzero(row).tolist() for pair, row in enumerate(written) if row.any()} == {
-        0: [0, 2], 1: [0, 1], 5: [1, 2]
-    }  # fmt: skip
+        0: [0, 2],
+        1: [0, 1],
+        5: [1, 2],
+    }
 
 
 def test_triton_reaches_the_far_end(backend: str) -> None:
@@ -316,8 +324,9 @@ def test_triton_reaches_the_far_end(backend: str) -> None:
     else:
         memory = torch.zeros(size, dtype=torch.float16, device=arrays.DEVICE)
     for tokens in (1, 2):
-        exact = reference.apply_experts(case.hidden[:tokens], case.expert_ids[:tokens], case.weights[:tokens],
-                                        case.gate_up, case.down)  # fmt: skip
+        exact = reference.apply_experts(
+            case.hidden[:tokens], case.expert_ids[:tokens], case.weights[:tokens], case.gate_up, case.down
+        )
         for far in ("gate_up", "down"):
             both = {"gate_up": gate_up.expand(3, -1, -1), "down": down.expand(3, -1, -1)}
             both[far] = memory.as_strided(both[far].shape, (step, both[far].shape[2], 1))

@@ -71,8 +71,10 @@ def layers(draw: Callable) -> Mixed:
         order = np.concatenate([-np.ones(empty, dtype=np.int64), columns])
         if nodes is None:  # a ring may hold its slots in any order; tree nodes must be the last columns
             rng.shuffle(order)
-        spoiled = [np.where((order < 0)[:, None], np.nan, key[:, ~full][:, :, order]),
-                   np.where((order < 0)[:, None], np.nan, value[:, ~full][:, :, order])]  # fmt: skip
+        spoiled = [
+            np.where((order < 0)[:, None], np.nan, key[:, ~full][:, :, order]),
+            np.where((order < 0)[:, None], np.nan, value[:, ~full][:, :, order]),
+        ]
         caches[2:] = spoiled
         where = np.where(order < 0, -1, positions[1][order])
         options["streaming_positions"] = where

@@ -19,9 +19,11 @@ Geometry = tuple[int, int, int]  # query heads, KV heads, head size
 
 GEOMETRIES: dict[str, Geometry] = {"GLM-4.5": (96, 8, 128), "Llama-3-8B": (32, 8, 128)}
 VARIANTS: dict[str, Geometry] = {  # one row each
-    "head size 64": (32, 8, 64), "head size 96": (32, 8, 96),
-    "1 head a KV head": (32, 32, 128), "16 heads a KV head": (32, 2, 128),
-}  # fmt: skip
+    "head size 64": (32, 8, 64),
+    "head size 96": (32, 8, 96),
+    "1 head a KV head": (32, 32, 128),
+    "16 heads a KV head": (32, 2, 128),
+}
 FULL_SHAPES = ((1, 128), (1, 1_024), (1, 8_192), (1, 32_768), (1, 131_072), (8, 8_192), (8, 32_768))  # batch, keys
 LONG, SMALL = 32_768, 1_024  # keys of the other cases: on a GPU, on a CPU
 PROMPTS, SMALL_PROMPT = (32_768, 131_072), 2_048  # tokens: on a GPU, on a CPU
@@ -79,9 +81,15 @@ def decode(device: torch.device) -> Iterator[Case]:
 
 
 def decode_case(
-    device: torch.device, name: str, geometry: Geometry, batch: int, keys: int, *, queries: int = 1,
+    device: torch.device,
+    name: str,
+    geometry: Geometry,
+    batch: int,
+    keys: int,
+    *,
+    queries: int = 1,
     streaming: bool = False,
-) -> Case:  # fmt: skip
+) -> Case:
     heads, groups, size = geometry
     window = {"sink": SINK, "recent": RECENT} if streaming else {}
     methods = backends("attention", device, **window)
@@ -94,15 +102,21 @@ def decode_case(
         methods["FlexAttention"] = flex(device, queries, keys, None)
     return Case(
         suite="decode",
-        labels={"geometry": name, "batch": batch, "keys": keys, "queries": queries, "layer": "streaming" if streaming
-                else "full"},
+        labels={
+            "geometry": name,
+            "batch": batch,
+            "keys": keys,
+            "queries": queries,
+            "layer": "streaming" if streaming else "full",
+        },
         bytes=width_on(device) * batch * (2 * groups * keys + 2 * heads * queries) * size,
         operations=4 * batch * heads * queries * keys * size,
         inputs=draw(device, (batch, heads, queries, size), *2 * ((batch, groups, keys, size),)),
         methods=methods,
         truth=lambda q, k, v: exact_attention(q, k, v, **window),
-        error=relative, tolerance=TOLERANCE[dtype_on(device)],
-    )  # fmt: skip
+        error=relative,
+        tolerance=TOLERANCE[dtype_on(device)],
+    )
 
 
 def _ring(device: torch.device, batch: int, keys: int) -> dict[str, Tensor]:
@@ -127,8 +141,10 @@ def prefill(device: torch.device) -> Iterator[Case]:
             methods = backends("attention", device, **window)
             methods["FlexAttention"] = flex(device, length, length, _visible(align))
             yield Case(
-                suite="prefill", labels={"tokens": length, "align": align},
-                bytes=width_on(device) * 2 * (groups + heads) * length * size, operations=4 * heads * seen * size,
+                suite="prefill",
+                labels={"tokens": length, "align": align},
+                bytes=width_on(device) * 2 * (groups + heads) * length * size,
+                operations=4 * heads * seen * size,
                 inputs=draw(device, (1, heads, length, size), *2 * ((1, groups, length, size),)),
                 methods=methods,
                 truth=partial(_some_rows, window=window),
@@ -137,7 +153,7 @@ def prefill(device: torch.device) -> Iterator[Case]:
                 ),
                 tolerance=TOLERANCE[dtype_on(device)],
                 contrasts=causal(device, "all keys"),
-            )  # fmt: skip
+            )
 
 
 def _rows(length: int) -> slice:
@@ -174,7 +190,8 @@ def scores(device: torch.device) -> Iterator[Case]:
     for op, count in arguments.items():
         methods = backends(op, device, **window)
         yield Case(
-            suite="scores", labels={"op": op, "tokens": length},
+            suite="scores",
+            labels={"op": op, "tokens": length},
             bytes=width_on(device) * 2 * (groups + heads) * length * size,
             operations=(2 if op == "lost_mass" else 4) * heads * length * length // 2 * size,
             inputs=draw(device, (1, heads, length, size), *2 * ((1, groups, length, size),), (1, heads, length, size)),
@@ -183,7 +200,7 @@ def scores(device: torch.device) -> Iterator[Case]:
             error=relative,
             tolerance=5 * TOLERANCE[dtype_on(device)],  # a difference of two outputs: its own size is smaller
             contrasts=causal(device, "one forward"),
-        )  # fmt: skip
+        )
 
 
 def _first(method: Method, count: int) -> Method:

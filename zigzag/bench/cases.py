@@ -138,10 +138,16 @@ def run_case(case: Case, device: torch.device) -> Iterator[Row]:
         finite = error if error is not None and isfinite(error) else None
         no_graph = f"no CUDA graph: {timing.refused}" if timing.refused else ""
         yield Row(
-            **shared, graph=timing.graph, eager=timing.eager, first=timing.first, error=finite, note=wrong,
-            remark="; ".join(filter(None, (method.remark, no_graph))), near=None if unequal is None else near,
+            **shared,
+            graph=timing.graph,
+            eager=timing.eager,
+            first=timing.first,
+            error=finite,
+            note=wrong,
+            remark="; ".join(filter(None, (method.remark, no_graph))),
+            near=None if unequal is None else near,
             unequal=unequal,
-        )  # fmt: skip
+        )
 
 
 def _settle(device: torch.device) -> None:

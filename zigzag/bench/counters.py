@@ -94,9 +94,21 @@ def text(rows: Sequence[tuple[str, dict[str, str]]]) -> str:
 
 def main() -> None:
     command = [
-        "ncu", "--csv", "--page", "raw", "--clock-control", "none", "--profile-from-start", "off",
-        "--metrics", ",".join(METRICS), sys.executable, "-m", "zigzag.bench.counters", "--profiled",
-    ]  # fmt: skip
+        "ncu",
+        "--csv",
+        "--page",
+        "raw",
+        "--clock-control",
+        "none",
+        "--profile-from-start",
+        "off",
+        "--metrics",
+        ",".join(METRICS),
+        sys.executable,
+        "-m",
+        "zigzag.bench.counters",
+        "--profiled",
+    ]
     try:
         run = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as failure:

@@ -72,23 +72,32 @@ def _labels(layers: int, batch: int, keys: int) -> dict[str, Any]:
 def _too_large(device: torch.device, layers: int, batch: int, keys: int) -> Case:
     size = attention.width_on(device) * _elements(layers, batch, keys)
     return Case(
-        suite="exclusive", labels=_labels(layers, batch, keys), bytes=size, operations=0,
+        suite="exclusive",
+        labels=_labels(layers, batch, keys),
+        bytes=size,
+        operations=0,
         inputs=lambda seed: (torch.zeros(1, device=device),),
         methods={"all": f"caches of {size / 1e9:.1f} GB and {SLACK / 1e9:.1f} GB to work with do not fit"},
-        truth=lambda nothing: nothing, error=relative, tolerance=0,
-    )  # fmt: skip
+        truth=lambda nothing: nothing,
+        error=relative,
+        tolerance=0,
+    )
 
 
 def _case(pool: Tensor, layers: int, batch: int, keys: int) -> Case:
     heads, _, size = attention.GEOMETRIES["Llama-3-8B"]
     elements, device = _elements(layers, batch, keys), pool.device
     return Case(
-        suite="exclusive", labels=_labels(layers, batch, keys),
+        suite="exclusive",
+        labels=_labels(layers, batch, keys),
         bytes=attention.width_on(device) * (elements + 2 * layers * batch * heads * size),
         operations=4 * batch * heads * size * (layers // 2) * _slots(keys),
         inputs=partial(_inputs, pool, layers, batch, keys),
-        methods=_methods(device), truth=_truth, error=_error, tolerance=attention.TOLERANCE[pool.dtype],
-    )  # fmt: skip
+        methods=_methods(device),
+        truth=_truth,
+        error=_error,
+        tolerance=attention.TOLERANCE[pool.dtype],
+    )
 
 
 def _inputs(pool: Tensor, layers: int, batch: int, keys: int, seed: int) -> tuple[Tensor, ...]:
@@ -169,9 +178,14 @@ def _mixed_layers(queries: Tensor, *caches: Tensor) -> tuple[Layers]:
 
 
 def _two_calls(
-    attend: Attend, window: dict[str, int], query: Tensor, full_key: Tensor, full_value: Tensor, key: Tensor,
+    attend: Attend,
+    window: dict[str, int],
+    query: Tensor,
+    full_key: Tensor,
+    full_value: Tensor,
+    key: Tensor,
     value: Tensor,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     half = query.shape[1] // 2
     full = attend(query[:, :half], full_key, full_value)
     return torch.cat([full, attend(query[:, half:], key, value, **window)], dim=1)

@@ -122,9 +122,7 @@ def _library(name: str) -> Any | str:
 
 
 def _single_decode(library: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return library.single_decode_with_kv_cache(
-        query[0, :, 0], key[0], value[0], kv_layout="HND", use_tensor_cores=True
-    )
+    return library.single_decode_with_kv_cache(query[0, :, 0], key[0], value[0], kv_layout="HND", use_tensor_cores=True)
 
 
 def _single_prefill(library: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -142,9 +140,11 @@ def _paged_decode(library: Any) -> Adapted:
         return planned[0], query[:, :, 0].contiguous(), (_pages(key), _pages(value))
 
     return Adapted(
-        lambda wrapper, query, cache: wrapper.run(query, cache), adapt, lambda out: out[:, :, None],
+        lambda wrapper, query, cache: wrapper.run(query, cache),
+        adapt,
+        lambda out: out[:, :, None],
         remark=f"pages of {PAGE} tokens, planned outside",
-    )  # fmt: skip
+    )
 
 
 def _plan(library: Any, query: Tensor, key: Tensor) -> Any:
@@ -154,10 +154,16 @@ def _plan(library: Any, query: Tensor, key: Tensor) -> Any:
     each = keys // PAGE
     counts: dict[str, Any] = {"dtype": torch.int32, "device": key.device}
     wrapper.plan(
-        each * torch.arange(batch + 1, **counts), torch.arange(batch * each, **counts),
-        torch.full((batch,), PAGE, **counts), heads, groups, size, PAGE, q_data_type=query.dtype,
+        each * torch.arange(batch + 1, **counts),
+        torch.arange(batch * each, **counts),
+        torch.full((batch,), PAGE, **counts),
+        heads,
+        groups,
+        size,
+        PAGE,
+        q_data_type=query.dtype,
         kv_data_type=key.dtype,
-    )  # fmt: skip
+    )
     return wrapper
 
 
@@ -184,6 +190,9 @@ def flashinfer_sampling() -> Adapted | str:
         return library.sampling.chain_speculative_sampling(q, ids, probs, seed=seed, offset=offset)
 
     return Adapted(
-        call, adapt, lambda out: Verdict(out[0], out[2]), partial(share_unequal, reach=inf),
+        call,
+        adapt,
+        lambda out: Verdict(out[0], out[2]),
+        partial(share_unequal, reach=inf),
         remark="its cast of the logits to float32 included; it draws its own numbers, so any drawn token passes",
-    )  # fmt: skip
+    )

@@ -17,9 +17,18 @@ from zigzag.reference.errors import ArgumentError
 
 FORMAT, VERSION = "zigzag-kernel-bench", 2
 COLUMNS = (
-    "shape", "method", "graph, µs", "eager, µs", "first, s", "floor, µs", "over floor", "over others, graph",
-    "over others, eager", "error", "note",
-)  # fmt: skip
+    "shape",
+    "method",
+    "graph, µs",
+    "eager, µs",
+    "first, s",
+    "floor, µs",
+    "over floor",
+    "over others, graph",
+    "over others, eager",
+    "error",
+    "note",
+)
 PEERS = ("SDPA", "FlexAttention", "FlashInfer", "transformers")  # how names of others' methods begin
 
 
@@ -28,10 +37,13 @@ def conditions(device: torch.device, command: str) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     versions = {"torch": torch.__version__, "python": platform.python_version(), "zigzag": __version__}
     return {
-        "command": command, "device": name, "commit": _commit(),
+        "command": command,
+        "device": name,
+        "commit": _commit(),
         "versions": versions | {module: _version(module) for module in ("triton", "flashinfer", "cupy")},
-        "copy_bytes_per_second": copy_rate(device), "matrix_operations_per_second": matrix_rate(device),
-    }  # fmt: skip
+        "copy_bytes_per_second": copy_rate(device),
+        "matrix_operations_per_second": matrix_rate(device),
+    }
 
 
 def _version(module: str) -> str:
@@ -96,13 +108,17 @@ def words(labels: Mapping[str, Any]) -> str:
 def _line(row: Row, case: Sequence[Row]) -> list[str]:
     times = ("" if t is None else f"{t:,.1f}" for t in (row.graph, row.eager))
     return [
-        words(row.labels), row.method, *times,
-        "" if row.first is None else f"{row.first:.2f}", f"{row.floor:,.1f}",
+        words(row.labels),
+        row.method,
+        *times,
+        "" if row.first is None else f"{row.first:.2f}",
+        f"{row.floor:,.1f}",
         "" if row.best is None else f"{row.best / row.floor:.2f}",
-        beside(row, case, "graph"), beside(row, case, "eager"),
+        beside(row, case, "graph"),
+        beside(row, case, "eager"),
         "" if row.error is None else f"{row.error:.1e}",
         "; ".join(filter(None, (row.note, row.remark, _near_thresholds(row)))),
-    ]  # fmt: skip
+    ]
 
 
 def _near_thresholds(row: Row) -> str:

@@ -80,10 +80,13 @@ def _layer(model: Any, cache: RandomCache, plan: LayerPlan, labels: dict[str, An
         fed(runner, ids)
         time = replayed(runner, ids)
     row = Row(
-        suite="slices", method="zigzag", graph=time, labels=labels,
+        suite="slices",
+        method="zigzag",
+        graph=time,
+        labels=labels,
         floor=1e6 * step_bytes(model, cache.length, plan, tokens) / copy_rate(device),
         note="" if time is not None else "no CUDA graph on a CPU",
-    )  # fmt: skip
+    )
     return [_beside(row, device)]
 
 

@@ -63,9 +63,14 @@ def methods(model: Any, temperature: float) -> dict[str, Callable[..., Any]]:
         def run(ids: list[int], new_tokens: int) -> Any:
             made = None if drafter is None else drafter()
             result = generate(
-                model, [ids], drafter=made, rule=rule, temperature=temperature, max_new_tokens=new_tokens,
+                model,
+                [ids],
+                drafter=made,
+                rule=rule,
+                temperature=temperature,
+                max_new_tokens=new_tokens,
                 eos_token_id=[],
-            )  # fmt: skip
+            )
             return result.new_tokens[0], result.statistics
 
         return run
@@ -74,9 +79,14 @@ def methods(model: Any, temperature: float) -> dict[str, Callable[..., Any]]:
         def run(ids: list[int], new_tokens: int) -> Any:
             inputs = torch.tensor([ids], device=model.device)
             out = model.generate(
-                inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
-                do_sample=False, pad_token_id=0, **options,
-            )  # fmt: skip
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+                **options,
+            )
             return out[0, len(ids) :].tolist(), None
 
         return run
@@ -136,10 +146,17 @@ def conditions(model: Any) -> dict[str, Any]:
 
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return {
-        "model": model.config._name_or_path, "dtype": str(model.dtype), "device": device, "torch": torch.__version__,
-        "transformers": transformers.__version__, "python": platform.python_version(), "drafts": DRAFTS,
-        "lookup_drafts": LOOKUP_DRAFTS, "sink": SINK, "recent": RECENT,
-    }  # fmt: skip
+        "model": model.config._name_or_path,
+        "dtype": str(model.dtype),
+        "device": device,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "drafts": DRAFTS,
+        "lookup_drafts": LOOKUP_DRAFTS,
+        "sink": SINK,
+        "recent": RECENT,
+    }
 
 
 def as_json(model: Any, measured: list[Measurement]) -> dict[str, Any]:

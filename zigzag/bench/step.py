@@ -26,15 +26,31 @@ from zigzag.plans import LayerPlan
 from zigzag.runner import Host
 
 AIR = {
-    "vocab_size": 151_552, "hidden_size": 4_096, "intermediate_size": 10_944, "moe_intermediate_size": 1_408,
-    "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128, "n_routed_experts": 128,
-    "num_experts_per_tok": 8, "n_shared_experts": 1, "max_position_embeddings": 262_144,
-}  # fmt: skip
+    "vocab_size": 151_552,
+    "hidden_size": 4_096,
+    "intermediate_size": 10_944,
+    "moe_intermediate_size": 1_408,
+    "num_attention_heads": 96,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "n_routed_experts": 128,
+    "num_experts_per_tok": 8,
+    "n_shared_experts": 1,
+    "max_position_embeddings": 262_144,
+}
 TINY = {
-    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
-    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16, "n_routed_experts": 8,
-    "num_experts_per_tok": 2, "n_shared_experts": 1, "max_position_embeddings": 4_096,
-}  # fmt: skip
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "max_position_embeddings": 4_096,
+}
 LAYERS, SINK, RECENT, DRAFTS, NEW_TOKENS = 8, 128, 896, 4, 64
 CONTEXTS = (131_072, 2_048, 32_768)  # the longest first: a run may break off
 ERROR_RATES = (0.0, 0.2)  # of synthetic drafts, a token
@@ -60,9 +76,15 @@ def slice_of_air(device: torch.device, sizes: dict[str, int], *, layers: int = L
     """The first `dense` layers dense, the others with experts; random."""
     rope = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
     config = Glm4MoeConfig(
-        **sizes, num_hidden_layers=layers, first_k_dense_replace=dense, attention_bias=True, use_qk_norm=False,
-        rope_parameters=rope, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        **sizes,
+        num_hidden_layers=layers,
+        first_k_dense_replace=dense,
+        attention_bias=True,
+        use_qk_norm=False,
+        rope_parameters=rope,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with no_init_weights(), device:
         before = torch.get_default_dtype()
@@ -130,9 +152,10 @@ def step_bytes(model: Any, context: int, plan: LayerPlan | None, tokens: int) ->
 def _one_step(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
     device, tokens = cache.device, labels["tokens"]
     shared: dict[str, Any] = {
-        "suite": "step", "labels": labels,
+        "suite": "step",
+        "labels": labels,
         "floor": 1e6 * step_bytes(model, cache.length, plan, tokens) / copy_rate(device),
-    }  # fmt: skip
+    }
     ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(1)).to(device)
     rows: list[Row] = []
     truth: Tensor | None = None
@@ -151,17 +174,17 @@ def _one_step(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: di
     return rows
 
 
-def _of_runner(
-    runner: FixedRunner, ids: Tensor, truth: Tensor | None, shared: dict[str, Any]
-) -> tuple[Row, Tensor]:
+def _of_runner(runner: FixedRunner, ids: Tensor, truth: Tensor | None, shared: dict[str, Any]) -> tuple[Row, Tensor]:
     """Without a truth from outside, the logits are the truth for the rows to come."""
     logits = fed(runner, ids)
     row = Row(
-        **shared, method="zigzag, graph" if runner.graphs else "zigzag, no graph",
-        error=relative(logits, logits if truth is None else truth), graph=replayed(runner, ids),
+        **shared,
+        method="zigzag, graph" if runner.graphs else "zigzag, no graph",
+        error=relative(logits, logits if truth is None else truth),
+        graph=replayed(runner, ids),
         eager=_wall(lambda: _fed(runner, ids), ids.device),
         remark="error: beside the same kernels without a graph" if runner.ring is not None else "",
-    )  # fmt: skip
+    )
     return row, logits
 
 
@@ -227,9 +250,10 @@ def _loops(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[
     """Greedy loops of `NEW_TOKENS` tokens, microseconds a token, prefill not counted."""
     device = cache.device
     shared: dict[str, Any] = {
-        "suite": "step", "labels": labels,
+        "suite": "step",
+        "labels": labels,
         "floor": 1e6 * step_bytes(model, cache.length, plan, 1) / copy_rate(device),
-    }  # fmt: skip
+    }
     rows: list[Row] = []
     prompt = [*cache.ids, 7]
     if plan is None:
@@ -240,8 +264,16 @@ def _loops(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[
             runner = cache.runner(host, plan, device.type == "cuda")
 
         def loop(drafter: Any = None) -> list[int]:
-            result = generate(model, [prompt], plan=plan, drafter=drafter, temperature=0.0, cache=runner,
-                              max_new_tokens=NEW_TOKENS, eos_token_id=[])  # fmt: skip
+            result = generate(
+                model,
+                [prompt],
+                plan=plan,
+                drafter=drafter,
+                temperature=0.0,
+                cache=runner,
+                max_new_tokens=NEW_TOKENS,
+                eos_token_id=[],
+            )
             return result.new_tokens[0]
 
         plain = loop()
@@ -250,11 +282,14 @@ def _loops(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[
             drafter = Replay(plain, len(prompt), rate, model.config.vocab_size)
             rounds = _settle(loop, drafter)
             same = sum(a == b for a, b in zip(drafter.continuation, plain, strict=True))
-            rows.append(Row(
-                **shared, method=f"zigzag.generate, synthetic drafts, {rate:.0%} wrong",
-                eager=_per_token(partial(loop, drafter), device),
-                remark=f"drafts settled in {rounds} rounds; {same} of {NEW_TOKENS} tokens as in single steps",
-            ))  # fmt: skip
+            rows.append(
+                Row(
+                    **shared,
+                    method=f"zigzag.generate, synthetic drafts, {rate:.0%} wrong",
+                    eager=_per_token(partial(loop, drafter), device),
+                    remark=f"drafts settled in {rounds} rounds; {same} of {NEW_TOKENS} tokens as in single steps",
+                )
+            )
     return rows
 
 
@@ -274,9 +309,13 @@ def _settle(loop: Any, drafter: Replay, most: int = 20) -> int:
 def _stock_loop(model: Any, prompt: list[int], cache: DynamicCache) -> Any:
     ids = torch.tensor([prompt], device=model.device)
     return model.generate(
-        ids, attention_mask=torch.ones_like(ids), past_key_values=cache, do_sample=False, max_new_tokens=NEW_TOKENS,
+        ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=cache,
+        do_sample=False,
+        max_new_tokens=NEW_TOKENS,
         min_new_tokens=NEW_TOKENS,
-    )  # fmt: skip
+    )
 
 
 def _per_token(loop: Any, device: torch.device, runs: int = 3) -> float:

@@ -53,7 +53,7 @@ def verify_case(device: torch.device, batch: int, rate: float, rule: str) -> Cas
         near=None if greedy else near_thresholds,
         unequal=share_unequal,
         contrasts={"argmax alone, PyTorch": _argmax} if greedy else {"softmax alone, PyTorch": _softmax},
-    )  # fmt: skip
+    )
 
 
 def _methods(op: str, device: torch.device, rule: str, options: dict[str, Any]) -> Methods:

@@ -132,9 +132,15 @@ class ModelDrafter:
         return Draft(tokens, counts, probs, parents, self.siblings == "with replacement")
 
     def _siblings(
-        self, request: Request, logits: Tensor, path: list[Tensor], nodes: list[int], coins: Tensor,
-        chosen: list[Tensor], sources: list[Tensor],
-    ) -> None:  # fmt: skip
+        self,
+        request: Request,
+        logits: Tensor,
+        path: list[Tensor],
+        nodes: list[int],
+        coins: Tensor,
+        chosen: list[Tensor],
+        sources: list[Tensor],
+    ) -> None:
         """Choose the tokens of `nodes`, the children of one node, and remember what they were drawn from."""
         if self.siblings == "top":
             chosen.extend(logits.topk(len(nodes), dim=-1).indices.unbind(dim=-1))

@@ -27,9 +27,14 @@ class MtpDrafter(ModelDrafter):
     wants_hidden = True
 
     def __init__(
-        self, head: MtpHead, *, plan: LayerPlan | None = None, stop: Fixed | int = 3,
-        parents: Sequence[int] | None = None, siblings: str = "top",
-    ) -> None:  # fmt: skip
+        self,
+        head: MtpHead,
+        *,
+        plan: LayerPlan | None = None,
+        stop: Fixed | int = 3,
+        parents: Sequence[int] | None = None,
+        siblings: str = "top",
+    ) -> None:
         super().__init__(head, plan=plan, stop=stop, parents=parents, siblings=siblings)
         self._waiting: list[list[Tensor]] = []  # of each row: states whose next token has not been fed yet
         self._states: Tensor | None = None  # [B, n, hidden] after the last feed: the root's and each node's

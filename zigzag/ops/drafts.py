@@ -29,7 +29,11 @@ def verify(
         check_tree(op, options["parents"], given["draft_token_ids"].shape[1])
     if validate:
         check_draft_values(
-            op, *common, are_probs="target_probs" in given and temperature is None, parents=options.get("parents"),
-            replacement=options.get("replacement", True), one_source=op == "verify_tree_k_seq",
-        )  # fmt: skip
+            op,
+            *common,
+            are_probs="target_probs" in given and temperature is None,
+            parents=options.get("parents"),
+            replacement=options.get("replacement", True),
+            one_source=op == "verify_tree_k_seq",
+        )
     return function(*(given[name] for name in arrays), num_draft_tokens=counts, **options)

@@ -29,9 +29,15 @@ def mixed_attention(
     function = lookup("mixed_attention", backend, query)
     arrays = (query, full_key, full_value, streaming_key, streaming_value)
     options = {
-        "full_groups": full_groups, "sink": sink, "recent": recent, "align": align, "query_positions": query_positions,
-        "key_positions": key_positions, "streaming_positions": streaming_positions, "parents": parents,
-    }  # fmt: skip
+        "full_groups": full_groups,
+        "sink": sink,
+        "recent": recent,
+        "align": align,
+        "query_positions": query_positions,
+        "key_positions": key_positions,
+        "streaming_positions": streaming_positions,
+        "parents": parents,
+    }
     check_mixed_attention(*arrays, **options)
     groups = tuple(map(bool, full_groups))
     return function(*arrays, **{**options, "full_groups": groups}, scale=scale)

@@ -31,9 +31,15 @@ def main(
     run = read_config(named(config))
     on_gpu = device.startswith("cuda")
     train(
-        run, out, device=device, resume=resume, seconds=seconds, compiled=on_gpu if compiled is None else compiled,
-        workers=(MOST_WORKERS if on_gpu else 0) if workers is None else workers, log=typer.echo,
-    )  # fmt: skip
+        run,
+        out,
+        device=device,
+        resume=resume,
+        seconds=seconds,
+        compiled=on_gpu if compiled is None else compiled,
+        workers=(MOST_WORKERS if on_gpu else 0) if workers is None else workers,
+        log=typer.echo,
+    )
     if evaluation:
         from zigzag.training.evaluate import evaluate
 

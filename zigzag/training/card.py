@@ -19,13 +19,26 @@ def write_card(out: Path, evaluation: dict[str, Any]) -> Path:
     """Write `out`/model/README.md."""
     lines = files.read_log(out)
     first, steps, last = lines[0], [line for line in lines if "losses" in line], lines[-1]
-    card = "\n".join([
-        "---", "license: apache-2.0", "---", "# tiny-glm", "",
-        f"GLM-4.5's architecture at {first['parameters'] / 1e6:.2f} million parameters, its MTP layer included, in "
-        "bfloat16; made by zigzag.training from nothing but this repository and a Python installation. "
-        '`model, mtp = zigzag.load("tiny-glm")` gives it and its MTP layer.', "",
-        *_data(first), *_cost(first, steps, last), *_curves(steps), *_evaluation(evaluation), "## Limits", "", LIMITS,
-    ])  # fmt: skip
+    card = "\n".join(
+        [
+            "---",
+            "license: apache-2.0",
+            "---",
+            "# tiny-glm",
+            "",
+            f"GLM-4.5's architecture at {first['parameters'] / 1e6:.2f} million parameters, its MTP layer included, in "
+            "bfloat16; made by zigzag.training from nothing but this repository and a Python installation. "
+            '`model, mtp = zigzag.load("tiny-glm")` gives it and its MTP layer.',
+            "",
+            *_data(first),
+            *_cost(first, steps, last),
+            *_curves(steps),
+            *_evaluation(evaluation),
+            "## Limits",
+            "",
+            LIMITS,
+        ]
+    )
     path = out / files.MODEL / "README.md"
     path.write_text(card + "\n", encoding="utf-8")
     return path
@@ -34,49 +47,75 @@ def write_card(out: Path, evaluation: dict[str, Any]) -> Path:
 def _data(first: dict[str, Any]) -> list[str]:
     config = first["config"]
     stages = [
-        [stage["name"], stage["length"], steps, f"{stage['length'] * stage['rows'] * steps / 1e6:.1f}",
-         f"{stage['rope_theta']:,.0f}", stage["mtp_weight"], stage["bias_rate"],
-         ", ".join(f"{task} {share:g}" for task, share in stage["mix"].items())]
+        [
+            stage["name"],
+            stage["length"],
+            steps,
+            f"{stage['length'] * stage['rows'] * steps / 1e6:.1f}",
+            f"{stage['rope_theta']:,.0f}",
+            stage["mtp_weight"],
+            stage["bias_rate"],
+            ", ".join(f"{task} {share:g}" for task, share in stage["mix"].items()),
+        ]
         for stage, steps in zip(config["stages"], first["steps"], strict=True)
-    ]  # fmt: skip
+    ]
     return [
-        "## Data", "",
+        "## Data",
+        "",
         f"Sums of {config['operands']} numbers of {config['least_digits']} to {config['most_digits']} digits, thinking "
         "and direct by turns; passkeys; codes of named things; copying; and the sources and documentation of Python "
         f"{first['python']}'s own library (fingerprint {first['corpus']}). One case in 16 is held out, by a hash of "
-        "the case.", "",
-        *table(["stage", "row", "steps", "million tokens", "RoPE base", "MTP weight", "bias rate", "rows"], stages), "",
-    ]  # fmt: skip
+        "the case.",
+        "",
+        *table(["stage", "row", "steps", "million tokens", "RoPE base", "MTP weight", "bias rate", "rows"], stages),
+        "",
+    ]
 
 
 def _cost(first: dict[str, Any], steps: list[dict[str, Any]], last: dict[str, Any]) -> list[str]:
     seen = {line["stage"]: line["tokens_per_second"] for line in steps}
     rates = ", ".join(f"{stage} {rate:,}" for stage, rate in seen.items())
     whole = "" if last["finished"] else f", stopped before its end (step {last['step']} of {last['of']})"
-    return ["## Cost", "",
-            f"{last['seconds']:.0f} seconds on {first['device']}, everything from the tokenizer to the weights{whole}. "
-            f"Tokens a second by stage: {rates}.", ""]  # fmt: skip
+    return [
+        "## Cost",
+        "",
+        f"{last['seconds']:.0f} seconds on {first['device']}, everything from the tokenizer to the weights{whole}. "
+        f"Tokens a second by stage: {rates}.",
+        "",
+    ]
 
 
 def _curves(steps: list[dict[str, Any]]) -> list[str]:
     some = [steps[round(i * (len(steps) - 1) / (CURVE_POINTS - 1))] for i in range(min(CURVE_POINTS, len(steps)))]
     kinds = [kind for kind in KINDS if any(kind in line["losses"] for line in some)]
     rows = [
-        [line["step"], line["stage"], *(f"{line['losses'][k]:.3f}" if k in line["losses"] else "" for k in kinds),
-         f"{line['mtp_losses'].get('text', float('nan')):.3f}", f"{max(line['violation']):.2f}"]
+        [
+            line["step"],
+            line["stage"],
+            *(f"{line['losses'][k]:.3f}" if k in line["losses"] else "" for k in kinds),
+            f"{line['mtp_losses'].get('text', float('nan')):.3f}",
+            f"{max(line['violation']):.2f}",
+        ]
         for line in some
-    ]  # fmt: skip
+    ]
     return [
-        "## Curves", "",
+        "## Curves",
+        "",
         "Mean loss by what a token is part of, the MTP layer's on text, and the expert load of the worst layer: how "
-        "much its busiest expert exceeds the mean.", "",
-        *table(["step", "stage", *kinds, "MTP, text", "load"], rows), "",
-    ]  # fmt: skip
+        "much its busiest expert exceeds the mean.",
+        "",
+        *table(["step", "stage", *kinds, "MTP, text", "load"], rows),
+        "",
+    ]
 
 
 def _evaluation(found: dict[str, Any]) -> list[str]:
-    lines = ["## Evaluation", "", f"{found['cases']} held-out cases each; streaming is sink {found['sink']} and recent "
-             f"{found['recent']}.", ""]  # fmt: skip
+    lines = [
+        "## Evaluation",
+        "",
+        f"{found['cases']} held-out cases each; streaming is sink {found['sink']} and recent {found['recent']}.",
+        "",
+    ]
     if "retrieval" in found:
         rows = [
             [task, length, *(f"{cell[name]['right']:.2f} ({cell[name]['loss']:.3f})" for name in ("full", "streaming"))]
@@ -90,11 +129,20 @@ def _evaluation(found: dict[str, Any]) -> list[str]:
         lines += [*table(["digits", "thinking", "direct"], rows), ""]
     if "drafting" in found:
         rows = [
-            [kind, name, drafts, *(" ".join("-" if a is None else f"{a:.2f}" for a in cell[share])
-             for share in ("of_rounds", "conditional")), f"{cell['tokens_per_verification']:.2f}"]
-            for kind in ("thinking", "text") for name, cells in found["drafting"][kind].items()
+            [
+                kind,
+                name,
+                drafts,
+                *(
+                    " ".join("-" if a is None else f"{a:.2f}" for a in cell[share])
+                    for share in ("of_rounds", "conditional")
+                ),
+                f"{cell['tokens_per_verification']:.2f}",
+            ]
+            for kind in ("thinking", "text")
+            for name, cells in found["drafting"][kind].items()
             for drafts, cell in cells.items()
-        ]  # fmt: skip
+        ]
         head = ["text", "drafts", "K", "accepted of all rounds, by position", "of tested", "tokens a verification"]
         lines += [*table(head, rows), ""]
     if "copying" in found:
@@ -115,9 +163,11 @@ def _shares(found: dict[str, Any], random: dict[str, Any]) -> list[str]:
     return [
         f"Passkeys found at {found['length']:,} tokens (loss on them; loss on held-out text) by how many of "
         f"{found['layers']} layers stream, or as many heads; none: {_cell(found['full'])}, all: "
-        f"{_cell(found['streaming'])}.", "",
-        *table(["plan", *counts], rows), "",
-    ]  # fmt: skip
+        f"{_cell(found['streaming'])}.",
+        "",
+        *table(["plan", *counts], rows),
+        "",
+    ]
 
 
 def _cell(measured: dict[str, float]) -> str:

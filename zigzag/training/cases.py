@@ -48,8 +48,11 @@ def _recall_case(documents: Documents, rng: np.random.Generator, length: int, as
     filler = documents.filler(rng, max(room, 0))
     first, last = min(BEFORE, len(filler) // 4), max(len(filler) - BEHIND, len(filler) // 2)
     cuts = np.linspace(first, last, RECORDS).astype(int)
-    pieces = [piece for start, stop, record in zip(cuts, [*cuts[1:], len(filler)], records, strict=True)
-              for piece in (record, filler[start:stop])]  # fmt: skip
+    pieces = [
+        piece
+        for start, stop, record in zip(cuts, [*cuts[1:], len(filler)], records, strict=True)
+        for piece in (record, filler[start:stop])
+    ]
     prompt = np.concatenate([filler[:first], *pieces, before])
     return PasskeyPrompt(tuple(prompt.tolist()), tuple(answer), codes[asked], asked / RECORDS, seed)
 
@@ -79,7 +82,10 @@ def sum_cases(count: int, operands: int, digits: int, seed: int) -> list[Sum]:
 
 def text_rows(tokenizer: Any, texts: list[str], length: int, count: int) -> np.ndarray:
     """[n, length] tokens of held-out texts, one after another, cut into at most `count` rows."""
-    ids = [token for text in texts for token in (*tokenizer(text, add_special_tokens=False).input_ids,
-                                                 tokenizer.eos_token_id)]  # fmt: skip
+    ids = [
+        token
+        for text in texts
+        for token in (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
+    ]
     rows = min(count, len(ids) // length)
     return np.array(ids[: rows * length], dtype=np.int64).reshape(rows, length)

@@ -64,9 +64,7 @@ class Documents:
             return None
         filler = self.filler(rng, _length(rng, 16, room - fixed))
         cut = int(rng.integers(len(filler) + 1))
-        return joined(
-            [(texts["task"], "prompt"), (filler[:cut], "prompt"), *needle, (filler[cut:], "prompt"), *rest]
-        )
+        return joined([(texts["task"], "prompt"), (filler[:cut], "prompt"), *needle, (filler[cut:], "prompt"), *rest])
 
     def recall(self, rng: np.random.Generator, room: int) -> Document | None:
         """Codes of named things, scattered in filler, then asked for in another order: many answers in one text."""
@@ -82,8 +80,11 @@ class Documents:
         asked = [part for j in order for part in self.record(chosen[j], codes[j], "recall")]
         used = sum(len(tokens) for part in (*records, asked) for tokens, _ in part) + 1
         filler = self.filler(rng, _length(rng, 0, room - used) if rng.random() < 0.7 else 0)
-        scattered = [part for cut, record in zip(_cuts(rng, filler, len(records)), records, strict=True)
-                     for part in ((cut, "prompt"), *record)]  # fmt: skip
+        scattered = [
+            part
+            for cut, record in zip(_cuts(rng, filler, len(records)), records, strict=True)
+            for part in ((cut, "prompt"), *record)
+        ]
         placed = sum(len(tokens) for tokens, _ in scattered) - sum(len(t) for record in records for t, _ in record)
         return joined([*scattered, (filler[placed:], "prompt"), *asked, ([self.pieces.ends["end"]], "prompt")])
 

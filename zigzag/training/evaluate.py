@@ -99,9 +99,14 @@ def evaluate(
     documents = Documents(make_pieces(tokenizer, corpus.training[:1]), config)
     subject = Subject(model, mtp, tokenizer, documents, corpus.held_out, config, count, usable)
     parts: dict[str, Callable[[Subject], Any]] = {
-        "retrieval": retrieval, "arithmetic": arithmetic, "copying": copying, "text": text_losses,
-        "drafting": drafting, "curves": curves, "random": random_layers,
-    }  # fmt: skip
+        "retrieval": retrieval,
+        "arithmetic": arithmetic,
+        "copying": copying,
+        "text": text_losses,
+        "drafting": drafting,
+        "curves": curves,
+        "random": random_layers,
+    }
     path = out / "evaluation.json"
     found = read_json(path) if path.exists() else {}
     about = {"cases": count, "sink": SINK, "recent": RECENT, "lengths": list(usable), "step": lines[-1]["step"]}
@@ -227,9 +232,10 @@ def curves(subject: Subject) -> dict[str, Any]:
     length, layers = subject.curve_length, subject.model.config.num_hidden_layers
     asked = subject.curve_cases()
     prompts = [
-        prompt for i, n in enumerate((length // 2, length))
+        prompt
+        for i, n in enumerate((length // 2, length))
         for prompt in passkey_prompts(subject.tokenizer, n, count=8, seed=SEEDS["calibration"] + 100 * i)
-    ]  # fmt: skip
+    ]
     measured: dict[bytes, dict[str, float]] = {}
 
     def measure(heads: np.ndarray) -> dict[str, float]:
@@ -240,9 +246,13 @@ def curves(subject: Subject) -> dict[str, Any]:
     found: dict[str, Any] = {"length": length, "layers": layers, "scores": {}, "layer": {}, "head": {}}
     for method in METHODS:
         scores = calibrate(
-            subject.model, method=method, sink=SINK, recent=RECENT, prompts=prompts,
+            subject.model,
+            method=method,
+            sink=SINK,
+            recent=RECENT,
+            prompts=prompts,
             batch_size=min(4, subject.at_once(length)),
-        )  # fmt: skip
+        )
         found["scores"][method] = scores.values.tolist()
         for streaming in subject.curve_counts:
             plan = make_plan(scores, num_full=layers - streaming)

@@ -18,9 +18,14 @@ def config_json(config: TrainingConfig, tokenizer: Any) -> dict[str, Any]:
     """The content of config.json, in the spelling of the official checkpoints: RoPE as the last stage has it."""
     stops = stop_ids(tokenizer)
     return {
-        **config.glm, "vocab_size": len(tokenizer), "rope_theta": config.stages[-1].rope_theta, "rope_scaling": None,
-        "eos_token_id": stops, "pad_token_id": stops[0], "torch_dtype": "bfloat16",
-    }  # fmt: skip
+        **config.glm,
+        "vocab_size": len(tokenizer),
+        "rope_theta": config.stages[-1].rope_theta,
+        "rope_scaling": None,
+        "eos_token_id": stops,
+        "pad_token_id": stops[0],
+        "torch_dtype": "bfloat16",
+    }
 
 
 def export(model: TrainingModel, tokenizer: Any, config: TrainingConfig, folder: Path) -> None:

@@ -235,17 +235,27 @@ def stacked_shapes(config: GlmConfig) -> dict[str, tuple[int, ...]]:
     wide, narrow = config.intermediate_size, config.moe_intermediate_size
     shared = narrow * config.n_shared_experts
     shapes: dict[str, tuple[int, ...]] = {
-        "embed": (vocabulary, hidden), "head": (vocabulary, hidden), "norm": (hidden,),
-        "input_norm": (layers, hidden), "post_norm": (layers, hidden),
-        "q": (layers, queries, hidden), "k": (layers, keys, hidden), "v": (layers, keys, hidden),
+        "embed": (vocabulary, hidden),
+        "head": (vocabulary, hidden),
+        "norm": (hidden,),
+        "input_norm": (layers, hidden),
+        "post_norm": (layers, hidden),
+        "q": (layers, queries, hidden),
+        "k": (layers, keys, hidden),
+        "v": (layers, keys, hidden),
         "o": (layers, hidden, queries),
         "router": (sparse, experts, hidden),
-        "gate": (sparse, experts, narrow, hidden), "up": (sparse, experts, narrow, hidden),
+        "gate": (sparse, experts, narrow, hidden),
+        "up": (sparse, experts, narrow, hidden),
         "down": (sparse, experts, hidden, narrow),
-        "shared_gate": (sparse, shared, hidden), "shared_up": (sparse, shared, hidden),
+        "shared_gate": (sparse, shared, hidden),
+        "shared_up": (sparse, shared, hidden),
         "shared_down": (sparse, hidden, shared),
-        "enorm": (hidden,), "hnorm": (hidden,), "eh_proj": (hidden, 2 * hidden), "mtp_norm": (hidden,),
-    }  # fmt: skip
+        "enorm": (hidden,),
+        "hnorm": (hidden,),
+        "eh_proj": (hidden, 2 * hidden),
+        "mtp_norm": (hidden,),
+    }
     if dense:
         shapes |= {"dense_gate": (dense, wide, hidden), "dense_up": (dense, wide, hidden)}
         shapes |= {"dense_down": (dense, hidden, wide)}

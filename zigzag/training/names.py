@@ -12,20 +12,24 @@ from zigzag.training.model import TrainingModel, num_sparse
 BIAS = "bias"  # of the routers: learnt by balancing, not by gradient
 _OUTER = {"embed": "model.embed_tokens.weight", "head": "lm_head.weight", "norm": "model.norm.weight"}
 _MTP = {
-    "enorm": "enorm.weight", "hnorm": "hnorm.weight", "eh_proj": "eh_proj.weight",
+    "enorm": "enorm.weight",
+    "hnorm": "hnorm.weight",
+    "eh_proj": "eh_proj.weight",
     "mtp_norm": "shared_head.norm.weight",
-}  # fmt: skip
+}
 _LAYER = {
-    "input_norm": "input_layernorm.weight", "post_norm": "post_attention_layernorm.weight",
+    "input_norm": "input_layernorm.weight",
+    "post_norm": "post_attention_layernorm.weight",
     **{kind: f"self_attn.{kind}_proj.weight" for kind in "qkvo"},
     **{f"{kind}_bias": f"self_attn.{kind}_proj.bias" for kind in "qkv"},
     **{f"{kind}_norm": f"self_attn.{kind}_norm.weight" for kind in "qk"},
-}  # fmt: skip
+}
 _DENSE = {f"dense_{kind}": f"mlp.{kind}_proj.weight" for kind in ("gate", "up", "down")}
 _SPARSE = {
-    "router": "mlp.gate.weight", BIAS: "mlp.gate.e_score_correction_bias",
+    "router": "mlp.gate.weight",
+    BIAS: "mlp.gate.e_score_correction_bias",
     **{f"shared_{kind}": f"mlp.shared_experts.{kind}_proj.weight" for kind in ("gate", "up", "down")},
-}  # fmt: skip
+}
 _EXPERT = {kind: f"{kind}_proj.weight" for kind in ("gate", "up", "down")}
 
 

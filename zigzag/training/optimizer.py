@@ -87,8 +87,9 @@ class Optimizer:
         for (rows, columns), members in groups.items():
             stack = torch.cat([wide[i].reshape(-1, rows, columns) for i in members])
             made = orthogonal(stack) * (UPDATE_RMS * columns**0.5)
-            for i, update in zip(members, made.split([wide[i].numel() // (rows * columns) for i in members]),
-                                 strict=True):  # fmt: skip
+            for i, update in zip(
+                members, made.split([wide[i].numel() // (rows * columns) for i in members]), strict=True
+            ):
                 weight = self.muon[names[i]]
                 update = update.view(wide[i].shape)
                 weight.mul_(1 - learning_rate * self.weight_decay)

@@ -79,11 +79,22 @@ def make_pieces(tokenizer: Any, corpus: list[str]) -> Pieces:
     middle, full_stop = after.split("{code}")
     first, second, third = NEEDLE.split("{key}")
     fixed = {
-        "task": TASK, "needle": first, "remember": second, "last": third, "question": QUESTION + " ",
-        "code of": before.rstrip(" "), "is": middle, ".": full_stop, "copy": COPY, "\n": "\n",
-        "ask": f"[gMASK]<sop>{USER}\nWhat is ", "think?": f"?{ASSISTANT}", "think": "\n<think>", "answer": "</think>\n",
+        "task": TASK,
+        "needle": first,
+        "remember": second,
+        "last": third,
+        "question": QUESTION + " ",
+        "code of": before.rstrip(" "),
+        "is": middle,
+        ".": full_stop,
+        "copy": COPY,
+        "\n": "\n",
+        "ask": f"[gMASK]<sop>{USER}\nWhat is ",
+        "think?": f"?{ASSISTANT}",
+        "think": "\n<think>",
+        "answer": "</think>\n",
         "direct?": f"?/nothink{ASSISTANT}\n<think></think>",
-    }  # fmt: skip
+    }
     signs = [*"0123456789", "+", "=", ":", "\n"]
     names = [f" {name_of(i)}" for i in range(len(SHADES) * len(THINGS))]
     end = vocabulary[END]
@@ -103,8 +114,9 @@ def _sentences(ids: Callable[[list[str]], list[list[int]]]) -> Strings:
     """The filler sentences from their words: much faster than each by itself."""
     groups = [ids([f" {word}" for word in words]) for words in (PEOPLE, VERBS, PLACES, TIMES, REASONS)]
     (to_the,), (stop,) = ids([" to the"]), ids(["."])
-    return Strings.of([[*who, *did, *to_the, *where, *when, *why, *stop] for who, did, where, when, why
-                       in product(*groups)])  # fmt: skip
+    return Strings.of(
+        [[*who, *did, *to_the, *where, *when, *why, *stop] for who, did, where, when, why in product(*groups)]
+    )
 
 
 def filler_sentences() -> list[str]:

@@ -64,9 +64,11 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Any:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(TAGS), special_tokens=list(SPECIAL), show_progress=False,
+        vocab_size=size - len(TAGS),
+        special_tokens=list(SPECIAL),
+        show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
     return _wrapped(tokenizer)

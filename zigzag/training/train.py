@@ -150,15 +150,30 @@ def train(
     step = _steps(run, schedule, batches, step, out, meta, deadline, workers, start, log)
     finished = step == schedule.total
     export(run.model, tokenizer, config, out / files.MODEL)
-    files.write_line(out, {"finished": finished, "step": step, "of": schedule.total,
-                           "seconds": round(meta["seconds"] + time.monotonic() - start, 1)})  # fmt: skip
+    files.write_line(
+        out,
+        {
+            "finished": finished,
+            "step": step,
+            "of": schedule.total,
+            "seconds": round(meta["seconds"] + time.monotonic() - start, 1),
+        },
+    )
     return finished
 
 
 def _steps(
-    run: Run, schedule: Schedule, batches: Batches, step: int, out: Path, meta: dict[str, Any],
-    deadline: float | None, workers: int, start: float, log: Log,
-) -> int:  # fmt: skip
+    run: Run,
+    schedule: Schedule,
+    batches: Batches,
+    step: int,
+    out: Path,
+    meta: dict[str, Any],
+    deadline: float | None,
+    workers: int,
+    start: float,
+    log: Log,
+) -> int:
     """The steps from `step` on, until all are done or the time is over; returns how many are done in all."""
     config = run.config
     before, tokens, since = meta["seconds"], 0, time.monotonic()
@@ -172,12 +187,21 @@ def _steps(
         if step % config.log_every == 0 or last:
             line = run.tally.line()  # waits for the device
             now = time.monotonic()
-            files.write_line(out, {
-                "step": step, "stage": stage.name, "seconds": round(before + now - start, 2), "learning_rate": rate,
-                "tokens_per_second": round(tokens / (now - since)), **line,
-            })  # fmt: skip
-            log(f"{now - start:.0f} s: step {step} of {schedule.total}, {tokens / (now - since):,.0f} tokens/s, "
-                f"losses {line['losses']}")  # fmt: skip
+            files.write_line(
+                out,
+                {
+                    "step": step,
+                    "stage": stage.name,
+                    "seconds": round(before + now - start, 2),
+                    "learning_rate": rate,
+                    "tokens_per_second": round(tokens / (now - since)),
+                    **line,
+                },
+            )
+            log(
+                f"{now - start:.0f} s: step {step} of {schedule.total}, {tokens / (now - since):,.0f} tokens/s, "
+                f"losses {line['losses']}"
+            )
             tokens, since = 0, now
         over = deadline is not None and time.monotonic() > deadline
         if step % config.save_every == 0 or last or over:
@@ -222,8 +246,10 @@ def _costs(run: Run, batches: Batches, workers: int, log: Log) -> list[float]:
         run.finish()
         step = (time.monotonic() - ready) / TIMED
         costs.append(max(step, making) if workers else step + making)
-        log(f"stage {stage.name}: ready in {ready - start:.1f} s, a step {1000 * step:.1f} ms, its batch "
-            f"{1000 * making:.1f} ms")  # fmt: skip
+        log(
+            f"stage {stage.name}: ready in {ready - start:.1f} s, a step {1000 * step:.1f} ms, its batch "
+            f"{1000 * making:.1f} ms"
+        )
     run.load(saved, 0)
     return costs
 

@@ -188,9 +188,7 @@ def test_masked_keys_do_not_leak() -> None:
 @pytest.mark.parametrize("queries", [1, 3, 50])
 @pytest.mark.parametrize("multiprocessors", [1, 40])
 @pytest.mark.parametrize("window", [{}, {"sink": 4, "recent": 300}], ids=["full", "streaming"])
-def test_parts_are_merged(
-    window: dict, multiprocessors: int, queries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_are_merged(window: dict, multiprocessors: int, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys split over programs, or not, of one tile or of several; rows that see nothing give 0 and -inf."""
     monkeypatch.setattr(triton_blocks, "multiprocessors", lambda device: multiprocessors)
     splits, merge = [], triton_attention.merge_parts
@@ -220,9 +218,13 @@ def test_float64_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("device", "dtype", "served"),
-    [("cuda", torch.float16, True), ("cuda", torch.int64, True), ("cuda", torch.float64, False),
-     ("cpu", torch.float16, False)],
-)  # fmt: skip
+    [
+        ("cuda", torch.float16, True),
+        ("cuda", torch.int64, True),
+        ("cuda", torch.float64, False),
+        ("cpu", torch.float16, False),
+    ],
+)
 def test_automatic_choice(device: str, dtype: torch.dtype, served: bool) -> None:
     """CUDA tensors of the dtypes that the kernels know, of every op."""
 

@@ -1,206 +1,38 @@
-"""The backends by name, which of them a call uses, and why.
+"""The ops of `zigzag.reference`, faster: one folder a backend, one file an op family, and the choice between them.
 
-A backend is a module (or any object) with functions named as the ops of `zigzag.reference`; an op it
-lacks is not supported. Choice: the argument `backend=`, then `use_backend`, then the environment variable
-ZIGZAG_BACKEND, then automatic by the kind and device of the arrays. An explicit choice is honoured or
-refused, never replaced.
+`zigzag.backends.registry` says how a backend is chosen; `docs/adding-a-backend.md` how to add one.
 """
 
-import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
-from importlib.util import find_spec
-from typing import Any
+from zigzag.backends.registry import (
+    ARRAY_KINDS,
+    BUILTIN,
+    ENTRY_POINT_GROUP,
+    INSTALLED_BY,
+    REQUIRES,
+    BackendInfo,
+    array_kind,
+    backend_names,
+    get_backend,
+    list_backends,
+    lookup,
+    register_backend,
+    unregister_backend,
+    use_backend,
+)
 
-from zigzag.reference import OPS
-from zigzag.reference.errors import BackendError
-
-# In the order of the automatic choice.
-BUILTIN = {
-    "numpy": "zigzag.reference",
-    "triton": "zigzag.backends.triton_ops",
-    "torch": "zigzag.backends.torch_eager",
-    "cupy": "zigzag.backends.cupy_ops",
-}
-REQUIRES = {"numpy": "numpy", "triton": "triton", "torch": "torch", "cupy": "cupy"}
-INSTALLED_BY = {"cupy": "cupy-cuda12x or cupy-cuda13x, as your CUDA is"}  # where the package is not named as the module
-ARRAY_KINDS = {"numpy": ("numpy",), "triton": ("torch",), "torch": ("torch",), "cupy": ("cupy",)}
-ENTRY_POINT_GROUP = "zigzag.backends"
-
-_log = logging.getLogger("zigzag")
-_registered: dict[str, Any] = {}
-_chosen: ContextVar[str | None] = ContextVar("zigzag_backend", default=None)
-_announced: set[tuple[str, str]] = set()
-
-
-@dataclass(frozen=True)
-class BackendInfo:
-    """One line of `list_backends`: `reason` says why a backend is not available, else it is empty."""
-
-    name: str
-    available: bool
-    reason: str
-    device: str
-    ops: tuple[str, ...]
-
-
-def register_backend(name: str, backend: Any) -> None:
-    """Make `backend` (a module, its dotted name, or an object with ops) selectable as `name`.
-
-    It may set `ARRAY_KINDS` (tuple of top-level module names of the arrays it takes, default any) and
-    `DEVICE` (text for `list_backends`). A name that is taken is an error: nothing is replaced silently.
-    """
-    if not isinstance(name, str) or not name or name == "auto":
-        raise BackendError(f"register_backend: the name must be a non-empty string other than 'auto', got {name!r}")
-    if name in BUILTIN or name in _registered:
-        raise BackendError(f"register_backend: the name {name!r} is taken; choose another or unregister it")
-    if not isinstance(backend, str) and not _ops_of(backend):
-        raise BackendError(f"register_backend: {name!r} has none of the ops {', '.join(OPS)}; name its functions so")
-    _registered[name] = backend
-
-
-def unregister_backend(name: str) -> None:
-    """Forget a backend that `register_backend` added."""
-    if _registered.pop(name, None) is None:
-        raise BackendError(f"unregister_backend: no backend was registered as {name!r}")
-
-
-def backend_names() -> list[str]:
-    """All known names: built in, registered, and of the entry-point group `zigzag.backends`."""
-    return list(dict.fromkeys([*BUILTIN, *_registered, *_entry_points()]))
-
-
-def get_backend(name: str) -> Any:
-    """The backend's module or object; BackendError with what is missing and how to get it."""
-    if name in _registered and not isinstance(_registered[name], str):
-        return _registered[name]
-    if name not in backend_names():
-        raise BackendError(f"backend {name!r} is not known; known: {', '.join(backend_names())}")
-    needs = REQUIRES.get(name)
-    if needs is not None and find_spec(needs) is None:
-        package = INSTALLED_BY.get(needs, needs)
-        raise BackendError(f"backend {name!r} needs {needs!r}, which is not installed: pip install {package}")
-    try:
-        if name in _entry_points():
-            return _entry_points()[name].load()
-        backend = import_module(BUILTIN.get(name) or _registered[name])
-    except ImportError as error:
-        raise BackendError(f"backend {name!r} could not be imported: {error}") from error
-    if reason := getattr(backend, "unavailable", str)():
-        raise BackendError(f"backend {name!r} cannot run here: {reason}")
-    return backend
-
-
-def list_backends() -> list[BackendInfo]:
-    """Every known backend: name, whether it is available or why not, its device and its ops."""
-    return [_info(name) for name in backend_names()]
-
-
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Use the backend `name` for all ops inside the block; safe across threads and tasks."""
-    get_backend(name)
-    token = _chosen.set(name)
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
-
-
-def lookup(op: str, backend: str, array: Any) -> Any:
-    """The function of `op` for these arrays, by the order of choice that this module states."""
-    name, source = _explicit(backend)
-    if name is None:
-        name = _automatic(op, array)
-    else:
-        _check_kind(op, name, source, array)
-    function = getattr(get_backend(name), op, None)
-    if function is None:
-        having = [info.name for info in list_backends() if op in info.ops]
-        raise BackendError(f"{op}: backend {name!r} does not support it; these do: {', '.join(having)}")
-    return function
-
-
-def _explicit(backend: str) -> tuple[str | None, str]:
-    if not isinstance(backend, str):
-        raise BackendError(f"backend must be a name, got {backend!r}; known: auto, {', '.join(backend_names())}")
-    if backend != "auto":
-        return backend, "backend="
-    if (name := _chosen.get()) is not None:
-        return name, "use_backend"
-    if name := os.environ.get("ZIGZAG_BACKEND"):
-        return name, "ZIGZAG_BACKEND"
-    return None, ""
-
-
-def _automatic(op: str, array: Any) -> str:
-    kind = array_kind(array)
-    for name in BUILTIN:
-        if kind in ARRAY_KINDS[name] and _serves(name, op, array):
-            if (name, kind) not in _announced:
-                _announced.add((name, kind))
-                _log.info("backend %r chosen automatically: the arrays are %s arrays", name, kind)
-            return name
-    raise BackendError(
-        f"{op}: no backend takes arrays of type {type(array).__module__}.{type(array).__name__} by itself; "
-        f"name one with backend=: {', '.join(backend_names())}"
-    )
-
-
-@cache
-def _reason(name: str) -> str:
-    """Why a backend cannot be used, asked once: the automatic choice stands in the path of every call."""
-    try:
-        get_backend(name)
-    except BackendError as error:
-        return str(error)
-    return ""
-
-
-def _serves(name: str, op: str, array: Any) -> bool:
-    """Whether the automatic choice may take this backend for the op on arrays like this one."""
-    if name != "triton":
-        return True
-    if getattr(array, "is_cuda", False) is not True or _reason(name):
-        return False
-    backend = get_backend(name)
-    return hasattr(backend, op) and backend.takes(array)
-
-
-def _check_kind(op: str, name: str, source: str, array: Any) -> None:
-    kinds = ARRAY_KINDS.get(name) or getattr(get_backend(name), "ARRAY_KINDS", None)
-    if kinds is not None and array_kind(array) not in kinds:
-        raise BackendError(
-            f"{op}: backend {name!r} (from {source}) takes {' or '.join(kinds)} arrays, got a {array_kind(array)} "
-            f"array; convert it yourself or choose another backend"
-        )
-
-
-def array_kind(array: Any) -> str:
-    """Top-level module of the array's type; plain lists and numbers count as NumPy."""
-    kind = type(array).__module__.partition(".")[0]
-    return "numpy" if kind == "builtins" else kind
-
-
-def _info(name: str) -> BackendInfo:
-    try:
-        backend = get_backend(name)
-    except BackendError as error:
-        return BackendInfo(name, False, str(error), "", ())
-    device = getattr(backend, "device_name", lambda: getattr(backend, "DEVICE", "cpu"))()
-    return BackendInfo(name, True, "", device, _ops_of(backend))
-
-
-def _ops_of(backend: Any) -> tuple[str, ...]:
-    return tuple(op for op in OPS if callable(getattr(backend, op, None)))
-
-
-@cache
-def _entry_points() -> dict[str, Any]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in BUILTIN}
+__all__ = [
+    "ARRAY_KINDS",
+    "BUILTIN",
+    "ENTRY_POINT_GROUP",
+    "INSTALLED_BY",
+    "REQUIRES",
+    "BackendInfo",
+    "array_kind",
+    "backend_names",
+    "get_backend",
+    "list_backends",
+    "lookup",
+    "register_backend",
+    "unregister_backend",
+    "use_backend",
+]

@@ -5,14 +5,14 @@ Also the `numpy` backend. Read `visibility.py` first: it says who sees whom. For
 """
 
 from zigzag.reference.assignment import CRITERIA, assign_heads, assign_layers
+from zigzag.reference.attention import attention, gated_attention, merge
 from zigzag.reference.expectations import best_draft_length, best_tree, expected_speedup, expected_tokens
 from zigzag.reference.experts import apply_experts
+from zigzag.reference.head_scores import gate_gradient, lost_mass, output_deviation
 from zigzag.reference.laws import RULES, continued, expected_accepted, law, target_law, total_variation
-from zigzag.reference.masked_attention import attention, gated_attention, merge
-from zigzag.reference.mixed_heads import mixed_attention
+from zigzag.reference.mixed_attention import mixed_attention
 from zigzag.reference.routing import route_experts
 from zigzag.reference.sampling import sample, to_probs
-from zigzag.reference.scores import gate_gradient, lost_mass, output_deviation
 from zigzag.reference.trees import chain, node_depths
 from zigzag.reference.verification import (
     LOSSLESS_RULES,

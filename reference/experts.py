@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zigzag.reference.checks_experts import check_expert_ids, check_experts
+from zigzag.reference.checks import check_expert_ids, check_experts
 from zigzag.reference.routing import sigmoid
 
 Floats = NDArray[np.float64]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zigzag.backends import cupy_kernels
+from zigzag.backends.cupy.raw import kernels as cupy_kernels
 
 COMPILER = shutil.which("g++")
 ELEMENTS = {

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from zigzag import reference
-from zigzag.backends import cupy_ops, register_backend
+from zigzag.backends import cupy as cupy_ops
+from zigzag.backends import register_backend
 
 NAME = "cupy-on-numpy"
 

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from zigzag import LayerPlan, cache_bytes, generate
-from zigzag.drafting import MtpDrafter
-from zigzag.mtp_head import MtpHead
+from zigzag.generation.drafting import MtpDrafter
+from zigzag.models.mtp_head import MtpHead
 
 PLAN = LayerPlan(("full", "streaming", "streaming", "streaming"), 1, 3)
 PROMPTS = [[5, 9, 2, 40, 7, 9, 2, 40, 7, 11, 3, 4, 60, 61, 62, 5, 9], [3, 8, 1]]

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-BACKENDS = Path(__file__).resolve().parents[1] / "backends"
+BACKENDS = Path(__file__).resolve().parents[1] / "backends/triton"
 SIZES = {  # dtype: batch, drafts, vocabulary, head size, temperatures; different blocks, warps and alignments
     torch.float32: (2, 1, 5, 40, (None,)),
     torch.float16: (3, 4, 32003, 64, (0.0, 1.0)),
@@ -61,7 +61,7 @@ def compiling(found: list[tuple[str, str, int]], early: list[str]) -> Callable:
 
 def jitted(folder: Path = BACKENDS) -> dict[str, JITFunction]:
     """Every jitted function of the backend."""
-    modules = [import_module(f"zigzag.backends.{path.stem}") for path in sorted(folder.glob("triton_*.py"))]
+    modules = [import_module(f"zigzag.backends.triton.{path.stem}") for path in sorted(folder.glob("*.py"))]
     return {n: f for module in modules for n, f in inspect.getmembers(module, lambda f: isinstance(f, JITFunction))}
 
 
@@ -131,7 +131,9 @@ def fails(launch: Callable[[], object]) -> bool:
 
 
 def main() -> None:
-    from zigzag.backends import triton_blocks, triton_launch, triton_ops
+    from zigzag.backends import triton as triton_ops
+    from zigzag.backends.triton import blocks as triton_blocks
+    from zigzag.backends.triton import launch as triton_launch
 
     found: list[tuple[str, str, int]] = []
     early: list[str] = []

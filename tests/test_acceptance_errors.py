@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from zigzag import ArgumentError, KindError, ops, reference
-from zigzag.reference import checks_values
+from zigzag.reference.checks import values as checks_values
 
 NAN, INF = np.nan, np.inf
 ROW = [0.5, 0.25, 0.25]

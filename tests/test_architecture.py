@@ -1,10 +1,11 @@
-"""The arrows reference <- backends <- zigzag, the two links, and what `import zigzag` may load."""
+"""The rooms and their arrows (docs/architecture.md), the links, and what `import zigzag` may load."""
 
 import ast
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -12,19 +13,35 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = sorted(
-    f"zigzag/{p.parent.name}" for p in (ROOT / "zigzag").glob("*/__init__.py") if not p.parent.is_symlink()
-)
-FOLDERS = ("reference", "backends", "zigzag", *PACKAGES)
+FOLDERS = ("reference", "backends", "zigzag")
 MAX_LINES = 400  # a longer file is split by op
 HEAVY = ("torch", "transformers", "typer", "rich", "matplotlib")
+ONLY_CLI = ("typer", "rich")
 
-# What a backend file may import besides zigzag.reference and zigzag.backends, by the first word of its name.
+# What a backend's folder may import besides zigzag.reference and zigzag.backends.
 LIBRARIES = {
     "torch": ("torch", "numpy"),
     "triton": ("triton", "torch", "numpy"),
     "cupy": ("cupy", "numpy"),
+    "eager": ("numpy",),
 }
+
+# Rooms by floor: a room may use those of the floors below, never its own floor's or a higher one's.
+FLOORS = (
+    {"reference"},
+    {"backends"},
+    {"ops"},
+    {"files"},
+    {"plans"},
+    {"models", "caches"},
+    {"sizes", "running"},
+    {"measuring", "generation"},
+    {"chat", "evidence"},
+    {"bench", "training"},
+    {"cli"},
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+NOT_BELOW = {"sizes": {"plans", "models"}}  # rooms that may use these alone, of zigzag's own
 
 
 def foreign_imports(source: str, allowed: tuple[str, ...]) -> list[str]:
@@ -44,25 +61,29 @@ def foreign_imports(source: str, allowed: tuple[str, ...]) -> list[str]:
 
 
 def allowed_imports(path: Path) -> tuple[str, ...]:
-    if path.parent.name == "reference":
+    """Of a file of reference/ or backends/."""
+    top, *folders = path.relative_to(ROOT).parts[:-1]
+    if top == "reference":
         return ("numpy", "zigzag.reference")
-    library = LIBRARIES.get(path.stem.lstrip("_").partition("_")[0], ())
-    return ("zigzag.reference", "zigzag.backends", *library)
+    return ("zigzag.reference", "zigzag.backends", *LIBRARIES.get(folders[0] if folders else "", ()))
 
 
 def python_files(*folders: str) -> list[Path]:
-    files = [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
-    assert {path.parent for path in files} == {
-        ROOT / folder for folder in folders
-    }  # an empty folder would pass every check
-    return files
+    """All Python files below the folders, links not followed."""
+    walks = {folder: list(os.walk(ROOT / folder)) for folder in folders}
+    files = {
+        folder: [Path(where, name) for where, _, names in walk for name in names if name.endswith(".py")]
+        for folder, walk in walks.items()
+    }
+    assert all(files.values()), files  # an empty folder would pass every check
+    return sorted(path for found in files.values() for path in found)
 
 
 def inner_files() -> list[Path]:
     return python_files("reference", "backends")
 
 
-@pytest.mark.parametrize("path", inner_files(), ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", inner_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_arrows(path: Path) -> None:
     assert foreign_imports(path.read_text(encoding="utf-8"), allowed_imports(path)) == []
 
@@ -74,7 +95,7 @@ def test_arrows(path: Path) -> None:
         ("def f():\n    import torch.nn", ["torch.nn"]),
         ("from zigzag import ops", ["zigzag.ops"]),
         ("import zigzag", ["zigzag"]),
-        ("from zigzag.plans import LayerPlan", ["zigzag.plans"]),
+        ("from zigzag.plans.layers import LayerPlan", ["zigzag.plans.layers"]),
         ("from ..backends import lookup", ["..backends"]),
         ("import numpy_extra", ["numpy_extra"]),
     ],
@@ -83,11 +104,121 @@ def test_arrow_check_can_fail(source: str, found: list[str]) -> None:
     assert foreign_imports(source, ("numpy", "zigzag.reference")) == found
 
 
-def test_allowed_imports_depend_on_the_file() -> None:
-    assert "torch" not in allowed_imports(ROOT / "reference/torch_helper.py")
-    assert "zigzag.backends" not in allowed_imports(ROOT / "reference/masked_attention.py")
-    assert "torch" not in allowed_imports(ROOT / "backends/__init__.py")
-    assert "torch" in allowed_imports(ROOT / "backends/torch_eager.py")
+def test_allowed_imports_depend_on_the_folder() -> None:
+    assert "torch" not in allowed_imports(ROOT / "reference/torch/helper.py")
+    assert "zigzag.backends" not in allowed_imports(ROOT / "reference/attention.py")
+    assert "torch" not in allowed_imports(ROOT / "backends/registry.py")
+    assert "torch" in allowed_imports(ROOT / "backends/torch/attention.py")
+    assert "torch" not in allowed_imports(ROOT / "backends/cupy/raw/launch.py")
+
+
+def test_files_are_found_in_folders() -> None:
+    found = {path.relative_to(ROOT).as_posix() for path in python_files("reference", "backends", "zigzag")}
+    assert {"reference/checks/shapes.py", "backends/cupy/raw/launch.py", "zigzag/generation/drafting/mtp.py"} <= found
+    assert not [name for name in found if name.startswith(("zigzag/reference/", "zigzag/backends/"))]
+
+
+def module_of(path: Path) -> str:
+    """The name that a file of the project is imported by."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    names = parts if parts[0] == "zigzag" else ("zigzag", *parts)
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
+
+
+def modules() -> dict[str, str]:
+    """Every module of the project and its source."""
+    return {module_of(path): path.read_text(encoding="utf-8") for path in python_files(*FOLDERS)}
+
+
+def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Which modules each one imports, inside functions and for type checkers too; names count as their module."""
+
+    def target(name: str) -> str:
+        while name not in sources:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph: dict[str, set[str]] = {name: set() for name in sources}
+    for name, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            graph[name] |= {target(each) for each in found if each.split(".")[0] == "zigzag"} - {name}
+    return graph
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import one another, directly or through others."""
+    try:
+        TopologicalSorter({name: sorted(uses) for name, uses in graph.items()}).prepare()
+    except CycleError as error:
+        return [error.args[1]]
+    return []
+
+
+def room_of(module: str) -> str:
+    """The room of a module; of the package's own file, and of what stands beside the rooms, its name."""
+    return module.split(".")[1] if "." in module else module
+
+
+def wrong_arrows(graph: Mapping[str, set[str]]) -> list[str]:
+    """Imports from a room to one that is not below it. The package's front and `__main__` hand names on."""
+    arrows = {
+        (one, other)
+        for one, uses in graph.items()
+        for other in uses
+        if room_of(one) != room_of(other) and room_of(one) not in ("zigzag", "__main__")
+    }
+    return sorted(f"{one} -> {other}" for one, other in arrows if not may_use(room_of(one), room_of(other)))
+
+
+def may_use(room: str, other: str) -> bool:
+    if room in NOT_BELOW and other in FLOOR and FLOOR[other] > FLOOR["ops"]:
+        return other in NOT_BELOW[room]
+    return FLOOR.get(other, len(FLOORS)) < FLOOR[room]
+
+
+def test_no_import_circle() -> None:
+    assert circles(import_graph(modules())) == []
+
+
+def test_rooms_import_what_is_below_them() -> None:
+    graph = import_graph(modules())
+    assert {room_of(name) for name in graph} - {"zigzag", "__main__"} == set(FLOOR)
+    assert wrong_arrows(graph) == []
+
+
+def test_graph_checks_can_fail() -> None:
+    def graph(**sources: str) -> dict[str, set[str]]:
+        named = {f"zigzag.{name.replace('_', '.')}": source for name, source in sources.items()}
+        return import_graph({"zigzag": "", **named})
+
+    lazy = graph(plans_layers="def f():\n    from zigzag.running.attach import attach", running_attach="")
+    assert wrong_arrows(lazy) == ["zigzag.plans.layers -> zigzag.running.attach"]
+    assert circles(lazy) == []
+    both = graph(plans_a="import zigzag.plans.b", plans_b="from zigzag.plans import a")
+    assert [set(circle) for circle in circles(both)] == [{"zigzag.plans.a", "zigzag.plans.b"}]
+    assert wrong_arrows(graph(sizes_page="import zigzag.caches.full", caches_full="")) != []
+    assert wrong_arrows(graph(chat_x="from zigzag import generate")) == ["zigzag.chat.x -> zigzag"]
+    assert wrong_arrows(graph(chat_x="from zigzag.evidence.page import y", evidence_page="")) != []
+
+
+@pytest.mark.parametrize("path", python_files("zigzag"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_only_the_command_line_prints_with_typer_and_rich(path: Path) -> None:
+    if path.relative_to(ROOT).parts[1] != "cli":
+        assert libraries(path.read_text(encoding="utf-8")) & set(ONLY_CLI) == set()
+
+
+def libraries(source: str) -> set[str]:
+    return {name.partition(".")[0] for name in foreign_imports(source, ())}
+
+
+def test_library_check_can_fail() -> None:
+    assert libraries("def f():\n    from rich.table import Table") == {"rich"}
 
 
 def broken_link(link: Path, target: str) -> str:
@@ -147,14 +278,17 @@ def test_light_import_check_can_fail(tmp_path: Path) -> None:
     assert heavy_modules("try:\n    import torch\nexcept ImportError:\n    pass", tmp_path) == ["torch"]
 
 
+def ours(path: Path) -> bool:
+    return path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in FOLDERS
+
+
 def second_copies(modules: Mapping[str, ModuleType]) -> list[list[str]]:
     """Groups of module names that were loaded from one file of this project."""
     names: dict[Path, list[str]] = {}
     for name, module in modules.items():
         if file := getattr(module, "__file__", None):
             names.setdefault(Path(file).resolve(), []).append(name)
-    ours = [ROOT / folder for folder in FOLDERS]
-    return [group for path, group in names.items() if len(group) > 1 and path.parent in ours]
+    return [group for path, group in names.items() if len(group) > 1 and ours(path)]
 
 
 def test_no_second_copy() -> None:
@@ -178,11 +312,6 @@ def long_files(files: list[Path], limit: int = MAX_LINES) -> list[str]:
 
 def test_no_file_is_long() -> None:
     assert long_files(python_files(*FOLDERS)) == []
-
-
-def test_packages_inside_are_seen() -> None:
-    assert {"zigzag/ops", "zigzag/drafting"} <= set(FOLDERS)
-    assert not {"zigzag/reference", "zigzag/backends"} & set(FOLDERS)
 
 
 def test_length_check_can_fail(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import zigzag
 from zigzag import backends, ops, reference
+from zigzag.backends import registry
 
 POSITIONS = np.arange(3)
 
@@ -82,14 +83,14 @@ def test_refusals(counting: Counting, call, message: str) -> None:
 
 
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
     with pytest.raises(zigzag.BackendError, match="needs 'torch', which is not installed: pip install torch"):
         backends.get_backend("torch")
     assert not {b.name: b for b in zigzag.list_backends()}["torch"].available
 
 
 def test_automatic_choice_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    backends._announced.clear()
+    registry._announced.clear()
     with caplog.at_level(logging.INFO, logger="zigzag"):
         ops.visible(POSITIONS, POSITIONS)
         ops.visible(POSITIONS, POSITIONS)

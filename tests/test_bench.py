@@ -16,11 +16,12 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from zigzag import cli_bench, ops  # noqa: E402
+from zigzag import ops  # noqa: E402
 from zigzag.bench import attention, counters, report, timing  # noqa: E402
 from zigzag.bench.cases import Adapted, Case, Later, Row, poison, relative, run_case, share_unequal  # noqa: E402
 from zigzag.bench.verification import BAND, near_thresholds, verify, verify_case  # noqa: E402
-from zigzag.cli import app  # noqa: E402
+from zigzag.cli import bench as cli_bench  # noqa: E402
+from zigzag.cli.app import app  # noqa: E402
 from zigzag.reference import Verdict  # noqa: E402
 
 CPU = torch.device("cpu")

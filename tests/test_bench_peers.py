@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch.nn.functional import scaled_dot_product_attention as sdpa  # noqa: E402
 
-from zigzag.backends import cupy_kernels  # noqa: E402
+from zigzag.backends.cupy.raw import kernels as cupy_kernels  # noqa: E402
 from zigzag.bench import attention, cupy_methods, peers, timing, verification  # noqa: E402
 from zigzag.bench.cases import Row, run_case  # noqa: E402
 

@@ -12,10 +12,10 @@ from transformers import AttentionInterface
 
 import zigzag
 from zigzag import ArgumentError, LayerPlan, ModelError, PlanError, calibrate, reference
-from zigzag.calibration import METHODS, steps
-from zigzag.evaluation import answer
-from zigzag.masking import masked_heads
-from zigzag.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.measuring.answers import answer
+from zigzag.measuring.calibration import METHODS, steps
+from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.running.masking import masked_heads
 
 WINDOW = {"sink": 2, "recent": 5}
 LAYERS, GROUPS = 3, 2

@@ -19,8 +19,9 @@ from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import Glm4MoeConfig, Glm4MoeForCausalLM  # noqa: E402
 
-from zigzag import ModelError, checkpoint  # noqa: E402
-from zigzag.checkpoint import INDEX, open_checkpoint, save_checkpoint  # noqa: E402
+from zigzag import ModelError  # noqa: E402
+from zigzag.models import checkpoint  # noqa: E402
+from zigzag.models.checkpoint import INDEX, open_checkpoint, save_checkpoint  # noqa: E402
 from zigzag.reference import glm  # noqa: E402
 
 DTYPES = [torch.bfloat16, torch.float32, torch.float16, torch.float64]

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
 
-from zigzag import cli
-from zigzag.cli_options import print_whole
-from zigzag.jsonfile import write_text
-from zigzag.plans import HeadScores, LayerPlan
+from zigzag.cli import app as cli
+from zigzag.cli.options import print_whole
+from zigzag.files.json_files import write_text
+from zigzag.plans.layers import HeadScores, LayerPlan
 
 RUN = CliRunner()
 
@@ -156,8 +156,8 @@ def test_a_typo_names_the_choices() -> None:
 def test_evidence_page_from_committed_results(tmp_path: Path) -> None:
     """The committed page is what the committed results give, and the results hold every row of the issue."""
     pytest.importorskip("scipy", reason="scipy is not installed")
-    from zigzag import evidence
-    from zigzag.evidence_page import write_page
+    from zigzag.evidence import measure as evidence
+    from zigzag.evidence.page import write_page
 
     folder = Path(__file__).resolve().parent.parent / "docs" / "evidence"
     state = evidence.load(folder / "results.json")
@@ -167,7 +167,7 @@ def test_evidence_page_from_committed_results(tmp_path: Path) -> None:
 
 
 def test_damaged_evidence_is_refused(tmp_path: Path) -> None:
-    from zigzag import evidence
+    from zigzag.evidence import measure as evidence
     from zigzag.reference.errors import PlanError
 
     (tmp_path / "results.json").write_text(json.dumps({"format": "other"}))
@@ -177,7 +177,7 @@ def test_damaged_evidence_is_refused(tmp_path: Path) -> None:
 
 def test_committed_evidence_meets_its_targets() -> None:
     """What README and page claim: 18 streaming layers within 0.1 of full attention's loss, bytes as computed."""
-    from zigzag import evidence
+    from zigzag.evidence import measure as evidence
 
     state = evidence.load(Path(__file__).resolve().parent.parent / "docs" / "evidence" / "results.json")
     rows = {

@@ -85,7 +85,8 @@ def test_no_test_of_that_name(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zigzag import ZigzagError, cli_conform
+    from zigzag import ZigzagError
+    from zigzag.cli import conform as cli_conform
 
     monkeypatch.setattr(cli_conform, "find_spec", lambda name: None)
     with pytest.raises(ZigzagError, match=r"pytest and hypothesis: pip install 'zigzag-attention\[conform\]'"):

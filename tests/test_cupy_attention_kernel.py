@@ -1,6 +1,7 @@
 """The raw attention kernel, run thread by thread on a CPU, against the reference; its launch code runs with it."""
 
 from dataclasses import dataclass, field
+from importlib import import_module
 
 import cuda_on_host
 import numpy as np
@@ -9,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zigzag import reference
-from zigzag.backends import cupy_attention, cupy_attention_kernel, cupy_attention_merge, cupy_kernels
+from zigzag.backends.cupy.raw import attention as cupy_attention_kernel
+from zigzag.backends.cupy.raw import attention_merge as cupy_attention_merge
+from zigzag.backends.cupy.raw import kernels as cupy_kernels
 from zigzag.conformance.strategies import windows
 from zigzag.conformance.tolerance import assert_no_worse
 from zigzag.reference.visibility import default_positions
+
+cupy_attention = import_module("zigzag.backends.cupy.attention")  # the package has the op under this name
 
 pytestmark = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="there is no C++ compiler (g++)")
 

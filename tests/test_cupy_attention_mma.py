@@ -21,9 +21,10 @@ from test_cupy_attention_kernel import (
 from test_cupy_kernels import HOPPER, FakeArray, fake
 
 from zigzag import reference
-from zigzag.backends import cupy_attention_kernel, cupy_kernels
-from zigzag.backends import cupy_attention_mma as mma
-from zigzag.backends.cupy_attention_merge import NAME
+from zigzag.backends.cupy.raw import attention as cupy_attention_kernel
+from zigzag.backends.cupy.raw import attention_mma as mma
+from zigzag.backends.cupy.raw import kernels as cupy_kernels
+from zigzag.backends.cupy.raw.attention_merge import NAME
 from zigzag.conformance.tolerance import assert_no_worse
 
 needs_compiler = pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="there is no C++ compiler (g++)")

@@ -12,13 +12,11 @@ from cuda_on_host import kernels_in
 from nvrtc import compiled, ptx_of
 from ptx import access_before_waiting
 
-from zigzag.backends import (
-    cupy_attention_kernel,
-    cupy_attention_merge,
-    cupy_attention_mma,
-    cupy_kernels,
-    cupy_verification_kernel,
-)
+from zigzag.backends.cupy.raw import attention as cupy_attention_kernel
+from zigzag.backends.cupy.raw import attention_merge as cupy_attention_merge
+from zigzag.backends.cupy.raw import attention_mma as cupy_attention_mma
+from zigzag.backends.cupy.raw import kernels as cupy_kernels
+from zigzag.backends.cupy.raw import verification as cupy_verification_kernel
 
 BACKENDS = Path(__file__).resolve().parents[1] / "backends"
 HOPPER = (*cupy_kernels.OPTIONS, "--gpu-architecture=sm_90")
@@ -136,7 +134,7 @@ def test_kernels_wait_before_they_read(source: str, made: dict[str, int]) -> Non
 
 
 def test_all_kernels_are_among_them() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in BACKENDS.glob("cupy_*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in (BACKENDS / "cupy").rglob("*.py")]
     there = {name for text in texts for name in re.findall(r'extern "C" __global__ .* (\w+)\(', text)}
     tested = {name for source, made in WAITING for name in kernels_in(cupy_kernels.code_of(source, "bfloat16", made))}
     assert tested == there

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_cupy_kernels import fake
 
-from zigzag.backends import cupy_launch
-from zigzag.backends.cupy_launch import Attribute, Config
+from zigzag.backends.cupy.raw import launch as cupy_launch
+from zigzag.backends.cupy.raw.launch import Attribute, Config
 
 STREAM, FUNCTION = 11, 12
 

@@ -4,6 +4,7 @@ Parity with the reference is the parity suite's, where this code runs on NumPy a
 """
 
 import re
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,7 +13,11 @@ from test_same_signature import disagreements
 
 import zigzag
 from zigzag import backends, reference
-from zigzag.backends import cupy_attention, cupy_ops, cupy_sampling
+from zigzag.backends import cupy as cupy_ops
+from zigzag.backends import registry
+from zigzag.backends.cupy import sampling as cupy_sampling
+
+cupy_attention = import_module("zigzag.backends.cupy.attention")  # the package has the op under this name
 
 RNG = np.random.default_rng(0)
 DTYPES = ("float16", "float32", "float64")
@@ -217,13 +222,13 @@ def test_draws_skip_tokens_without_weight() -> None:
 
 
 def test_missing_cupy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
     with pytest.raises(zigzag.BackendError, match=r"needs 'cupy', .* pip install cupy-cuda12x or cupy-cuda13x"):
         backends.get_backend("cupy")
 
 
 def test_cupy_arrays_choose_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "find_spec", lambda name: object())
+    monkeypatch.setattr(registry, "find_spec", lambda name: object())
     monkeypatch.setattr(cupy_ops, "unavailable", lambda: "")
     assert backends.lookup("attention", "auto", fake(1)) is cupy_ops.attention
     with pytest.raises(zigzag.BackendError, match=r"'cupy' .* takes cupy arrays, got a numpy array"):

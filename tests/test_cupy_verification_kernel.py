@@ -10,7 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from zigzag import reference
-from zigzag.backends import cupy_kernels, cupy_verification, cupy_verification_kernel
+from zigzag.backends.cupy import verification as cupy_verification
+from zigzag.backends.cupy.raw import kernels as cupy_kernels
+from zigzag.backends.cupy.raw import verification as cupy_verification_kernel
 from zigzag.conformance.drafts import Round, rounds, settle
 from zigzag.reference import acceptance
 from zigzag.reference.verification import Verdict, first

@@ -13,10 +13,13 @@ from glms import one_thread  # noqa: E402, F401
 from rich.console import Console  # noqa: E402
 from trainings import small, tokenizer  # noqa: E402
 
-from zigzag import LayerPlan, ModelError, cli, demo_glm, tiny_glm  # noqa: E402
-from zigzag.checkpoint import open_checkpoint, save_checkpoint  # noqa: E402
-from zigzag.models import glm_folder  # noqa: E402
-from zigzag.reference.glm_config import GlmConfig  # noqa: E402
+from zigzag import LayerPlan, ModelError  # noqa: E402
+from zigzag.cli import app as cli  # noqa: E402
+from zigzag.cli import demo_glm  # noqa: E402
+from zigzag.models import tiny_glm  # noqa: E402
+from zigzag.models.checkpoint import open_checkpoint, save_checkpoint  # noqa: E402
+from zigzag.models.load import glm_folder  # noqa: E402
+from zigzag.reference.glm.config import GlmConfig  # noqa: E402
 from zigzag.training.export import config_json, export  # noqa: E402
 from zigzag.training.model import TrainingModel  # noqa: E402
 

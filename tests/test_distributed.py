@@ -13,7 +13,7 @@ from distributed_worker import CASES, run
 from models import tiny_glm4_moe
 from test_mtp import checkpoint_names, head
 
-from zigzag.mtp_head import DUPLICATES
+from zigzag.models.mtp_head import DUPLICATES
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from models import VOCAB, tiny_llama
 
 from zigzag import ArgumentError, LayerPlan
-from zigzag.distribution import Distribution
-from zigzag.drafting import LookupDrafter, ModelDrafter, Request
-from zigzag.drafting.draft import Draft, padded, until_stop
-from zigzag.drafting.termination import Confidence, EntropyBound, Heuristic
+from zigzag.generation.distribution import Distribution
+from zigzag.generation.drafting import LookupDrafter, ModelDrafter, Request
+from zigzag.generation.drafting.draft import Draft, padded, until_stop
+from zigzag.generation.drafting.termination import Confidence, EntropyBound, Heuristic
 from zigzag.reference import best_tree, node_depths
-from zigzag.runner import Host
+from zigzag.running.runner import Host
 
 
 def request(rows: list[list[int]], most: int = 99, round_: int = 0, temperature: float = 1.0) -> Request:

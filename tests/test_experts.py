@@ -10,8 +10,9 @@ from models import random_ids, tiny_llama  # noqa: E402
 from transformers.integrations.moe import use_experts_implementation  # noqa: E402
 
 import zigzag  # noqa: E402
-from zigzag import ModelError, experts, few_token_experts, ops  # noqa: E402
-from zigzag.mtp_head import MtpHead  # noqa: E402
+from zigzag import ModelError, few_token_experts, ops  # noqa: E402
+from zigzag.models.mtp_head import MtpHead  # noqa: E402
+from zigzag.running import few_token_experts as experts  # noqa: E402
 
 FEW = torch.arange(8)[None]
 
@@ -60,7 +61,7 @@ def test_same_logits(calls: Calls, stock: str) -> None:
 
 def test_same_logits_through_the_kernels(calls: Calls) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    from zigzag.backends import triton_ops
+    from zigzag.backends import triton as triton_ops
 
     if reason := triton_ops.unavailable():
         pytest.skip(reason)
@@ -147,7 +148,7 @@ def test_models_without_experts_are_left_alone() -> None:
 
 
 def test_by_name(calls: Calls, tmp_path) -> None:
-    """The name can be given to transformers as well, once zigzag.experts is imported."""
+    """The name can be given to transformers as well, once zigzag.running.few_token_experts is imported."""
     model = random_glm(FIXED)
     model.save_pretrained(tmp_path)
     read = type(model).from_pretrained(tmp_path, experts_implementation=experts.NAME)

@@ -9,8 +9,8 @@ from models import tiny_glm4_moe, tiny_llama
 from test_runner import PLANS, assert_right, draw
 
 from zigzag import CacheError
-from zigzag.fixed_runner import FixedRunner
-from zigzag.runner import Host
+from zigzag.running.fixed_runner import FixedRunner
+from zigzag.running.runner import Host
 
 CHAINS = {name: PLANS[name] for name in ("full", "mixed", "streaming")}
 ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"

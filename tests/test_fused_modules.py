@@ -5,7 +5,7 @@ import torch
 from models import random_ids, tiny_glm4_moe, tiny_llama
 from torch import nn
 
-from zigzag.fused_modules import fused_modules
+from zigzag.running.fused_modules import fused_modules
 
 
 @pytest.mark.parametrize(("make", "count"), [(tiny_llama, 7), (tiny_glm4_moe, 15)])

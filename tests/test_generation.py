@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, 
 
 import zigzag
 from zigzag import ArgumentError, CacheError, LayerPlan, ModelError, generate
-from zigzag.drafting import (
+from zigzag.generation.drafting import (
     Confidence,
     Draft,
     EntropyBound,
@@ -24,7 +24,7 @@ from zigzag.drafting import (
     ModelDrafter,
     streaming_drafter,
 )
-from zigzag.rules import PhaseRule, Rule
+from zigzag.generation.rules import PhaseRule, Rule
 
 LAYERS = 4
 MIXED = LayerPlan(("full", "streaming", "full", "streaming"), 4, 12)
@@ -134,7 +134,7 @@ class Known:
         self.row = torch.tensor(row, dtype=torch.float64)
 
     def draft(self, request) -> Draft:
-        from zigzag.noise import uniforms
+        from zigzag.generation.noise import uniforms
 
         rows, width = len(request.most), min(2, max(request.most))
         coins = torch.from_numpy(uniforms(request.seeds, request.round_, width, "draft"))
@@ -170,7 +170,7 @@ def test_sampled_tokens_follow_the_law(rule: str) -> None:
 
 
 def test_coins_are_fresh_in_every_round() -> None:
-    from zigzag.noise import uniforms
+    from zigzag.generation.noise import uniforms
 
     seen = [float(u) for r in range(50) for p in ("verify", "draft") for u in uniforms([3, 4], r, 9, p).ravel()]
     assert len(set(seen)) == len(seen)

@@ -12,8 +12,9 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from glms import FIXED, official, one_thread, random_glm, random_mtp  # noqa: E402, F401
 from transformers import DynamicCache  # noqa: E402
 
-from zigzag import ModelError, glm  # noqa: E402
-from zigzag.checkpoint import open_checkpoint, save_checkpoint  # noqa: E402
+from zigzag import ModelError  # noqa: E402
+from zigzag.models import glm  # noqa: E402
+from zigzag.models.checkpoint import open_checkpoint, save_checkpoint  # noqa: E402
 from zigzag.reference import glm as reference  # noqa: E402
 
 IDS = np.random.default_rng(0).integers(0, 24, (2, 9))

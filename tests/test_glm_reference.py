@@ -16,7 +16,9 @@ from hypothesis import strategies as st  # noqa: E402
 from transformers.cache_utils import MtpCache  # noqa: E402
 
 from zigzag import ArgumentError, ModelError  # noqa: E402
-from zigzag.reference import glm, glm_layers  # noqa: E402
+from zigzag.reference import glm  # noqa: E402
+from zigzag.reference.glm import layers as glm_layers  # noqa: E402
+from zigzag.reference.glm import model as glm_model  # noqa: E402
 
 LENGTH = 9
 GAP = 1e-4  # a router whose choice hangs on less may choose differently in float32
@@ -272,7 +274,7 @@ def test_wrong_mtp_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     model = random_glm(FIXED)
     mtp = random_mtp(model)
     check_mtp(model, mtp, 0)
-    monkeypatch.setattr(glm, *WRONG_MTP[name])
+    monkeypatch.setattr(glm_model, *WRONG_MTP[name])
     with pytest.raises(AssertionError, match=r"^error|routes differently"):
         check_mtp(model, mtp, 0)
 
@@ -307,14 +309,14 @@ def test_chained_drafts() -> None:
 
 
 def test_carrying_the_state_before_the_norm_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = glm.mtp_forward
+    right = glm_model.mtp_forward
 
     def unnormed(config, weights, states, ids):
         """Up to its length, which the next norm takes away, the state before ``shared_head.norm``."""
         out = right(config, weights, states, ids)
         return out._replace(hidden_states=out.hidden_states / weights["model.layers.3.shared_head.norm.weight"])
 
-    monkeypatch.setattr(glm, "mtp_forward", unnormed)
+    monkeypatch.setattr(glm_model, "mtp_forward", unnormed)
     assert not all(chains_agree(range(8)))
 
 

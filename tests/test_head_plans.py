@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zigzag import formats
 from zigzag.conformance.strategies import scores as score_tables
-from zigzag.head_plans import HeadPlan, load_duo_head_plan, make_head_plan
-from zigzag.plans import HeadScores, LayerPlan, head_plan
+from zigzag.plans import formats
+from zigzag.plans.heads import HeadPlan, load_duo_head_plan, make_head_plan
+from zigzag.plans.layers import HeadScores, LayerPlan, head_plan
 from zigzag.reference.errors import ArgumentError, PlanError, ZigzagError
 
 PLAN = HeadPlan(((True, False, True), (False,) * 3, (True,) * 3), sink=4, recent=16, source="by hand", model="tiny")

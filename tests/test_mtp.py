@@ -8,8 +8,8 @@ from models import tiny_glm4_moe, tiny_llama
 from transformers.modeling_layers import MtpModel
 
 from zigzag import CacheError, LayerPlan, ModelError, generate
-from zigzag.drafting import Fixed, MtpDrafter
-from zigzag.mtp_head import DUPLICATES, MtpHead
+from zigzag.generation.drafting import Fixed, MtpDrafter
+from zigzag.models.mtp_head import DUPLICATES, MtpHead
 from zigzag.reference import best_tree
 
 LAYERS = 3

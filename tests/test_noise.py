@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zigzag.noise import PURPOSES, uniform_block, uniforms
+from zigzag.generation.noise import PURPOSES, uniform_block, uniforms
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from zigzag.drafting.uniform_blocks import UniformBlocks  # noqa: E402
+from zigzag.generation.uniform_blocks import UniformBlocks  # noqa: E402
 
 seeds = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5)
 purposes = st.sampled_from(sorted(PURPOSES))

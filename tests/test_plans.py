@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zigzag import formats
 from zigzag.conformance.strategies import scores as score_tables
-from zigzag.plans import HeadScores, LayerPlan, head_plan, make_plan
+from zigzag.plans import formats
+from zigzag.plans.layers import HeadScores, LayerPlan, head_plan, make_plan
 from zigzag.reference import assign_layers
 from zigzag.reference.errors import ArgumentError, PlanError, ZigzagError
 

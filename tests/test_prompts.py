@@ -8,7 +8,7 @@ import pytest
 from models import smollm2, tiny_tokenizer
 
 from zigzag import ArgumentError, ModelError
-from zigzag.prompts import NEEDLE, QUESTION, TASK, PasskeyPrompt, passkey_prompt, passkey_prompts
+from zigzag.measuring.prompts import NEEDLE, QUESTION, TASK, PasskeyPrompt, passkey_prompt, passkey_prompts
 
 
 @pytest.fixture(scope="module", params=["bytes", "smollm2"])

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from models import tiny_llama, tiny_tokenizer
 
 from zigzag import ArgumentError, ModelError, generate
-from zigzag.drafting import ModelDrafter
-from zigzag.reasoning import Content, Detokenizer, Event, Reasoning, ReasoningParser, ToolCall, merge, parse
-from zigzag.rules import PhaseRule, Rule
-from zigzag.thinking import ThinkingBudget, chat_prompt, thinking_rule, thinking_token_ids
+from zigzag.chat.reasoning import Content, Detokenizer, Event, Reasoning, ReasoningParser, ToolCall, merge, parse
+from zigzag.chat.thinking import ThinkingBudget, chat_prompt, thinking_rule, thinking_token_ids
+from zigzag.generation.drafting import ModelDrafter
+from zigzag.generation.rules import PhaseRule, Rule
 
 TAGS = "<think> </think> <tool_call> </tool_call> <arg_key> </arg_key> <arg_value> </arg_value>".split()
 GOOD = "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>"

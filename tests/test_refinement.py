@@ -8,10 +8,10 @@ import pytest
 from models import random_ids, tiny_llama
 
 from zigzag import ArgumentError, LayerPlan, PlanError, calibrate, refine_plan
-from zigzag.evaluation import answer
-from zigzag.masking import masked_heads
-from zigzag.prompts import PasskeyPrompt
-from zigzag.refinement import exchanged, forecast, refinements
+from zigzag.measuring.answers import answer
+from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.refinement import exchanged, forecast, refinements
+from zigzag.running.masking import masked_heads
 
 LAYERS = 5
 PLAN = LayerPlan(("full", "full", "streaming", "streaming", "streaming"), 1, 3, num_kv_heads=2, model="tiny")

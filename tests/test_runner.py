@@ -7,8 +7,8 @@ import torch
 from models import VOCAB, tiny_glm4_moe, tiny_llama
 
 from zigzag import CacheError, HeadPlan, LayerPlan, PlanError
-from zigzag.masking import masked_heads
-from zigzag.runner import Host, Runner
+from zigzag.running.masking import masked_heads
+from zigzag.running.runner import Host, Runner
 
 PLANS = {
     "full": None,

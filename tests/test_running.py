@@ -15,9 +15,9 @@ from transformers import AttentionInterface, DynamicCache, MistralConfig, Mistra
 
 import zigzag
 from zigzag import CacheError, LayerPlan, ModelError, PlanError, ZigzagError
+from zigzag.caches.streaming import StreamingLayer
 from zigzag.reference import visible
-from zigzag.running import cache_lengths
-from zigzag.streaming_cache import StreamingLayer
+from zigzag.running.attach import cache_lengths
 
 MIXED = LayerPlan(("streaming", "full", "streaming"), sink=2, recent=6)
 PLANS = {

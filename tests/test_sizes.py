@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zigzag.plans import LayerPlan
+from zigzag.plans.layers import LayerPlan
 from zigzag.reference import expected_tokens, visible
 from zigzag.reference.errors import ArgumentError, ModelError, ZigzagError
-from zigzag.roofline import HARDWARE, Case, Cost, Hardware, Layout, Part, hardware_by_name
-from zigzag.sizes import (
+from zigzag.sizes.page import Question, page
+from zigzag.sizes.roofline import HARDWARE, Case, Cost, Hardware, Layout, Part, hardware_by_name
+from zigzag.sizes.shape import (
     BUILT_IN,
     ModelShape,
     expected_experts,
@@ -26,7 +27,6 @@ from zigzag.sizes import (
     streaming_plan,
     visible_pairs,
 )
-from zigzag.sizes_page import Question, page
 
 ROOT = Path(__file__).resolve().parent.parent
 BIG, AIR = model_shape("GLM-4.5"), model_shape("GLM-4.5-Air")
@@ -503,7 +503,7 @@ def run(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("rich", reason="rich is not installed")
     from typer.testing import CliRunner
 
-    from zigzag.cli import app
+    from zigzag.cli.app import app
 
     monkeypatch.setenv("COLUMNS", "200")  # or the cells are broken into lines
     return lambda *words: CliRunner().invoke(app, ["sizes", *words])
@@ -542,7 +542,7 @@ def test_tables_on_the_terminal(run, tmp_path: Path) -> None:
 
 def test_the_other_spelling(capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("typer", reason="typer is not installed")
-    from zigzag.cli_sizes import show
+    from zigzag.cli.sizes import show
 
     show(["GLM-4.5-Air"])
     assert "106,852,251,264" in capsys.readouterr().out

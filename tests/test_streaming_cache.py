@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zigzag.caches.streaming import StreamingLayer
 from zigzag.reference import cache as reference
 from zigzag.reference import visible
 from zigzag.reference.errors import CacheError
-from zigzag.streaming_cache import StreamingLayer
 
 
 class Rows:

@@ -9,11 +9,12 @@ import pytest
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 import zigzag
-from zigzag import LayerPlan, tiny_glm
-from zigzag.drafting import LookupDrafter, MtpDrafter
-from zigzag.prompts import passkey_prompts
-from zigzag.reasoning import Content, parse
-from zigzag.thinking import chat_prompt
+from zigzag import LayerPlan
+from zigzag.chat.reasoning import Content, parse
+from zigzag.chat.thinking import chat_prompt
+from zigzag.generation.drafting import LookupDrafter, MtpDrafter
+from zigzag.measuring.prompts import passkey_prompts
+from zigzag.models import tiny_glm
 from zigzag.training.card import write_card
 from zigzag.training.cases import sum_cases
 

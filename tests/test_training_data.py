@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from trainings import LONG, SHORT, pieces, small, tokenizer
 
 from zigzag import ArgumentError, ModelError
-from zigzag.evaluation import batches as in_batches
-from zigzag.prompts import passkey_prompt
-from zigzag.reasoning import Content, Reasoning, parse
-from zigzag.thinking import ThinkingBudget, chat_prompt
+from zigzag.chat.reasoning import Content, Reasoning, parse
+from zigzag.chat.thinking import ThinkingBudget, chat_prompt
+from zigzag.measuring.answers import batches as in_batches
+from zigzag.measuring.prompts import passkey_prompt
 from zigzag.training import cases
 from zigzag.training.config import KINDS, TASKS, Stage
 from zigzag.training.corpus import is_held_out, read_corpus
@@ -154,7 +154,7 @@ def test_passkey_documents(seed: int, room: int) -> None:
 
 
 def test_passkey_documents_are_those_of_prompts() -> None:
-    """The same tokens as `zigzag.prompts` makes, but for the filler."""
+    """The same tokens as `zigzag.measuring.prompts` makes, but for the filler."""
     made = documents().passkey(rng(0), 200)
     key = text_of(made, "passkey")
     theirs = passkey_prompt(tokenizer(), 300, depth=0.5, seed=0)

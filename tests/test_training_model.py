@@ -15,7 +15,7 @@ from hypothesis import strategies as st  # noqa: E402
 from trainings import small  # noqa: E402
 
 from zigzag import ModelError  # noqa: E402
-from zigzag.mtp_head import MtpHead  # noqa: E402
+from zigzag.models.mtp_head import MtpHead  # noqa: E402
 from zigzag.reference import glm as reference  # noqa: E402
 from zigzag.training.balance import update_bias, violation  # noqa: E402
 from zigzag.training.config import KINDS  # noqa: E402

@@ -14,8 +14,9 @@ from trainings import small  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import zigzag  # noqa: E402
-from zigzag import ArgumentError, ModelError, glm  # noqa: E402
-from zigzag.checkpoint import open_checkpoint  # noqa: E402
+from zigzag import ArgumentError, ModelError  # noqa: E402
+from zigzag.models import glm  # noqa: E402
+from zigzag.models.checkpoint import open_checkpoint  # noqa: E402
 from zigzag.reference import glm as reference  # noqa: E402
 from zigzag.training import state as files  # noqa: E402
 from zigzag.training.config import TrainingConfig  # noqa: E402
@@ -102,13 +103,13 @@ def test_checkpoint_is_served(whole: Path) -> None:
     assert checkpoint.has_mtp and checkpoint.config.rope_theta == 1e5
     assert {str(checkpoint.torch(name).dtype) for name in checkpoint} == {"torch.bfloat16", "torch.float32"}
     tokenizer = read_tokenizer(whole / files.MODEL)
-    prompt = zigzag.thinking.chat_prompt(tokenizer, [{"role": "user", "content": "What is 1+2?"}], thinking=False)
+    prompt = zigzag.chat.thinking.chat_prompt(tokenizer, [{"role": "user", "content": "What is 1+2?"}], thinking=False)
     with torch.no_grad():
         logits = model(torch.tensor([prompt])).logits
     true = reference.forward(checkpoint.config, checkpoint, [prompt]).logits
     assert float((logits.double() - torch.from_numpy(true)).abs().max()) < 1e-4
     plain = zigzag.generate(model, [prompt], temperature=0, max_new_tokens=8)
-    drafter = zigzag.drafting.MtpDrafter(mtp, stop=2)
+    drafter = zigzag.generation.drafting.MtpDrafter(mtp, stop=2)
     drafted = zigzag.generate(model, [prompt], temperature=0, max_new_tokens=8, drafter=drafter)
     assert plain.sequences == drafted.sequences and plain.new_tokens[0]
     assert model.generation_config.eos_token_id == checkpoint.config_dict["eos_token_id"]
@@ -202,7 +203,7 @@ def test_a_run_is_not_overwritten(whole: Path) -> None:
 def test_command_line(tmp_path: Path) -> None:
     import typer
 
-    from zigzag.training.__main__ import main
+    from zigzag.cli.train import main
 
     app = typer.Typer()
     app.command()(main)

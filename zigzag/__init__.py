@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from zigzag import ops, reference
 from zigzag.backends import list_backends, register_backend, unregister_backend, use_backend
-from zigzag.head_plans import HeadPlan, load_duo_head_plan, make_head_plan
-from zigzag.plans import HeadScores, LayerPlan, head_plan, make_plan
+from zigzag.plans.heads import HeadPlan, load_duo_head_plan, make_head_plan
+from zigzag.plans.layers import HeadScores, LayerPlan, head_plan, make_plan
 from zigzag.reference.errors import (
     ArgumentError,
     BackendError,
@@ -21,26 +21,26 @@ from zigzag.reference.errors import (
 )
 
 if TYPE_CHECKING:
-    from zigzag.calibration import calibrate
-    from zigzag.experts import few_token_experts
-    from zigzag.generation import generate
-    from zigzag.glm import load
-    from zigzag.models import load_model
-    from zigzag.refinement import refine_plan
-    from zigzag.running import attach, cache_bytes, detach
+    from zigzag.generation.loop import generate
+    from zigzag.measuring.calibration import calibrate
+    from zigzag.measuring.refinement import refine_plan
+    from zigzag.models.glm import load
+    from zigzag.models.load import load_model
+    from zigzag.running.attach import attach, cache_bytes, detach
+    from zigzag.running.few_token_experts import few_token_experts
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "attach": "zigzag.running",
-    "cache_bytes": "zigzag.running",
-    "calibrate": "zigzag.calibration",
-    "detach": "zigzag.running",
-    "few_token_experts": "zigzag.experts",
-    "generate": "zigzag.generation",
-    "load": "zigzag.glm",
-    "load_model": "zigzag.models",
-    "refine_plan": "zigzag.refinement",
+    "attach": "zigzag.running.attach",
+    "cache_bytes": "zigzag.running.attach",
+    "calibrate": "zigzag.measuring.calibration",
+    "detach": "zigzag.running.attach",
+    "few_token_experts": "zigzag.running.few_token_experts",
+    "generate": "zigzag.generation.loop",
+    "load": "zigzag.models.glm",
+    "load_model": "zigzag.models.load",
+    "refine_plan": "zigzag.measuring.refinement",
 }
 
 __all__ = [

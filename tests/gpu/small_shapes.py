@@ -21,7 +21,9 @@ import numpy as np  # noqa: E402
 from kernels import NAMES  # noqa: E402
 
 from zigzag import ops, reference  # noqa: E402
-from zigzag.backends import cupy_attention_kernel, cupy_attention_mma, cupy_kernels  # noqa: E402
+from zigzag.backends.cupy.raw import attention as cupy_attention_kernel  # noqa: E402
+from zigzag.backends.cupy.raw import attention_mma as cupy_attention_mma  # noqa: E402
+from zigzag.backends.cupy.raw import kernels as cupy_kernels  # noqa: E402
 from zigzag.conformance.tolerance import EPSILON, assert_no_worse  # noqa: E402
 
 VOCABULARY = 4_104  # of three chunks, the last not full; rows begin at multiples of 16 bytes

@@ -414,7 +414,7 @@ def test_sample_of_any_numbers(backend: str) -> None:
 def test_sample_skips_tokens_without_weight() -> None:
     """Sums that a device adds up in another order may grow where the weight is 0: such a token is never drawn."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from zigzag.backends import torch_sampling
+    from zigzag.backends.torch import sampling as torch_sampling
 
     weights = torch.tensor([[0.5, 0.0, 0.5, 0.0]])
     uneven = torch.tensor([[0.5, 0.5000001, 0.9999999, 1.0]])

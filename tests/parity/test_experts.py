@@ -119,7 +119,7 @@ def test_rows_in_blocks(backend: str, tokens: int, monkeypatch: pytest.MonkeyPat
     """Several tiles of rows and columns, the last ones not full."""
     supports(backend, "apply_experts")
     if interpreted(backend):  # a program has a few rows and columns instead of many
-        from zigzag.backends import triton_experts
+        from zigzag.backends.triton import experts as triton_experts
 
         small = triton_experts.Launch(rows=16, columns=16, warps=1, stages=2)
         monkeypatch.setattr(triton_experts, "ACTIVATE", (small, small))
@@ -292,7 +292,7 @@ def test_triton_computes_each_expert_once(backend: str, monkeypatch: pytest.Monk
     """Under the first pair (token, slot) that names it, for the tokens that name it, and for nobody else."""
     if backend != "triton":
         pytest.skip("its two kernels")
-    from zigzag.backends import triton_experts
+    from zigzag.backends.triton import experts as triton_experts
 
     monkeypatch.setattr(triton_experts, "combine", kept := Kept())
     case = made(0, 3, 3, 8, 5, 3)

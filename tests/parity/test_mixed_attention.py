@@ -263,7 +263,7 @@ def test_the_example_is_good_input() -> None:
 
 def test_neighbouring_heads_are_not_copied() -> None:
     """With the full heads first, as DuoAttention orders them, the queries of each kind are a view."""
-    from zigzag.reference.mixed_heads import pick, runs_of
+    from zigzag.reference.mixed_attention import pick, runs_of
 
     def join(parts: list) -> np.ndarray:
         return np.concatenate(parts, axis=1)

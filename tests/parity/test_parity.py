@@ -116,7 +116,7 @@ def test_assignment(backend: str, values: np.ndarray, data) -> None:
 def test_long_inputs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full score matrix above the limit is taken in blocks of queries, with the same result."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from zigzag.backends import torch_eager
+    from zigzag.backends import torch as torch_eager
 
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 4, 50, 8), torch.randn(1, 2, 50, 8), torch.randn(1, 2, 50, 8)

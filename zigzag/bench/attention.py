@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from zigzag import ops
-from zigzag.backends import cupy_attention_kernel, list_backends
+from zigzag.backends import list_backends
+from zigzag.backends.cupy.raw import attention as cupy_attention_kernel
 from zigzag.bench.cases import Adapted, Case, Method, relative
 from zigzag.bench.cupy_methods import cupy_methods
 from zigzag.bench.peers import causal, flashinfer_decode, flex, sdpa

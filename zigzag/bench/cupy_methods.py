@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from zigzag import ops
-from zigzag.backends import cupy_kernels, list_backends
+from zigzag.backends import list_backends
+from zigzag.backends.cupy.raw import kernels as cupy_kernels
 from zigzag.bench.cases import Adapted
 from zigzag.bench.timing import reason
 

@@ -15,10 +15,10 @@ from zigzag.bench.attention import RECENT, SINK, decode_case
 from zigzag.bench.cases import Later, Row, run_case
 from zigzag.bench.step import AIR, TINY, RandomCache, fed, replayed, slice_of_air, step_bytes
 from zigzag.bench.timing import copy_rate
-from zigzag.plans import LayerPlan
-from zigzag.roofline import HARDWARE, Case
-from zigzag.runner import Host
-from zigzag.sizes import ModelShape, model_shape
+from zigzag.plans.layers import LayerPlan
+from zigzag.running.runner import Host
+from zigzag.sizes.roofline import HARDWARE, Case
+from zigzag.sizes.shape import ModelShape, model_shape
 
 CONTEXT, SMALL = 131_072, 2_048  # tokens: on a GPU, on a CPU
 VOCABULARY = 512  # a head that weighs nothing beside the layer
@@ -45,7 +45,7 @@ def _labels(name: str, context: int, layer: str, tokens: int) -> dict[str, Any]:
 
 
 def predictions(context: int = CONTEXT, card: str = "H100") -> dict[tuple[str, str, int], float]:
-    """(slice, kind of layer, tokens) -> microseconds to expect on a card of `zigzag.roofline.HARDWARE`."""
+    """(slice, kind of layer, tokens) -> microseconds to expect on a card of `zigzag.sizes.roofline.HARDWARE`."""
     found: dict[tuple[str, str, int], float] = {}
     for layer, plan in PLANS.items():
         case = Case(one_layer(), plan, context)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from zigzag.drafting import LookupDrafter, streaming_drafter
-from zigzag.generation import generate
-from zigzag.generation_statistics import Statistics
+from zigzag.generation.drafting import LookupDrafter, streaming_drafter
+from zigzag.generation.loop import generate
+from zigzag.generation.statistics import Statistics
 
 TASKS = {
     "edit": "Print this code again with every docstring removed.\n\n",

@@ -19,11 +19,11 @@ from transformers.initialization import no_init_weights
 
 from zigzag.bench.cases import Later, Row, relative
 from zigzag.bench.timing import copy_rate, replay_time, synchronize
-from zigzag.drafting.draft import Draft, Request
-from zigzag.fixed_runner import FixedRunner
-from zigzag.generation import generate
-from zigzag.plans import LayerPlan
-from zigzag.runner import Host
+from zigzag.generation.drafting.draft import Draft, Request
+from zigzag.generation.loop import generate
+from zigzag.plans.layers import LayerPlan
+from zigzag.running.fixed_runner import FixedRunner
+from zigzag.running.runner import Host
 
 AIR = {
     "vocab_size": 151_552,

@@ -1,6 +1,7 @@
 """Finds the block tables of the attention and experts kernels: `python -m zigzag.bench.tuning` on the GPU they are for.
 
 Every candidate is compiled first, by several processes at once, and then timed on every shape of its class, cold and
+from importlib import import_module
 from a CUDA graph. The winner of a class is the candidate whose times are, in the geometric mean, nearest to the best
 time of each shape. The result goes into `zigzag/backends/triton_blocks.py` and `triton_experts.py` by hand: nothing is
 timed when a model runs.
@@ -14,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,11 +26,13 @@ import torch
 import triton
 import typer
 
-from zigzag.backends import triton_attention, triton_experts
-from zigzag.backends.triton_blocks import Blocks
-from zigzag.backends.triton_experts import Launch
+from zigzag.backends.triton import experts as triton_experts
+from zigzag.backends.triton.blocks import Blocks
+from zigzag.backends.triton.experts import Launch
 from zigzag.bench import experts, timing
 from zigzag.bench.cases import COLD_BYTES
+
+triton_attention = import_module("zigzag.backends.triton.attention")  # the package has the op under this name
 
 Candidate = Blocks | Launch
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zigzag import ops
-from zigzag.backends import cupy_verification_kernel as raw
+from zigzag.backends.cupy.raw import verification as raw
 from zigzag.bench.attention import Methods, backends, dtype_on, width_on
 from zigzag.bench.cases import Case, Method, share_unequal
 from zigzag.bench.cupy_methods import cupy_methods

@@ -5,7 +5,14 @@ and `apply_experts` its ids, unless told not to. Meaning, shapes and sources are
 these functions carry; `backend=` is explained in `zigzag.backends`.
 """
 
-from zigzag.ops.acceptance import (
+from zigzag.ops.attention import attention, gated_attention, merge, visible
+from zigzag.ops.experts import apply_experts
+from zigzag.ops.head_scores import assign_heads, assign_layers, gate_gradient, lost_mass, output_deviation
+from zigzag.ops.mixed_attention import mixed_attention
+from zigzag.ops.routing import route_experts
+from zigzag.ops.sampling import sample, to_probs
+from zigzag.ops.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
+from zigzag.ops.verification import (
     verify_block,
     verify_exact,
     verify_greedy,
@@ -15,13 +22,6 @@ from zigzag.ops.acceptance import (
     verify_top_k,
     verify_typical,
 )
-from zigzag.ops.attention import attention, gated_attention, merge, visible
-from zigzag.ops.experts import apply_experts
-from zigzag.ops.mixed import mixed_attention
-from zigzag.ops.routing import route_experts
-from zigzag.ops.sampling import sample, to_probs
-from zigzag.ops.scores import assign_heads, assign_layers, gate_gradient, lost_mass, output_deviation
-from zigzag.ops.trees import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
 
 __all__ = [
     "apply_experts",

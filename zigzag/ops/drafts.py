@@ -5,7 +5,7 @@ from typing import Any
 from zigzag.backends import array_kind, lookup
 from zigzag.ops.documented import Array
 from zigzag.reference import checks
-from zigzag.reference.checks_values import check_draft_values
+from zigzag.reference.checks import check_draft_values
 from zigzag.reference.trees import check_tree
 
 

@@ -3,7 +3,7 @@
 from zigzag.backends import array_kind, lookup
 from zigzag.ops.documented import Array, documented
 from zigzag.reference import checks
-from zigzag.reference.checks_experts import check_expert_ids, check_experts
+from zigzag.reference.checks import check_expert_ids, check_experts
 
 
 @documented

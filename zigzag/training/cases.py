@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from zigzag.prompts import PasskeyPrompt, passkey_prompt
+from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompt
 from zigzag.training.corpus import is_held_out
 from zigzag.training.documents import Documents
 from zigzag.training.pieces import CODE_DIGITS, name_of
@@ -17,8 +17,7 @@ COPIED = 64  # tokens of a copying case
 
 
 def passkey_cases(tokenizer: Any, length: int, count: int, seed: int) -> list[PasskeyPrompt]:
-    """Prompts of `zigzag.prompts` on an even grid of depths, with the first seeds from `seed` whose keys are held
-    out."""
+    """Passkey prompts on an even grid of depths, with the first seeds from `seed` whose keys are held out."""
     cases: list[PasskeyPrompt] = []
     while len(cases) < count:
         key = passkey_prompt(tokenizer, min(length, PROBE), depth=0.5, seed=seed).key

@@ -15,7 +15,7 @@ from zigzag.training.corpus import is_held_out
 from zigzag.training.pieces import CODE_DIGITS, Ids, Pieces, name_of
 from zigzag.training.sums import Sum, draw_sum
 
-KEY_DIGITS = 5  # as zigzag.prompts
+KEY_DIGITS = 5  # as zigzag.measuring.prompts
 NUMBER = {kind: number for number, kind in enumerate(KINDS)}
 
 
@@ -50,7 +50,7 @@ class Documents:
         return joined([(np.take(text, np.arange(start, start + room), mode="wrap"), "text")])
 
     def passkey(self, rng: np.random.Generator, room: int) -> Document | None:
-        """A prompt of `zigzag.prompts.passkey_prompt` with its answer, of any length up to the room."""
+        """A prompt of `zigzag.measuring.prompts.passkey_prompt` with its answer, of any length up to the room."""
         texts = self.pieces.texts
         key = self._number(rng, KEY_DIGITS, "key {}")
         digits = self.pieces.digits(key)

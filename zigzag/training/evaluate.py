@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from zigzag.calibration import METHODS, calibrate
-from zigzag.drafting import LookupDrafter, MtpDrafter
-from zigzag.evaluation import answer
-from zigzag.generation import generate
-from zigzag.glm import load
-from zigzag.jsonfile import read_json, write_json
-from zigzag.masking import masked_heads
-from zigzag.plans import head_plan, make_plan
-from zigzag.prompts import PasskeyPrompt, passkey_prompts
-from zigzag.reasoning import Content, parse
-from zigzag.thinking import chat_prompt
+from zigzag.chat.reasoning import Content, parse
+from zigzag.chat.thinking import chat_prompt
+from zigzag.files.json_files import read_json, write_json
+from zigzag.generation.drafting import LookupDrafter, MtpDrafter
+from zigzag.generation.loop import generate
+from zigzag.measuring.answers import answer
+from zigzag.measuring.calibration import METHODS, calibrate
+from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.models.glm import load
+from zigzag.plans.layers import head_plan, make_plan
+from zigzag.running.masking import masked_heads
 from zigzag.training import cases
 from zigzag.training import state as files
 from zigzag.training.card import write_card

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from zigzag.checkpoint import save_checkpoint
+from zigzag.models.checkpoint import save_checkpoint
 from zigzag.training.config import TrainingConfig
 from zigzag.training.model import TrainingModel
 from zigzag.training.names import official

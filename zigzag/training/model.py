@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zigzag.reference.errors import ModelError
-from zigzag.reference.glm_config import GlmConfig
+from zigzag.reference.glm.config import GlmConfig
 
 Weights = dict[str, Tensor]
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigzag.reference.glm_config import GlmConfig
+from zigzag.reference.glm.config import GlmConfig
 from zigzag.training.model import TrainingModel, num_sparse
 
 BIAS = "bias"  # of the routers: learnt by balancing, not by gradient

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zigzag.prompts import NEEDLE, PEOPLE, PLACES, QUESTION, REASONS, TASK, TIMES, VERBS
+from zigzag.measuring.prompts import NEEDLE, PEOPLE, PLACES, QUESTION, REASONS, TASK, TIMES, VERBS
 from zigzag.training.tokenizer import ASSISTANT, END, SPECIAL, TAGS, USER
 
 Ids = NDArray[np.int16]
@@ -120,7 +120,7 @@ def _sentences(ids: Callable[[list[str]], list[list[int]]]) -> Strings:
 
 
 def filler_sentences() -> list[str]:
-    """Every sentence that the filler of `zigzag.prompts` may hold."""
+    """Every sentence that the filler of `zigzag.measuring.prompts` may hold."""
     return [" {} {} to the {} {} {}.".format(*words) for words in product(PEOPLE, VERBS, PLACES, TIMES, REASONS)]
 
 

@@ -1,7 +1,7 @@
 """A byte-level BPE with GLM-4.5's chat template, its thinking and direct modes.
 
 Every digit is a token of its own. `<think>` and `</think>` are tokens but not special ones: decoding keeps them, so
-that `zigzag.reasoning` sees them, as with GLM-4.5's own tokenizer.
+that `zigzag.chat.reasoning` sees them, as with GLM-4.5's own tokenizer.
 """
 
 from collections.abc import Iterable

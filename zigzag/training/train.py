@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zigzag.reference.errors import ArgumentError, ModelError
-from zigzag.reference.glm_config import GlmConfig
+from zigzag.reference.glm.config import GlmConfig
 from zigzag.training import state as files
 from zigzag.training.balance import update_bias
 from zigzag.training.config import Stage, TrainingConfig

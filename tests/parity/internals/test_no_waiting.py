@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from zigzag import ops, reference  # noqa: E402
-from zigzag.backends import torch_eager  # noqa: E402
+from zigzag.backends import torch as torch_eager  # noqa: E402
 
 READS = "item tolist numpy cpu __bool__ __int__ __float__ __index__ __contains__".split()
 WAITING = """
@@ -129,7 +129,11 @@ class Idle:
 def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """What surrounds the Triton kernels reads and copies nothing on the host, so CUDA graphs can hold it."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from zigzag.backends import triton_experts, triton_ops, triton_sampling, triton_scores, triton_verification
+    from zigzag.backends import triton as triton_ops
+    from zigzag.backends.triton import experts as triton_experts
+    from zigzag.backends.triton import head_scores as triton_scores
+    from zigzag.backends.triton import sampling as triton_sampling
+    from zigzag.backends.triton import verification as triton_verification
 
     for module in (triton_sampling, triton_verification, triton_scores, triton_experts):
         for name in launched(module):
@@ -153,7 +157,8 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_launch_is_found() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    from zigzag.backends import triton_experts, triton_verification
+    from zigzag.backends.triton import experts as triton_experts
+    from zigzag.backends.triton import verification as triton_verification
 
     assert launched(triton_verification) == ["judge", "recover", "sum_terms", "weigh"]
     assert launched(triton_experts) == ["activate", "combine"]

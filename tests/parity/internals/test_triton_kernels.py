@@ -1,14 +1,21 @@
 """What only the Triton kernels can get wrong: rows in several chunks, sums in another order, leaks of masked keys."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("triton", reason="triton is not installed")
 
-from zigzag import KindError, backends, ops, reference  # noqa: E402
-from zigzag.backends import triton_attention, triton_blocks, triton_ops, triton_sampling  # noqa: E402
+from zigzag import KindError, ops, reference  # noqa: E402
+from zigzag.backends import registry  # noqa: E402
+from zigzag.backends import triton as triton_ops  # noqa: E402
+from zigzag.backends.triton import blocks as triton_blocks  # noqa: E402
+from zigzag.backends.triton import sampling as triton_sampling  # noqa: E402
 from zigzag.conformance.arrays import DEVICE  # noqa: E402
+
+triton_attention = import_module("zigzag.backends.triton.attention")  # the package has the op under this name
 
 pytestmark = pytest.mark.skipif(bool(triton_ops.unavailable()), reason=triton_ops.unavailable() or "it is available")
 
@@ -232,4 +239,4 @@ def test_automatic_choice(device: str, dtype: torch.dtype, served: bool) -> None
         pass
 
     Array.dtype, Array.device, Array.is_cuda = dtype, torch.device(device), device == "cuda"
-    assert {backends._serves("triton", op, Array()) for op in reference.OPS} == {served}
+    assert {registry._serves("triton", op, Array()) for op in reference.OPS} == {served}

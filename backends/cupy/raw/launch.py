@@ -1,0 +1,77 @@
+"""Launches of raw kernels, dependent ones (triton_launch) from Hopper on: CuPy has no call for those, the driver has.
+
+NVRTC must know these cards, as CUDA 12's does: the kernels' text has its wait from their architecture on.
+"""
+
+import ctypes
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from zigzag.backends.cupy.arrays import Array
+
+LIBRARY = "libcuda.so.1"  # on Linux; elsewhere CuPy launches
+HOPPER = 90  # compute capability
+_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+
+class Attribute(ctypes.Structure):
+    """CUlaunchAttribute, whose value is a union of 64 bytes."""
+
+    _fields_ = [("id", ctypes.c_int), ("_gap", ctypes.c_int), ("value", ctypes.c_int), ("_rest", ctypes.c_byte * 60)]
+
+
+class Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(Attribute)), ("num_attributes", ctypes.c_uint),
+    ]  # fmt: skip
+
+
+_DEPENDENT = Attribute(id=_SERIALIZATION, value=1)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], threads: int, arguments: tuple[Any, ...]) -> None:
+    """Queue a `cupy.RawKernel` on the current stream, as a dependent of what is before it where that is known."""
+    queue = _driver() if capability() >= HOPPER else None
+    if queue is None:
+        kernel(grid, (threads,), arguments)
+        return
+    cuda = import_module("cupy").cuda
+    cuda.runtime.setDevice(cuda.runtime.getDevice())  # the driver needs a context, which a new thread has not got yet
+    config = Config((*grid, 1, 1)[:3], (threads, 1, 1), 0, cuda.get_current_stream().ptr, ctypes.pointer(_DEPENDENT), 1)
+    held = [_held(argument) for argument in arguments]
+    pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(each) for each in held))
+    error = queue(ctypes.byref(config), ctypes.c_void_p(kernel.kernel.ptr), pointers, None)
+    if error:
+        raise cuda.driver.CUDADriverError(error)
+
+
+def capability() -> int:
+    """The current device's, as 90."""
+    return _capability(import_module("cupy").cuda.runtime.getDevice())
+
+
+def _held(argument: Array | np.generic) -> Any:
+    """What a kernel gets as one argument: an array's address, or the bytes of a NumPy scalar."""
+    if isinstance(argument, np.generic):
+        return ctypes.create_string_buffer(argument.tobytes(), argument.itemsize)
+    return ctypes.c_void_p(argument.data.ptr)
+
+
+@cache
+def _capability(device: int) -> int:
+    return int(import_module("cupy").cuda.Device(device).compute_capability)
+
+
+@cache
+def _driver() -> Any:
+    """Its call for launches with attributes; None where there is none."""
+    try:
+        return ctypes.CDLL(LIBRARY).cuLaunchKernelEx
+    except (OSError, AttributeError):
+        return None

@@ -1,0 +1,55 @@
+"""The `triton` backend: its ops under their names, and where it runs.
+
+Kernels of its own have attention of one kind of heads or two, the head scores, the acceptance rules for chains,
+`to_probs`, `sample`, `route_experts`, and `apply_experts` for few tokens. The other ops are those of the torch backend:
+their time is that of reading the inputs once (`visible`, `merge`), of two calls of attention (`gated_attention`), of a
+few numbers on the host (`assign_*`), or of a walk down a tree.
+"""
+
+import os
+from typing import Any
+
+import torch
+
+from zigzag.backends.torch import (  # noqa: F401  (ops of this backend, as the next ones)
+    assign_heads,
+    assign_layers,
+    gated_attention,
+    merge,
+    visible,
+)
+from zigzag.backends.torch.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual  # noqa: F401
+from zigzag.backends.triton.attention import DTYPES, attention  # noqa: F401
+from zigzag.backends.triton.experts import apply_experts  # noqa: F401
+from zigzag.backends.triton.head_scores import gate_gradient, lost_mass, output_deviation  # noqa: F401
+from zigzag.backends.triton.mixed_attention import mixed_attention  # noqa: F401
+from zigzag.backends.triton.routing import route_experts  # noqa: F401
+from zigzag.backends.triton.sampling import sample, to_probs  # noqa: F401
+from zigzag.backends.triton.verification import (  # noqa: F401
+    verify_block,
+    verify_exact,
+    verify_greedy,
+    verify_lenient,
+    verify_relaxed,
+    verify_residual,
+    verify_top_k,
+    verify_typical,
+)
+
+ARRAY_KINDS = ("torch",)
+
+
+def device_name() -> str:
+    return f"cuda: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "cpu, interpreted"
+
+
+def unavailable() -> str:
+    """Why the kernels cannot run here; empty if they can."""
+    if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
+        return ""
+    return "it needs a CUDA device (or TRITON_INTERPRET=1, which runs kernels slowly on the CPU)"
+
+
+def takes(array: Any) -> bool:
+    """Whether the automatic choice may come here: CUDA tensors of the dtypes that the kernels know."""
+    return array.device.type == "cuda" and (array.dtype in DTYPES or not array.dtype.is_floating_point)

@@ -1,0 +1,245 @@
+"""Attention in one Triton kernel: decoding, trees and prefill; full, or sink + recent; contiguous or paged caches.
+
+A program takes a tile of rows, one row for each query and head of one KV group (so keys are read once for the whole
+group), and a share of the keys. With few tiles the keys are split over programs, and a second launch merges the parts
+(triton_merge). docs/kernels/attention.md has the reasons.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zigzag.backends.torch import positions_of, related_nodes
+from zigzag.backends.triton import launch as triton_launch
+from zigzag.backends.triton.blocks import blocks_of, splits_of
+from zigzag.backends.triton.launch import wait_for_earlier
+from zigzag.backends.triton.masks import causal, extremes, in_window, related, span, window_start, within
+from zigzag.backends.triton.parts import LOG2E, finish, merge_parts, width_of, workspace
+from zigzag.reference.checks import check_window
+from zigzag.reference.errors import KindError
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    sink: int | None = None,
+    recent: int | None = None,
+    align: int = 1,
+    scale: float | None = None,
+    query_positions: Tensor | None = None,
+    key_positions: Tensor | None = None,
+    parents: Sequence[int] | None = None,
+    block_table: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    if query.dtype not in DTYPES:
+        raise KindError(f"attention: triton takes float32, float16 or bfloat16, got {query.dtype}; use backend='torch'")
+    window = check_window("attention", sink, recent, align)
+    batch, heads, num_queries, size = query.shape
+    groups, value_size = key.shape[1], value.shape[3]
+    num_keys = key.shape[2] if block_table is None else block_table.shape[1] * key.shape[2]
+    output = query.new_empty(batch, heads, num_queries, value_size)
+    lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
+    if not output.numel() or not num_keys:
+        return output.zero_(), lse.fill_(-torch.inf)
+    where, keys_where, tree = positions_for_kernel(query, num_keys, query_positions, key_positions, parents)
+    rows = heads // groups * num_queries
+    blocks = blocks_of(query.dtype, rows, batch * groups, num_keys, max(size, value_size))
+    tiles = -(-rows // blocks.tile)
+    seen_keys = num_keys if window is None or keys_where is not None else min(num_keys, sum(window) + blocks.block)
+    splits = splits_of(blocks, query.device, tiles * batch * groups, -(-seen_keys // blocks.block))
+    parts, sums = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
+    _kernel[(tiles, splits, batch * groups)](
+        query, key, value, output, lse,
+        *or_unused(query, where, keys_where, tree, block_table), parts, sums,
+        *query.stride(), *key.stride(), *value.stride(),
+        *(0 if a is None or a.shape[0] == 1 else a.stride(0) for a in (where, keys_where, block_table)),
+        num_queries, num_keys, groups, 0 if parents is None else len(parents),
+        (size**-0.5 if scale is None else scale) * LOG2E.value,
+        *((0, 0) if window is None else window),
+        ALIGN=align, STREAMING=window is not None, QUERY_AT=where is not None, KEY_AT=keys_where is not None,
+        TREE=tree is not None, PAGE=0 if block_table is None else key.shape[2],
+        GAPS=window is not None and may_have_gaps(where, num_queries), SHARE=heads // groups,
+        SPLIT=splits > 1, D=size, DV=value_size, **launch_options(blocks, size, value_size),
+        **triton_launch.dependent(query.device),
+    )  # fmt: skip
+    if splits > 1:
+        merge_parts(output, lse, parts, sums, groups, splits, blocks.tile)
+    return output, lse
+
+
+@triton.jit(do_not_specialize=["num_queries", "num_keys", "nodes", "sink", "recent", "groups"])
+def _kernel(
+    query, key, value, output, lse, where, keys_where, tree, table, parts, sums,
+    q_batch, q_head, q_token, q_size, k_batch, k_head, k_token, k_size, v_batch, v_head, v_token, v_size,
+    where_batch, keys_where_batch, table_batch, num_queries, num_keys, groups, nodes, scale, sink, recent,
+    ALIGN: tl.constexpr, STREAMING: tl.constexpr, QUERY_AT: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr,
+    PAGE: tl.constexpr, GAPS: tl.constexpr, SHARE: tl.constexpr, SPLIT: tl.constexpr, TILE: tl.constexpr,
+    BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
+    tile, split, pair = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    batch, group = (pair // groups).to(tl.int64), pair % groups
+    q, at, token, head = rows_of(
+        query, where, batch, group, tile, num_queries, num_keys, q_batch, q_head, q_token, q_size, where_batch,
+        QUERY_AT, SHARE, TILE, D, SIZE,
+    )  # fmt: skip
+    if PAGE == 0:
+        key += batch * k_batch
+        value += batch * v_batch
+    lowest, first, last = extremes(at, token, num_queries, num_keys, QUERY_AT)
+    highest, total, result = attend(
+        q, at, token, lowest, first, last, key + group * k_head, value + group * v_head,
+        keys_where + batch * keys_where_batch, tree, table + batch * table_batch, split, tl.num_programs(1),
+        k_batch, k_token, k_size, v_batch, v_token, v_size, num_queries, num_keys, nodes, scale, sink, recent,
+        ALIGN, STREAMING, KEY_AT, TREE, PAGE, GAPS, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+    )  # fmt: skip
+    line = pair * tl.num_programs(0) + tile
+    finish(
+        output, lse, parts, sums, highest, total, result, line, split, tl.num_programs(1), batch, head, token,
+        groups * SHARE, num_queries, SPLIT, TILE, DV, VALUE_SIZE,
+    )  # fmt: skip
+
+
+@triton.jit
+def rows_of(
+    query, where, batch, group, tile, num_queries, num_keys, q_batch, q_head, q_token, q_size, where_batch,
+    QUERY_AT: tl.constexpr, SHARE: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries: (states [tile, size], positions, tokens, heads); position -1 where there is no row."""
+    row = tile * TILE + tl.arange(0, TILE)
+    token, head = row // SHARE, group * SHARE + row % SHARE
+    is_row, column = token < num_queries, tl.arange(0, SIZE)
+    q = tl.load(
+        query + batch * q_batch + head[:, None] * q_head + token[:, None].to(tl.int64) * q_token + column * q_size,
+        mask=is_row[:, None] & (column < D), other=0.0,
+    )  # fmt: skip
+    if QUERY_AT:
+        at = tl.load(where + batch * where_batch + token, mask=is_row, other=-1).to(tl.int32)
+    else:
+        at = tl.where(is_row, token + (num_keys - num_queries), -1)
+    return q, at, token, head
+
+
+@triton.jit
+def attend(
+    q, at, token, lowest, first, last, key, value, keys_where, tree, table, split, splits,
+    k_page, k_token, k_size, v_page, v_token, v_size, num_queries, num_keys, nodes, scale, sink, recent,
+    ALIGN: tl.constexpr, STREAMING: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr, PAGE: tl.constexpr,
+    GAPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """The tile's softmax over this split's share of the keys: (largest score, sum, weighted values).
+
+    GAPS: between the windows of a tile's rows there may be keys that no row sees
+    """
+    column, value_column = tl.arange(0, SIZE), tl.arange(0, VALUE_SIZE)
+    highest = tl.full((TILE,), float("-inf"), tl.float32)
+    total = tl.zeros((TILE,), tl.float32)
+    result = tl.zeros((TILE, VALUE_SIZE), tl.float32)
+    sinks_end, start_seen, end = span(first, last, num_keys, sink, recent, ALIGN, STREAMING, KEY_AT)
+    first_block, sink_blocks = start_seen // BLOCK, tl.cdiv(sinks_end, BLOCK)
+    blocks = sink_blocks + tl.maximum(tl.cdiv(end, BLOCK) - first_block, 0)
+    whole_from = 0
+    if STREAMING and not KEY_AT:
+        whole_from = window_start(last, recent, ALIGN)
+    mine = tl.cdiv(blocks, splits)
+    from_step, to_step = split * mine, tl.minimum(blocks, (split + 1) * mine)
+    ahead = tl.full((BLOCK,), -1, tl.int32)
+    if KEY_AT:
+        ahead = _positions(keys_where, from_step * BLOCK + tl.arange(0, BLOCK), num_keys)
+    for step in range(from_step, to_step):
+        is_sink = step < sink_blocks
+        start = tl.where(is_sink, step, first_block + step - sink_blocks) * BLOCK
+        place = start + tl.arange(0, BLOCK)
+        begin, stop = tl.where(is_sink, 0, start_seen), tl.where(is_sink, sinks_end, end)
+        is_key = (place >= begin) & (place < stop)
+        if PAGE:
+            page = tl.load(table + place // PAGE, mask=is_key, other=-1).to(tl.int64)
+            is_key = is_key & (page >= 0)
+            k_line, v_line = page * k_page + place % PAGE * k_token, page * v_page + place % PAGE * v_token
+        else:
+            k_line, v_line = place.to(tl.int64) * k_token, place.to(tl.int64) * v_token
+        k = tl.load(
+            key + k_line[None, :] + column[:, None] * k_size, mask=is_key[None, :] & (column < D)[:, None], other=0.0
+        )
+        scores = tl.dot(q, k, input_precision="ieee")
+        v = tl.load(
+            value + v_line[:, None] + value_column * v_size, mask=is_key[:, None] & (value_column < DV), other=0.0
+        )
+        if KEY_AT:
+            key_at, ahead = ahead, _positions(keys_where, place + BLOCK, num_keys)  # a step ahead: nobody waits for it
+            key_at = tl.where(is_key, key_at, -1)
+            if not GAPS:  # what no row sees may hold NaN
+                v = tl.where(within(key_at, first, last, sink, recent, ALIGN, STREAMING)[:, None], v, 0.0)
+        else:
+            key_at = tl.where(is_key, place, -1)
+        # Most blocks of a long cache are seen whole: no masks there.
+        whole = (start + BLOCK <= stop) & (start + BLOCK - 1 <= lowest) & (start >= tl.where(is_sink, 0, whole_from))
+        if KEY_AT or TREE or PAGE > 0 or whole == 0:
+            seen = causal(at, key_at)
+            if STREAMING:
+                seen = seen & in_window(at, key_at, sink, recent, ALIGN)
+            if TREE:
+                seen = seen & related(tree, token, place, num_queries, num_keys, nodes)
+            scores = tl.where(seen, scores, float("-inf"))
+            if GAPS:
+                v = tl.where((tl.max(seen.to(tl.int32), 0) > 0)[:, None], v, 0.0)
+        new_highest = tl.maximum(highest, tl.max(scores, 1) * scale)
+        base = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+        p = tl.exp2(scores * scale - base[:, None])
+        shrink = tl.exp2(highest - base)
+        total = total * shrink + tl.sum(p, 1)
+        result = result * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        highest = new_highest
+    return highest, total, result
+
+
+@triton.jit
+def _positions(keys_where, place, num_keys):
+    return tl.load(keys_where + place, mask=place < num_keys, other=-1).to(tl.int32)
+
+
+def positions_for_kernel(
+    query: Tensor, num_keys: int, query_positions: Tensor | None, key_positions: Tensor | None,
+    parents: Sequence[int] | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """(query positions, key positions, tree) [B or 1, T], [B or 1, T], [N, N]; None: the kernel counts for itself."""
+    if parents is None:
+        where = None if query_positions is None else torch.atleast_2d(query_positions)
+        return where, None if key_positions is None else torch.atleast_2d(key_positions), None
+    where, keys_where = positions_of(query, num_keys, query_positions, key_positions, parents)
+    return where, keys_where, ancestors(tuple(parents), query.device)
+
+
+def may_have_gaps(where: Tensor | None, num_queries: int) -> bool:
+    """Whether queries may lie further apart than a window: only where their positions are given."""
+    return where is not None and num_queries > 1
+
+
+def or_unused(like: Tensor, *arrays: Tensor | None) -> list[Tensor]:
+    """Something to point at for what the kernel will not read."""
+    return [like if array is None else array for array in arrays]
+
+
+def launch_options(blocks: Any, size: int, value_size: int) -> dict[str, int]:
+    """The blocks as the kernel's arguments; products need sides of 16 or more."""
+    return {
+        "TILE": blocks.tile, "BLOCK": blocks.block, "SIZE": width_of(size), "VALUE_SIZE": width_of(value_size),
+        "num_warps": blocks.warps, "num_stages": blocks.stages,
+    }  # fmt: skip
+
+
+@cache
+def ancestors(parents: tuple[int, ...], device: torch.device) -> Tensor:
+    """[N, N] uint8: 1 where the column is the row's node itself or an ancestor."""
+    return related_nodes(parents, len(parents), len(parents), device).to(torch.uint8)

@@ -1,0 +1,145 @@
+"""`mixed_attention` without two calls of `attention`: each KV head has its own window and its own cache.
+
+A program looks up whether its KV head is full and where its keys lie, and then does what `attention` does. Trees, and
+layers whose heads are all alike, go through `attention` itself.
+"""
+
+from collections.abc import Sequence
+from functools import cache, partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zigzag.backends.torch import join_heads, positions_of
+from zigzag.backends.triton import launch as triton_launch
+from zigzag.backends.triton.attention import (
+    DTYPES,
+    attend,
+    attention,
+    launch_options,
+    may_have_gaps,
+    or_unused,
+    rows_of,
+)
+from zigzag.backends.triton.blocks import blocks_of, mixed_blocks_of, splits_of
+from zigzag.backends.triton.launch import wait_for_earlier
+from zigzag.backends.triton.masks import extremes
+from zigzag.backends.triton.parts import LOG2E, finish, merge_parts, workspace
+from zigzag.reference.errors import KindError
+from zigzag.reference.mixed_attention import Calls, by_two_calls
+
+two_calls = partial(by_two_calls, Calls(attention, positions_of, join_heads))
+
+
+def mixed_attention(
+    query: Tensor,
+    full_key: Tensor,
+    full_value: Tensor,
+    streaming_key: Tensor,
+    streaming_value: Tensor,
+    *,
+    full_groups: Sequence[bool],
+    sink: int,
+    recent: int,
+    align: int = 1,
+    scale: float | None = None,
+    query_positions: Tensor | None = None,
+    key_positions: Tensor | None = None,
+    streaming_positions: Tensor | None = None,
+    parents: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    if query.dtype not in DTYPES:
+        raise KindError(
+            f"mixed_attention: triton takes float32, float16 or bfloat16, got {query.dtype}; use backend='torch'"
+        )
+    arrays = (query, full_key, full_value, streaming_key, streaming_value)
+    if parents is not None or not all(array.numel() for array in arrays):
+        return two_calls(
+            *arrays, full_groups=full_groups, sink=sink, recent=recent, align=align, scale=scale, parents=parents,
+            query_positions=query_positions, key_positions=key_positions, streaming_positions=streaming_positions,
+        )  # fmt: skip
+    key, value = streaming_key, streaming_value
+    batch, heads, num_queries, size = query.shape
+    groups, num_full, num_keys, value_size = len(full_groups), *full_key.shape[1:3], full_value.shape[3]
+    output = query.new_empty(batch, heads, num_queries, value_size)
+    lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
+    share = heads // groups
+    blocks = mixed_blocks_of(
+        blocks_of(query.dtype, share * num_queries, batch * num_full, num_keys, max(size, value_size))
+    )
+    tiles = -(-share * num_queries // blocks.tile)
+    # The full heads have nearly all the work: their keys are split as if the others were not there.
+    splits = splits_of(blocks, query.device, tiles * batch * num_full, -(-num_keys // blocks.block))
+    parts, sums = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
+    positions = [None if a is None else torch.atleast_2d(a)
+                 for a in (query_positions, key_positions, streaming_positions)]  # fmt: skip
+    mixed[(tiles, splits, batch * groups)](
+        query, full_key, full_value, key, value, output, lse, *or_unused(query, *positions),
+        _places(tuple(full_groups), query.device), parts, sums,
+        *query.stride(), *full_key.stride(), *full_value.stride(), *key.stride(), *value.stride(),
+        *(0 if a is None or a.shape[0] == 1 else a.stride(0) for a in positions),
+        num_queries, num_keys, key.shape[2], groups, (size**-0.5 if scale is None else scale) * LOG2E.value,
+        sink, recent, ALIGN=align, QUERY_AT=query_positions is not None, FULL_AT=key_positions is not None,
+        STREAM_AT=streaming_positions is not None, GAPS=may_have_gaps(query_positions, num_queries), SHARE=share,
+        SPLIT=splits > 1, D=size, DV=value_size, **launch_options(blocks, size, value_size),
+        **triton_launch.dependent(query.device),
+    )  # fmt: skip
+    if splits > 1:
+        merge_parts(output, lse, parts, sums, groups, splits, blocks.tile)
+    return output, lse
+
+
+@triton.jit(do_not_specialize=["num_queries", "full_keys", "keys", "sink", "recent", "groups"])
+def mixed(
+    query, full_key, full_value, key, value, output, lse, where, full_where, stream_where, places, parts, sums,
+    q_batch, q_head, q_token, q_size, fk_batch, fk_head, fk_token, fk_size, fv_batch, fv_head, fv_token, fv_size,
+    k_batch, k_head, k_token, k_size, v_batch, v_head, v_token, v_size, where_batch, full_batch, stream_batch,
+    num_queries, full_keys, keys, groups, scale, sink, recent,
+    ALIGN: tl.constexpr, QUERY_AT: tl.constexpr, FULL_AT: tl.constexpr, STREAM_AT: tl.constexpr, GAPS: tl.constexpr,
+    SHARE: tl.constexpr, SPLIT: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
+    DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
+    tile, split, pair = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    batch, group = (pair // groups).to(tl.int64), pair % groups
+    splits, place = tl.num_programs(1), tl.load(places + group)
+    q, at, token, head = rows_of(
+        query, where, batch, group, tile, num_queries, full_keys, q_batch, q_head, q_token, q_size, where_batch,
+        QUERY_AT, SHARE, TILE, D, SIZE,
+    )  # fmt: skip
+    if place >= 0:
+        lowest, first, last = extremes(at, token, num_queries, full_keys, QUERY_AT)
+        highest, total, result = attend(
+            q, at, token, lowest, first, last, full_key + batch * fk_batch + place * fk_head,
+            full_value + batch * fv_batch + place * fv_head, full_where + batch * full_batch, places, places,
+            split, splits, 0, fk_token, fk_size, 0, fv_token, fv_size, num_queries, full_keys, 0, scale, 0, 0,
+            1, False, FULL_AT, False, 0, False, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+        )  # fmt: skip
+    else:
+        # Without positions the cache may be taken for a shorter prompt: the mask knows distances, and who is a sink.
+        near = at if STREAM_AT else at - (full_keys - keys)
+        lowest, first, last = extremes(near, token, num_queries, keys, STREAM_AT)
+        highest, total, result = attend(
+            q, near, token, lowest, first, last, key + batch * k_batch + (-1 - place) * k_head,
+            value + batch * v_batch + (-1 - place) * v_head, stream_where + batch * stream_batch, places, places,
+            split, splits, 0, k_token, k_size, 0, v_token, v_size, num_queries, keys, 0, scale, sink, recent,
+            ALIGN, True, STREAM_AT, False, 0, GAPS, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+        )  # fmt: skip
+    line = pair * tl.num_programs(0) + tile
+    finish(
+        output, lse, parts, sums, highest, total, result, line, split, splits, batch, head, token, groups * SHARE,
+        num_queries, SPLIT, TILE, DV, VALUE_SIZE,
+    )  # fmt: skip
+
+
+@cache
+def _places(full_groups: tuple[bool, ...], device: torch.device) -> Tensor:
+    """[G] int32: n for the n-th full KV head, -1 - n for the n-th of the others."""
+    seen = {True: 0, False: 0}
+    places = []
+    for full in full_groups:
+        places.append(seen[full] if full else -1 - seen[full])
+        seen[full] += 1
+    return torch.tensor(places, dtype=torch.int32, device=device)

@@ -1,0 +1,100 @@
+"""How the parts of rows whose keys were split over programs become one: in a launch of its own, with a program a row.
+
+It is a dependent launch (triton_launch), which costs less than one program needs that merges all rows of a tile, but
+where there is little to merge (docs/decisions/0006-merging.md).
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zigzag.backends.triton import launch as triton_launch
+from zigzag.backends.triton.launch import wait_for_earlier
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@cache
+def width_of(size: int) -> int:
+    """Numbers of a row as products need them. Kept: Triton's host functions take microseconds of every call."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def workspace(query: Tensor, lines: int, splits: int, tile: int, value_size: int) -> tuple[Tensor, Tensor]:
+    """(parts, sums) of `lines` tiles, each split so many times; sums: all rows' highest scores, then their totals."""
+    if splits == 1:
+        return query, query
+    rows = lines * splits * tile
+    return (query.new_empty(rows * width_of(value_size), dtype=torch.float32),
+            query.new_empty(2 * rows, dtype=torch.float32))  # fmt: skip
+
+
+@triton.jit
+def finish(
+    output, lse, parts, sums, highest, total, result, line, split, splits, batch, head, token, heads, num_queries,
+    SPLIT: tl.constexpr, TILE: tl.constexpr, DV: tl.constexpr, VALUE_SIZE: tl.constexpr,
+):  # fmt: skip
+    """Write the rows of a tile, or leave their part in the workspace."""
+    is_row, column = token < num_queries, tl.arange(0, VALUE_SIZE)
+    if SPLIT:
+        slot = (line * splits + split).to(tl.int64) * TILE + tl.arange(0, TILE)
+        tl.store(parts + slot[:, None] * VALUE_SIZE + column, result, mask=is_row[:, None])
+        tl.store(sums + slot, highest, mask=is_row)
+        totals = sums + (tl.num_programs(0) * splits * tl.num_programs(2)).to(tl.int64) * TILE
+        tl.store(totals + slot, total, mask=is_row)
+    else:
+        result = result / _divisor(total)[:, None]
+        row = (batch * heads + head) * num_queries + token
+        tl.store(output + row[:, None] * DV + column, result.to(output.dtype.element_ty),
+                 mask=is_row[:, None] & (column < DV))  # fmt: skip
+        tl.store(lse + row, _logarithm(highest, total), mask=is_row)
+
+
+def merge_parts(output: Tensor, lse: Tensor, parts: Tensor, sums: Tensor, groups: int, splits: int, tile: int) -> None:
+    """Fills output [B, H, T, Dv] and lse [B, H, T] from what `finish` left."""
+    batch, heads, num_queries, value_size = output.shape
+    share, width = heads // groups, 1 << (splits - 1).bit_length()
+    _merge[(share * num_queries, batch * groups)](
+        output, lse, parts, sums, splits, num_queries, SHARE=share, SPLITS=width, TILE=tile, DV=value_size,
+        VALUE_SIZE=width_of(value_size), num_warps=max(1, min(8, width * width_of(value_size) // 2048)),
+        **triton_launch.dependent(output.device),
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["splits", "num_queries"])
+def _merge(
+    output, lse, parts, sums, splits, num_queries, SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
+    DV: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    wait_for_earlier(DEPENDENT)
+    row, pair = tl.program_id(0), tl.program_id(1)  # pair: a KV head of a sequence
+    tiles = tl.cdiv(tl.num_programs(0), TILE)
+    one, column = tl.arange(0, SPLITS), tl.arange(0, VALUE_SIZE)
+    slot = ((pair * tiles + row // TILE) * splits + one).to(tl.int64) * TILE + row % TILE
+    totals = sums + (tl.num_programs(1) * tiles * splits).to(tl.int64) * TILE
+    there = one < splits
+    high = tl.load(sums + slot, mask=there, other=float("-inf"))
+    total = tl.load(totals + slot, mask=there, other=0.0)
+    states = tl.load(parts + slot[:, None] * VALUE_SIZE + column, mask=there[:, None], other=0.0)
+    highest = tl.max(high, 0)
+    weight = tl.exp2(high - tl.where(highest == float("-inf"), 0.0, highest))
+    total = tl.sum(total * weight, 0)
+    result = tl.sum(states * weight[:, None], 0) / _divisor(total)
+    line = (pair * SHARE + row % SHARE).to(tl.int64) * num_queries + row // SHARE
+    tl.store(output + line * DV + column, result.to(output.dtype.element_ty), mask=column < DV)
+    tl.store(lse + line, _logarithm(highest, total))
+
+
+@triton.jit
+def _divisor(total):
+    """A row that sees no keys has result 0."""
+    return tl.where(total == 0, 1.0, total)
+
+
+@triton.jit
+def _logarithm(highest, total):
+    """The lse of rows; -inf of no keys."""
+    return tl.where(total == 0, float("-inf"), (highest + tl.log2(_divisor(total))) / LOG2E)

@@ -1,0 +1,180 @@
+"""The acceptance rules for chains of drafts in Triton, from probabilities or from logits, memory bound.
+
+At most five launches, one after the other, none waits, and nothing is allocated but outputs and a small workspace:
+
+1. `scan` (triton_sampling): largest value, sum and argmax of every chunk of every row, and how many tokens precede the
+   draft. Not for the rules that need only the drafted tokens of probabilities.
+2. `sum_terms`: what block and typical sum of a row. From logits this reads the rows again: both need the row's mass
+   first, and block that of all rows before.
+3. `judge`: a program a batch row joins its parts and decides, and notes what the draw needs.
+4. `weigh`: the recovery weights of every chunk of the row that is drawn from. Not from logits with one-hot drafts or
+   where all drafts were accepted: there `scan` has summed them already, but for the rejected token's chunk.
+5. `recover`: the chunk and the token of the draw.
+
+So a row of logits is read once, twice for block and typical, and of the recovery row a chunk or two more, or with
+draft rows all. verify_exact draws in every row instead, then matches. Counts are cut to [0, K], and the first id
+outside [0, V) ends its row's drafts.
+The rules for trees are those of the torch backend.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from zigzag.backends.triton import launch as triton_launch
+from zigzag.backends.triton.acceptance import judge, recover, sum_terms, weigh
+from zigzag.backends.triton.sampling import Parts, check_dtypes, chunk_of, draw_rows, mode_of
+from zigzag.reference.verification import Verdict
+
+RANKING = ("relaxed", "top_k")
+DRAWING = ("residual", "block", "typical")  # what follows is drawn from a row; else it is the argmax
+MOST_WARPS = 8  # of programs that read a chunk here: twice those of `scan`, since there are fewer of them
+JUDGE_WARPS = 4  # few numbers: sums over more threads would only wait
+
+
+def verify_greedy(draft_token_ids: Tensor, target_logits: Tensor, *, num_draft_tokens: Tensor | None = None) -> Verdict:
+    return _verdict("greedy", draft_token_ids, None, target_logits, None, num_draft_tokens, None)
+
+
+def verify_residual(
+    draft_token_ids: Tensor,
+    draft_probs: Tensor | None,
+    target_probs: Tensor,
+    uniforms: Tensor,
+    *,
+    temperature: float | None = None,
+    num_draft_tokens: Tensor | None = None,
+) -> Verdict:
+    return _verdict(
+        "residual", draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature, scale_of_q=1.0
+    )
+
+
+def verify_lenient(
+    draft_token_ids: Tensor,
+    draft_probs: Tensor | None,
+    target_probs: Tensor,
+    uniforms: Tensor,
+    *,
+    lenience: float,
+    temperature: float | None = None,
+    num_draft_tokens: Tensor | None = None,
+) -> Verdict:
+    return _verdict(
+        "residual", draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature,
+        scale_of_q=float(lenience),
+    )  # fmt: skip
+
+
+def verify_block(
+    draft_token_ids: Tensor,
+    draft_probs: Tensor | None,
+    target_probs: Tensor,
+    uniforms: Tensor,
+    *,
+    temperature: float | None = None,
+    num_draft_tokens: Tensor | None = None,
+) -> Verdict:
+    return _verdict("block", draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature)
+
+
+def verify_exact(
+    draft_token_ids: Tensor,
+    target_probs: Tensor,
+    uniforms: Tensor,
+    *,
+    temperature: float | None = None,
+    num_draft_tokens: Tensor | None = None,
+) -> Verdict:
+    return _verdict("exact", draft_token_ids, None, target_probs, uniforms, num_draft_tokens, temperature)
+
+
+def verify_typical(
+    draft_token_ids: Tensor,
+    target_probs: Tensor,
+    uniforms: Tensor,
+    *,
+    epsilon: float = 0.09,
+    delta: float = 0.3,
+    temperature: float | None = None,
+    num_draft_tokens: Tensor | None = None,
+) -> Verdict:
+    return _verdict(
+        "typical", draft_token_ids, None, target_probs, uniforms, num_draft_tokens, temperature,
+        epsilon=float(epsilon), delta=float(delta),
+    )  # fmt: skip
+
+
+def verify_relaxed(
+    draft_token_ids: Tensor,
+    target_probs: Tensor,
+    *,
+    top_n: int = 10,
+    delta: float = 0.6,
+    temperature: float | None = None,
+    num_draft_tokens: Tensor | None = None,
+) -> Verdict:
+    return _verdict(
+        "relaxed", draft_token_ids, None, target_probs, None, num_draft_tokens, temperature,
+        delta=float(delta), most=top_n,
+    )  # fmt: skip
+
+
+def verify_top_k(
+    draft_token_ids: Tensor,
+    target_probs: Tensor,
+    *,
+    k: int,
+    temperature: float | None = None,
+    num_draft_tokens: Tensor | None = None,
+) -> Verdict:
+    return _verdict("top_k", draft_token_ids, None, target_probs, None, num_draft_tokens, temperature, most=k)
+
+
+def _verdict(
+    rule: str, ids: Tensor, draft: Tensor | None, target: Tensor, uniforms: Tensor | None, counts: Tensor | None,
+    temperature: float | None, *, scale_of_q: float = 1.0, epsilon: float = 0.0, delta: float = 0.0, most: int = 0,
+) -> Verdict:  # fmt: skip
+    check_dtypes(f"verify_{rule}", target=target, draft_probs=draft)
+    (batch, drafts), vocabulary = ids.shape, target.shape[2]
+    tokens = torch.empty((batch, drafts + 1), dtype=torch.int64, device=ids.device)
+    accepted = torch.empty(batch, dtype=torch.int64, device=ids.device)
+    if not batch:
+        return Verdict(tokens, accepted)
+    ids, target = ids.contiguous(), target.detach()
+    counts = None if counts is None else counts.contiguous()
+    uniforms = None if uniforms is None else uniforms.detach().contiguous()
+    mode, scale = mode_of(temperature)
+    own = draw_rows(target, uniforms, mode, scale, counts) if rule == "exact" else tokens
+    chunk = chunk_of(batch, vocabulary)
+    chunks = triton.cdiv(vocabulary, chunk)
+    parts = None
+    if rule != "exact" and (mode != "probs" or rule not in DRAWING):
+        parts = Parts(target, mode, scale, counts=counts, ids=ids if rule in RANKING else None, sums=False)
+    floats = torch.empty((3, batch * (drafts + 1), chunks), dtype=torch.float32, device=ids.device)
+    terms, left, plain = floats
+    high, total, best, ahead = (terms,) * 4 if parts is None else (parts.high, parts.total, parts.best, parts.ahead)
+    source = target if draft is None else draft.detach()
+    given = (
+        ids, ids if counts is None else counts, target, source, high, total, best,
+        *target.stride(), *source.stride(), drafts, vocabulary, chunks, scale,
+    )  # fmt: skip
+    shape = {
+        "RULE": rule, "MODE": mode, "DRAWN": draft is not None, "RAGGED": counts is not None,
+        "PLACES": max(2, triton.next_power_of_2(drafts + 1)), "CHUNKS": triton.next_power_of_2(chunks), "CHUNK": chunk,
+        "num_warps": max(1, min(MOST_WARPS, chunk // 512)), **triton_launch.dependent(ids.device),
+    }  # fmt: skip
+    if rule in ("block", "typical") and drafts:
+        sum_terms[(batch * drafts, chunks)](*given, terms, **shape)
+    coins = terms if uniforms is None else uniforms
+    notes = torch.empty((batch, 4), dtype=torch.float32, device=ids.device)
+    chosen = torch.empty((batch, 2), dtype=torch.int32, device=ids.device)
+    judge[(batch,)](
+        *given, coins, own, ahead, terms, notes, chosen, tokens, accepted, scale_of_q, epsilon, delta, most,
+        **shape | {"num_warps": JUDGE_WARPS},
+    )  # fmt: skip
+    if rule in DRAWING:
+        if mode == "probs" or draft is not None:
+            weigh[(batch, chunks)](*given, notes, chosen, accepted, left, plain, **shape)
+        recover[(batch,)](*given, notes, chosen, accepted, left, plain, tokens, **shape)
+    return Verdict(tokens, accepted)

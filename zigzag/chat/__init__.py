@@ -1,0 +1,1 @@
+"""Chats of GLM-4.5: reasoning, tool calls, the thinking budget."""

@@ -1,0 +1,349 @@
+"""The command line `zigzag`."""
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from zigzag import __version__
+from zigzag.backends import list_backends
+from zigzag.cli.bench import bench
+from zigzag.cli.conform import conform
+from zigzag.cli.options import Device, OutFile, check_out, same_depth
+from zigzag.cli.sizes import show, sizes
+from zigzag.plans.layers import HeadScores, LayerPlan, make_plan
+from zigzag.reference import CRITERIA, LOSSLESS_RULES, LOSSY_RULES, OPS
+from zigzag.reference.errors import ZigzagError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
+console = Console()
+
+DrafterName = Enum("DrafterName", {d: d for d in ("none", "lookup", "streaming", "mtp", "model")}, type=str)
+RuleName = Enum("RuleName", {r: r for r in (*LOSSLESS_RULES, *LOSSY_RULES)}, type=str)
+Method = Enum("Method", {m: m for m in ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")}, type=str)
+Criterion = Enum("Criterion", {c: c for c in CRITERIA}, type=str)
+Model = Annotated[str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, smollm2, or tiny-glm.")]
+Sink = Annotated[int, typer.Option(help="First tokens that a streaming layer keeps.")]
+Recent = Annotated[int, typer.Option(help="Last tokens that a streaming layer keeps, the query's own included.")]
+
+
+def app_entry() -> None:
+    """The console script: errors of zigzag are one line and exit code 1, not a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; the commands show their own
+    try:
+        app()
+    except (ZigzagError, OSError) as error:  # a file that cannot be read or written says so itself
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    model: Model = "smollm2",
+    out: Annotated[Path, typer.Option(help="Folder for the plan and the picture.")] = Path("out/demo"),
+    device: Device = "cpu",
+) -> None:
+    """The main job on a real model: calibrate, plan, prove, generate, write. On GLM-4.5 also thinking and drafts."""
+    from zigzag.models.load import glm_folder
+
+    if (folder := glm_folder(model)) is not None:
+        from zigzag.cli.demo_glm import demo as run_glm
+
+        run_glm(folder, out, console, device=device)
+        return
+    from zigzag.cli.demo import demo as run
+
+    run(*load(model, device), out, console)
+
+
+@app.command()
+def calibrate(
+    out: OutFile,
+    model: Model = "smollm2",
+    method: Annotated[Method, typer.Option(help="How to score heads.")] = Method("gate_gradient"),
+    sink: Sink = 16,
+    recent: Recent = 112,
+    length: Annotated[int, typer.Option(help="Tokens of each calibration prompt.")] = 1000,
+    prompts: Annotated[int, typer.Option(help="Calibration prompts.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,
+    device: Device = "cpu",
+) -> None:
+    """Score the KV heads of a model on passkey prompts."""
+    from zigzag.cli.demo import progress
+    from zigzag.measuring.calibration import calibrate as score
+    from zigzag.measuring.calibration import steps
+
+    loaded, tokenizer = load(model, device)
+    with progress(console) as bars:
+        task = bars.add_task(method.value, total=steps(method.value, prompts, loaded.config.num_hidden_layers))
+        scores = score(
+            loaded,
+            tokenizer,
+            method=method.value,
+            sink=sink,
+            recent=recent,
+            length=length,
+            num_prompts=prompts,
+            seed=seed,
+            advance=lambda n: bars.advance(task, n),
+        )
+    scores.save(out)
+    console.print(f"wrote {out}: {scores.num_layers} layers x {scores.num_kv_heads} KV heads by {scores.method}")
+
+
+@app.command()
+def plan(
+    scores: Annotated[Path | None, typer.Argument(help="Head scores (JSON) or a DuoAttention folder.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=check_out, help="Where to write the plan (JSON).")] = None,
+    num_full: Annotated[int | None, typer.Option(help="Budget: full layers.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Budget: share of layers that stream, 0 to 1.")] = None,
+    criterion: Annotated[Criterion | None, typer.Option(help="Default: the best measured for the method.")] = None,
+    heat_map: Annotated[Path | None, typer.Option(help="Also draw the scores with the chosen layers.")] = None,
+    model_config: Annotated[
+        str | None, typer.Option(help="Instead: what a model needs on paper, as `zigzag sizes`.")
+    ] = None,
+) -> None:
+    """Decide which layers stream, exactly within a budget, and say what exclusivity costs."""
+    if model_config is not None:
+        show([model_config])
+        return
+    if scores is None or out is None:
+        raise ZigzagError("plan: SCORES and --out are needed, or --model-config FILE|GLM-4.5|GLM-4.5-Air")
+    made = make_plan(
+        _scores(scores), num_full=num_full, sparsity=sparsity, criterion=criterion.value if criterion else None
+    )
+    made.save(out)
+    console.print(f"layers   {made.map()}")
+    console.print(str(made.report()))
+    console.print(f"wrote {out}")
+    if heat_map is not None:
+        from zigzag.evidence import figures
+
+        figures.heat_map(made.scores, made, heat_map)
+        console.print(f"wrote {heat_map}")
+
+
+Length = Annotated[list[int] | None, typer.Option(help="Tokens of the prompts; may be given several times.")]
+Prompts = Annotated[int, typer.Option(min=1, help="Prompts of each length.")]
+PlanFile = Annotated[Path, typer.Argument(help="Layer plan (JSON).")]
+
+
+@app.command()
+def refine(
+    plan: PlanFile,
+    out: OutFile,
+    model: Model = "smollm2",
+    length: Length = None,
+    prompts: Prompts = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,
+    exchanges: Annotated[int, typer.Option(min=1, help="Most exchanges of a full and a streaming layer.")] = 4,
+    trials: Annotated[int, typer.Option(min=1, help="Exchanges measured in each round.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward.")] = 1,
+    device: Device = "cpu",
+) -> None:
+    """Exchange layers of a plan while the loss on passkey prompts falls: slow, but measured."""
+    from zigzag.cli.demo import progress
+    from zigzag.measuring.prompts import passkey_prompts
+    from zigzag.measuring.refinement import refinements
+
+    start = LayerPlan.load(plan)
+    loaded, tokenizer = load(model, device)
+    same_depth(start, loaded)
+    asked = [p for n in length or (1000, 2000) for p in passkey_prompts(tokenizer, n, count=prompts, seed=seed)]
+    with progress(console) as bars:
+        task = bars.add_task("prompts at most", total=len(asked) * (1 + exchanges * (1 + trials)))
+        for better, loss in refinements(
+            loaded,
+            start,
+            asked,
+            max_exchanges=exchanges,
+            trials=trials,
+            batch_size=batch_size,
+            advance=lambda n: bars.advance(task, n),
+        ):
+            console.print(f"{better.map()}   loss {loss:.4f}")
+            better.save(out)
+    console.print(f"wrote {out}")
+
+
+@app.command()
+def prove(
+    plan: PlanFile,
+    model: Model = "smollm2",
+    length: Length = None,
+    prompts: Prompts = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 1_000_000,
+    device: Device = "cpu",
+) -> None:
+    """Retrieval and loss of a plan beside full attention and its rivals, on passkey prompts."""
+    from zigzag.cli.demo import prove as measure
+    from zigzag.measuring.prompts import passkey_prompts
+
+    chosen = LayerPlan.load(plan)
+    loaded, tokenizer = load(model, device)
+    same_depth(chosen, loaded)
+    for n in length or (1000,):
+        console.rule(f"{prompts} prompts of {n:,} tokens")
+        measure(loaded, chosen, passkey_prompts(tokenizer, n, count=prompts, seed=seed), console)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue, or @FILE to read it from a file.")],
+    plan: Annotated[Path | None, typer.Option(help="Layer plan (JSON); without it, full attention.")] = None,
+    model: Model = "smollm2",
+    drafter: Annotated[DrafterName, typer.Option(help="Where drafts come from.")] = DrafterName("none"),
+    draft_model: Annotated[str | None, typer.Option(help="For --drafter model: as --model.")] = None,
+    rule: Annotated[RuleName, typer.Option(help="Acceptance rule; the last four are lossy.")] = RuleName("residual"),
+    num_draft_tokens: Annotated[int, typer.Option(min=1, help="Most drafts in a round.")] = 4,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0 keeps all tokens.")] = 0,
+    top_p: Annotated[float, typer.Option(help="In (0, 1]; 1 keeps all tokens.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="In [0, 1].")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampled tokens.")] = 0,
+    chat: Annotated[bool, typer.Option(help="Put the prompt into the tokenizer's chat template.")] = False,
+    device: Device = "cpu",
+) -> None:
+    """Continue a prompt, with or without a plan and drafts, and say what was accepted and what the cache holds."""
+    from rich.live import Live
+
+    from zigzag.generation.loop import generate as continued
+    from zigzag.running.attach import cache_bytes
+
+    chosen = None if plan is None else LayerPlan.load(plan)
+    if (drafter.value == "model") != (draft_model is not None):
+        raise ZigzagError("generate: --drafter model and --draft-model NAME go together")
+    if prompt.startswith("@"):
+        prompt = _read(Path(prompt[1:]))
+    loaded, tokenizer = load(model, device)
+    source: Any = None if drafter.value == "none" else drafter.value
+    if source == "mtp":
+        source = _mtp_drafter(model, loaded, num_draft_tokens)
+    if draft_model is not None:
+        source = load(draft_model, device)[0]
+    if chat:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
+    if ids.shape[1] == 0:
+        raise ZigzagError("generate: the prompt holds no tokens; give some text")
+    new: list[int] = []
+    with Live(console=console, refresh_per_second=12, vertical_overflow="visible") as live:
+
+        def show(row: int, tokens: list[int]) -> None:
+            new.extend(tokens)
+            live.update(Text(tokenizer.decode(new, skip_special_tokens=True)))
+
+        result = continued(
+            loaded,
+            ids,
+            plan=chosen,
+            drafter=source,
+            rule=_rule(rule),
+            num_draft_tokens=num_draft_tokens,
+            max_new_tokens=new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            on_tokens=show,
+        )
+    console.print(f"\n[dim]{result.statistics}[/dim]", highlight=False)
+    if result.cache is not None:
+        console.print(f"[dim]the cache holds {cache_bytes(result.cache.cache):,} bytes[/dim]", highlight=False)
+
+
+def _mtp_drafter(name: str, model: Any, most: int) -> Any:
+    from zigzag.generation.drafting import MtpDrafter
+    from zigzag.models.checkpoint import open_checkpoint
+    from zigzag.models.glm import mtp_layer
+    from zigzag.models.load import glm_folder
+
+    folder = glm_folder(name)
+    if folder is None:
+        raise ZigzagError(f"generate: --drafter mtp needs a GLM-4.5 checkpoint with an MTP layer, {name} has none")
+    return MtpDrafter(mtp_layer(open_checkpoint(folder), model), stop=most)
+
+
+def _rule(rule: RuleName) -> Any:
+    from zigzag.generation.rules import Rule
+
+    defaults = {"top_k": {"k": 10}, "lenient": {"lenience": 0.5}}
+    return Rule(rule.value, defaults.get(rule.value, {}))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ZigzagError(f"generate: cannot read the prompt from {path}: {error}") from error
+
+
+@app.command()
+def evidence(
+    model: Model = "smollm2",
+    out: Annotated[Path, typer.Option(help="Results so far; a stopped run goes on from here.")] = Path(
+        "out/evidence/results.json"
+    ),
+    minutes: Annotated[float, typer.Option(help="Stop after about so long.")] = 60,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward.")] = 1,
+    device: Device = "cpu",
+    report_only: Annotated[bool, typer.Option(help="Measure nothing; write the page from the results.")] = False,
+) -> None:
+    """Measure methods, criteria and shares at full strength; resumable."""
+    from zigzag.evidence import measure as work
+    from zigzag.evidence.page import write_page
+
+    if report_only:
+        state = work.load(out)
+    else:
+        loaded, tokenizer = load(model, device)
+        state = work.run(loaded, tokenizer, out, minutes=minutes, batch_size=batch_size, log=console.print)
+    for path in write_page(state, out.parent):
+        console.print(f"wrote {path}")
+
+
+app.command()(bench)
+app.command()(conform)
+app.command()(sizes)
+
+
+@app.command()
+def info() -> None:
+    """Version and backends: what is available, on what device, or why not."""
+    console.print(f"zigzag {__version__}")
+    table = Table("backend", "available", "device", "ops")
+    for backend in list_backends():
+        ops = f"all {len(OPS)}" if backend.ops == OPS else " ".join(backend.ops)
+        table.add_row(backend.name, "yes" if backend.available else backend.reason, backend.device, ops)
+    console.print(table)
+
+
+def load(model: str, device: str) -> tuple[Any, Any]:
+    """The model and its tokenizer; ZigzagError where they cannot be loaded."""
+    try:
+        from transformers.utils import logging
+
+        from zigzag.models.load import load_model
+    except ImportError as error:
+        raise ZigzagError(f"models need more: pip install 'zigzag-attention[models]' ({error})") from error
+    logging.disable_progress_bar()
+    with console.status(f"loading {model}"):
+        return load_model(model, device=device)
+
+
+def _scores(path: Path) -> HeadScores:
+    from zigzag.plans import formats
+
+    return formats.load_duo_attention(path) if path.is_dir() else HeadScores.load(path)

@@ -1,0 +1,143 @@
+"""`zigzag bench`: suites of kernels, and decoding with and without drafts."""
+
+import shlex
+from collections.abc import Sequence
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from zigzag.cli.options import Device, check_out, print_whole
+
+KERNELS = {  # suite: where the function of that name gives its cases, or rows that it measured itself
+    "decode": "zigzag.bench.attention",
+    "prefill": "zigzag.bench.attention",
+    "exclusive": "zigzag.bench.exclusive",
+    "verify": "zigzag.bench.verification",
+    "scores": "zigzag.bench.attention",
+    "step": "zigzag.bench.step",
+    "experts": "zigzag.bench.experts",
+    "slices": "zigzag.bench.slices",
+}
+Suite = Enum("Suite", {s: s for s in ("speculation", *KERNELS, "all")}, type=str)
+SPECULATION = Suite("speculation")
+Task = Enum("Task", {t: t for t in ("edit", "summary", "continue")}, type=str)
+
+
+def bench(
+    suite: Annotated[Suite, typer.Argument(help="What to measure; all: every suite but speculation.")] = SPECULATION,
+    out: Annotated[
+        Path, typer.Option(callback=check_out, help="Where to write the numbers (JSON), and a page beside them.")
+    ] = Path("out/bench.json"),
+    only: Annotated[str, typer.Option(help="For kernels: cases with this in what the table says of the shape.")] = "",
+    model: Annotated[str, typer.Option(help="For speculation: as for generate.")] = "smollm2",
+    length: Annotated[list[int] | None, typer.Option(help="For speculation: prompt tokens; may be repeated.")] = None,
+    task: Annotated[list[Task] | None, typer.Option(help="For speculation: default all; may be repeated.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="For speculation: tokens to generate each time.")] = 64,
+    device: Device = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="For kernels: measure what --out lacks.")] = False,
+) -> None:
+    """Measure kernels beside the best there are, or decoding with drafts beside transformers' own, in one run."""
+    console = Console()
+    if suite.value == "speculation":
+        tasks = tuple(t.value for t in task or Task)
+        _speculation(console, model, device, out, tuple(length) if length else None, tasks, new_tokens)
+    else:
+        _kernels(console, suite.value, only, device, out, resume)
+
+
+def _speculation(
+    console: Console,
+    model: str,
+    device: str,
+    out: Path,
+    lengths: tuple[int, ...] | None,
+    tasks: tuple[str, ...],
+    new_tokens: int,
+) -> None:
+    from zigzag.bench import speculation as work
+    from zigzag.cli.app import load
+
+    loaded, tokenizer = load(model, device)
+    measured = []
+    for row in work.run(loaded, tokenizer, lengths=lengths or work.LENGTHS, tasks=tasks, new_tokens=new_tokens):
+        measured.append(row)
+        speed = "" if row.tokens_per_second is None else f", {row.tokens_per_second:.1f} tokens/s"
+        console.print(
+            f"{len(measured)}: {row.task}, {row.length} tokens, T = {row.temperature:g}, {row.method}: "
+            f"{row.seconds:.2f} s{speed}"
+        )
+    given = "".join(f" --length {n}" for n in lengths or ())
+    command = f"zigzag bench --new-tokens {new_tokens} --device {device}{given}"
+    content = work.as_json(loaded, measured)
+    _write(console, out, content, work.page(content, command))
+
+
+def _kernels(console: Console, wanted: str, only: str, device: str, out: Path, resume: bool) -> None:
+    import torch
+
+    from zigzag.bench import report
+    from zigzag.bench.cases import run
+    from zigzag.files.json_files import read_json
+
+    place = torch.device(device)
+    if place.type != "cuda":
+        console.print("no GPU: measuring the CPU, on small shapes; the numbers say nothing about a GPU")
+    given = f" --only {shlex.quote(only)}" if only else ""
+    facts = report.conditions(place, f"zigzag bench {wanted} --device {device}{given}")
+    rows = report.rows_to_keep(read_json(out), facts) if resume and out.exists() else []
+    done = {(row.suite, report.words(row.labels)) for row in rows}
+    for suite in KERNELS if wanted == "all" else (wanted,):
+        for case in getattr(import_module(KERNELS[suite]), suite)(place):
+            words = report.words(case.labels)
+            if only not in words or (case.suite, words) in done:
+                continue
+            measured = run(case, place)
+            rows += measured
+            _write(None, out, report.as_json(facts, rows), report.page(facts, rows, {}))  # a run may break off
+            _show(console, suite, measured)
+    if only and not rows:
+        raise typer.BadParameter(f"no case of {wanted} has {only!r} in its shape")
+    pictures = _pictures(console, rows, out)
+    _write(console, out, report.as_json(facts, rows), report.page(facts, rows, pictures))
+
+
+def _show(console: Console, suite: str, rows: Sequence[Any]) -> None:
+    """One case: its columns that hold something, then the notes."""
+    from zigzag.bench import report
+
+    columns = list(zip(report.COLUMNS, zip(*report.cells(rows), strict=True), strict=True))[1:-1]
+    filled = [(name, lines) for name, lines in columns if any(lines)]
+    title = f"{suite}: {report.words(rows[0].labels)}"
+    table = Table(*(name for name, _ in filled), title=title, title_justify="left")
+    for line in zip(*(lines for _, lines in filled), strict=True):
+        table.add_row(*line)
+    print_whole(console, table)
+    for row, note in zip(rows, (line[-1] for line in report.cells(rows)), strict=True):
+        if note:
+            console.print(f"[dim]{row.method}: {escape(note)}[/dim]", highlight=False)
+
+
+def _pictures(console: Console, rows: Sequence[Any], out: Path) -> dict[str, str]:
+    """suite -> file beside the page; none without matplotlib, or without several contexts."""
+    try:
+        from zigzag.bench.plots import latency
+    except ImportError as failure:
+        console.print(f"no pictures: {failure}")
+        return {}
+    files = {suite: out.with_name(f"{out.stem}_{suite}.png") for suite in dict.fromkeys(row.suite for row in rows)}
+    return {s: path.name for s, path in files.items() if latency([row for row in rows if row.suite == s], path)}
+
+
+def _write(console: Console | None, out: Path, content: dict[str, Any], page: str) -> None:
+    from zigzag.files.json_files import write_json, write_text
+
+    write_json(out, content)
+    write_text(out.with_suffix(".md"), page)
+    if console is not None:
+        console.print(f"wrote {out} and {out.with_suffix('.md')}")

@@ -1,0 +1,54 @@
+"""`python -m zigzag.training CONFIG --device cuda --out FOLDER`: train a small GLM-4.5."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zigzag.cli.options import Device
+from zigzag.reference.errors import ZigzagError
+
+MOST_WORKERS = 8  # each makes millions of tokens a second
+
+
+def main(
+    config: Annotated[str, typer.Argument(help="TOML file, or the name of a shipped one: tiny-glm.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: log, checkpoint, model, evaluation.")],
+    device: Device = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    seconds: Annotated[float | None, typer.Option(help="Time for the training; its steps are fitted into it.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that make data.")] = None,
+    compiled: Annotated[bool | None, typer.Option(help="Use torch.compile; default on a GPU.")] = None,
+    evaluation: Annotated[bool, typer.Option(help="Evaluate the model afterwards.")] = True,
+) -> None:
+    """Train a model of GLM-4.5's architecture and write it as a folder that zigzag.load reads."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from zigzag.training.config import named, read_config
+    from zigzag.training.train import train
+
+    run = read_config(named(config))
+    on_gpu = device.startswith("cuda")
+    train(
+        run,
+        out,
+        device=device,
+        resume=resume,
+        seconds=seconds,
+        compiled=on_gpu if compiled is None else compiled,
+        workers=(MOST_WORKERS if on_gpu else 0) if workers is None else workers,
+        log=typer.echo,
+    )
+    if evaluation:
+        from zigzag.training.evaluate import evaluate
+
+        evaluate(out, device=device, log=typer.echo)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except ZigzagError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

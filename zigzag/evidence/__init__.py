@@ -1,0 +1,1 @@
+"""`make evidence`: methods, criteria and shares measured at full strength, and the page about them."""

@@ -1,0 +1,211 @@
+"""The page and the pictures of `make evidence`, written from its results alone."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from zigzag.evidence import figures
+from zigzag.evidence.measure import LENGTHS, SHARES, Row, rows, stored_scores
+from zigzag.plans.layers import make_plan
+from zigzag.reference import CRITERIA
+
+CHECKED = (1000, 2000)  # the lengths by which "best" is decided
+
+
+def write_page(state: dict[str, Any], folder: Path) -> list[Path]:
+    """Write `README.md` and the figures into `folder`; returns their paths."""
+    every = rows(stored_scores(state))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = _draw(state, every, folder)
+    page = folder / "README.md"
+    page.write_text("\n".join(_page(state, every)) + "\n")
+    return [page, *paths]
+
+
+def best(state: dict[str, Any], every: Iterable[Row], streaming: int, method: str | None = None) -> Row | None:
+    """The measured layer plan with the most passkeys at 1,000 and 2,000 tokens, then the least loss."""
+    measured = [
+        row
+        for row in every
+        if row.kind == "layers"
+        and row.num_streaming == streaming
+        and method in (None, row.method)
+        and all(_cell(state, row, length) for length in CHECKED)
+    ]
+
+    def worth(row: Row) -> tuple[int, float]:
+        cells = [_cell(state, row, length) or {} for length in CHECKED]
+        return sum(sum(c["right"]) for c in cells), -float(np.mean([c["losses"] for c in cells]))
+
+    return max(measured, key=worth, default=None)
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """95% Wilson interval of a share."""
+    interval = binomtest(right, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _cell(state: dict[str, Any], row: Row, length: int) -> dict[str, Any] | None:
+    return state["cells"].get(f"{row.key}@{length}")
+
+
+def _page(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
+    facts = state["conditions"]
+    wanted = {f"{row.key}@{length}" for row in every for length in LENGTHS}
+    missing = len(wanted - set(state["cells"]))
+    yield "# Evidence"
+    yield ""
+    yield "Made by `make evidence`; every number below is in `results.json`. Nothing here is typed by hand."
+    yield ""
+    yield (
+        f"{facts['model']}, {facts['dtype']}, {facts['device']}, torch {facts['torch']}, transformers "
+        f"{facts['transformers']}. Sink {facts['sink']}, recent {facts['recent']}. {facts['prompts']} passkey "
+        f"prompts a "
+        f"length, on an even grid of depths, seeds fixed beforehand; calibrated on {facts['calibration']} (layer_loss "
+        f"on a "
+        f"quarter of them), none of which is evaluated on. A prompt counts as found when every digit token is the "
+        f"argmax; "
+        f"loss is mean nats per digit token; brackets are 95% Wilson intervals."
+    )
+    yield ""
+    yield f"{len(wanted) - missing} of {len(wanted)} cells are measured." if missing else "All cells are measured."
+    yield ""
+    yield "## The main result"
+    yield ""
+    yield "*Best* is the layer plan with the most passkeys at 1,000 and 2,000 tokens, chosen on these same prompts."
+    yield ""
+    yield from _table(state, _headline(state, every), sorted(LENGTHS))
+    yield ""
+    yield from _misses(state, every)
+    for streaming in SHARES[:2]:
+        yield ""
+        yield f"## Methods and criteria, {streaming} layers stream"
+        yield ""
+        named = [
+            (f"{row.method}, {row.criterion}", row)
+            for row in sorted(every, key=lambda r: r.method)
+            if row.kind == "layers" and row.num_streaming == streaming
+        ]
+        heads = [(f"{r.method}, head by head", r) for r in every if r.kind == "heads" and r.num_streaming == streaming]
+        drawn = [
+            (f"random layers, {r.method}", r) for r in every if r.kind == "random" and r.num_streaming == streaming
+        ]
+        yield from _table(state, named + heads + drawn, sorted(LENGTHS))
+    yield ""
+    yield "## Bytes in the cache"
+    yield ""
+    yield "After one prompt under the gate_gradient plan, with 64 spare slots a layer, batch 1."
+    yield ""
+    yield "| streaming layers | tokens | measured | `kv_bytes` | full attention |"
+    yield "|---|---|---|---|---|"
+    for name, (measured, said, full) in state.get("cache_bytes", {}).items():
+        streaming, _, length = name.partition("@")
+        yield f"| {streaming} | {int(length):,} | {measured:,} | {said:,} | {full:,} |"
+    yield ""
+    yield "## Against the share of streaming layers"
+    yield ""
+    for length in CHECKED:
+        yield f"![retrieval, {length} tokens](retrieval_{length}.png) ![loss, {length} tokens](loss_{length}.png)"
+    yield ""
+    yield "Each method with the criterion that is best at 20 streaming layers; random is the mean of its draws."
+    yield ""
+    yield "## Head scores"
+    yield ""
+    for method in state["scores"]:
+        yield f"![{method}](heads_{method}.png)"
+
+
+def _misses(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
+    """Where the best plan finds fewer passkeys than full attention, in words."""
+    full = next(row for row in every if row.kind == "full")
+    for streaming in sorted(SHARES[:2]):
+        row = best(state, every, streaming)
+        cells = [(_cell(state, full, n), _cell(state, row, n), n) for n in sorted(LENGTHS)] if row else []
+        short = [(sum(f["right"]) - sum(p["right"]), n) for f, p, n in cells if f and p]
+        missed = ", ".join(f"{count} at {n:,} tokens" for count, n in short if count > 0)
+        tried = "every method and criterion below was tried; `zigzag refine` goes further"
+        text = f"misses {missed}; {tried}" if missed else "misses none"
+        yield f"- Of the passkeys that full attention finds, the best plan with {streaming} streaming layers {text}."
+
+
+def _headline(state: dict[str, Any], every: list[Row]) -> list[tuple[str, Row]]:
+    by = {(r.kind, r.method, r.num_streaming): r for r in every if r.kind != "layers"}
+    named = [("full attention", by["full", "", 0])]
+    for streaming in sorted(SHARES[:2]):
+        row = best(state, every, streaming)
+        if row is not None:
+            named.append((f"best, {streaming} stream: {row.method}, {row.criterion}", row))
+            named.append((f"head by head, {streaming}: {row.method}", by["heads", row.method, streaming]))
+        named += [
+            (f"random layers, {streaming}, {m}", r) for (k, m, s), r in by.items() if (k, s) == ("random", streaming)
+        ]
+    num_layers = len(next(iter(state["scores"].values())))
+    return [*named, ("all layers stream", by["none", "", num_layers])]
+
+
+def _table(state: dict[str, Any], named: list[tuple[str, Row]], lengths: list[int]) -> Iterable[str]:
+    yield "| attention | " + " | ".join(f"{length:,} tokens: found, loss" for length in lengths) + " |"
+    yield "|---" * (len(lengths) + 1) + "|"
+    for name, row in named:
+        cells = [_cell(state, row, length) for length in lengths]
+        if any(cells):
+            yield f"| {name} | " + " | ".join(_text(cell) for cell in cells) + " |"
+
+
+def _text(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "not measured"
+    right, total = sum(cell["right"]), len(cell["right"])
+    low, high = wilson(right, total)
+    return f"{right}/{total} [{low:.2f}, {high:.2f}], {np.mean(cell['losses']):.3f}"
+
+
+def _draw(state: dict[str, Any], every: list[Row], folder: Path) -> list[Path]:
+    paths = []
+    scores = stored_scores(state)
+    for method, values in scores.items():
+        row = best(state, every, SHARES[0], method)
+        plan = make_plan(
+            values, num_full=values.num_layers - SHARES[0], criterion=row.criterion if row else CRITERIA[-1]
+        )
+        paths.append(folder / f"heads_{method}.png")
+        figures.heat_map(values, plan, paths[-1])
+    full = next(r for r in every if r.kind == "full")
+    for length in CHECKED:
+        if (cell := _cell(state, full, length)) is None:
+            continue
+        found, loss = _lines(state, every, length)
+        at = (np.mean(cell["right"]), np.mean(cell["losses"]))
+        for name, lines, label, level in (("retrieval", found, "passkeys found", at[0]), ("loss", loss, "loss", at[1])):
+            paths.append(folder / f"{name}_{length}.png")
+            title = f"{label}, {length:,} tokens, {state['conditions']['prompts']} prompts"
+            figures.by_share(lines, paths[-1], ylabel=label, title=title, reference=float(level))
+    return paths
+
+
+def _lines(state: dict[str, Any], every: list[Row], length: int) -> tuple[dict[str, list], dict[str, list]]:
+    """(retrieval, loss) lines by name: (streaming layers, value, low, high)."""
+    groups: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for row in every:
+        cell = _cell(state, row, length)
+        if cell is None or row.kind not in ("layers", "random"):
+            continue
+        chosen = best(state, every, SHARES[0], row.method)
+        if row.kind == "layers" and (chosen is None or row.criterion != chosen.criterion):
+            continue
+        name = "random layers" if row.kind == "random" else f"{row.method}, {row.criterion}"
+        groups.setdefault(name, {}).setdefault(row.num_streaming, []).append(cell)
+    found: dict[str, list] = {}
+    loss: dict[str, list] = {}
+    for name, shares in groups.items():
+        for streaming, cells in shares.items():
+            right = np.concatenate([c["right"] for c in cells])
+            losses = np.concatenate([c["losses"] for c in cells])
+            found.setdefault(name, []).append((streaming, right.mean(), *wilson(int(right.sum()), len(right))))
+            error = 1.96 * losses.std(ddof=1) / np.sqrt(len(losses))
+            loss.setdefault(name, []).append((streaming, losses.mean(), losses.mean() - error, losses.mean() + error))
+    return found, loss

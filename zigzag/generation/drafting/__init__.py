@@ -1,0 +1,22 @@
+"""Drafters: where drafts come from, and when they end. `draft.py` says what a drafter is."""
+
+from zigzag.generation.drafting.draft import Draft, Drafter, Request
+from zigzag.generation.drafting.lookup import LookupDrafter
+from zigzag.generation.drafting.model import ModelDrafter, streaming_drafter
+from zigzag.generation.drafting.mtp import MtpDrafter
+from zigzag.generation.drafting.termination import Confidence, EntropyBound, ExpectedGain, Fixed, Heuristic
+
+__all__ = [
+    "Confidence",
+    "Draft",
+    "Drafter",
+    "EntropyBound",
+    "ExpectedGain",
+    "Fixed",
+    "Heuristic",
+    "LookupDrafter",
+    "ModelDrafter",
+    "MtpDrafter",
+    "Request",
+    "streaming_drafter",
+]

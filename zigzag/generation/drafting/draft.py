@@ -1,0 +1,96 @@
+"""What a drafter is: something that proposes tokens and knows by what law it did."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Law = Literal["dense", "one-hot", "unknown"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Proposed tokens of every row.
+
+    token_ids: [B, K] integers, -1 beyond a row's count
+    counts: [B] how many of them count in each row
+    probs: [B, K, V] on the model's device, the row that each token was drawn from; None for one-hot and unknown laws
+    parents: [K] for a tree (see `zigzag.reference.trees`), None for chains
+    replacement: how siblings of a tree were drawn
+    """
+
+    token_ids: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    probs: Any = None
+    parents: tuple[int, ...] | None = None
+    replacement: bool = True
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a drafter is asked: continue each row by at most `most[b]` tokens.
+
+    sequences: the committed tokens of each row, prompt included. Read, do not change.
+    most: the draft must not be longer; 0 where the row may only emit one more token
+    seeds, round_: for `zigzag.generation.noise.uniforms(seeds, round_, count, "draft")`, the only noise a drafter
+        should use, or for `UniformBlocks("draft", device)(seeds, round_, count)`, the same numbers on the device,
+        uploaded ahead
+    to_probs: what turns logits [B, V] of the next token into the distribution that the target samples from too:
+        `to_probs(logits, sequences)`, sequences with the drafts so far
+    hidden: for drafters with `wants_hidden`: of each row [n, hidden] the target's final states at the positions that
+        were computed since the last draft
+    """
+
+    sequences: Sequence[list[int]]
+    most: Sequence[int]
+    seeds: Sequence[int]
+    round_: int
+    to_probs: Any
+    hidden: Sequence[Any] | None = None
+
+
+class Drafter(Protocol):
+    """Proposes tokens. It keeps its own state by looking at the sequences it is given; rows never change places
+    except through `select`.
+
+    law: "dense": `Draft.probs` says what each token was drawn from; "one-hot": tokens were chosen without chance, given
+        the sequence; "unknown": neither, so only rules that do not ask for q are lossless
+    """
+
+    law: Law
+
+    @property
+    def longest(self) -> int:
+        """Most tokens (for trees: nodes) that one draft can have."""
+        ...
+
+    def draft(self, request: Request) -> Draft: ...
+
+    def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        """How many tokens each row drafted and how many of them were accepted, after each verification."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Only these rows go on, in this order."""
+
+
+def until_stop(draft: Draft, stop_token_ids: Collection[int]) -> Draft:
+    """A chain of drafts cut behind each row's first stop token: what follows it could never be emitted."""
+    stops = np.isin(draft.token_ids, list(stop_token_ids))
+    if not stops.any():
+        return draft
+    ends = np.where(stops.any(axis=1), stops.argmax(axis=1) + 1, draft.token_ids.shape[1])
+    counts = np.minimum(draft.counts, ends)
+    width = int(counts.max())
+    probs = None if draft.probs is None else draft.probs[:, :width]
+    return replace(draft, token_ids=draft.token_ids[:, :width], counts=counts, probs=probs)
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(token_ids [B, K], counts [B]) of lists of tokens."""
+    counts = np.array([len(row) for row in rows], dtype=np.int64)
+    ids = np.full((len(rows), int(counts.max(initial=0))), -1, dtype=np.int64)
+    for b, row in enumerate(rows):
+        ids[b, : len(row)] = row
+    return ids, counts

@@ -1,0 +1,74 @@
+"""Prompt lookup: what followed the last few tokens the last time they came."""
+
+from collections.abc import Sequence
+
+from zigzag.generation.drafting.draft import Draft, Law, Request, padded
+from zigzag.generation.drafting.termination import Confidence, EntropyBound, Fixed
+from zigzag.reference.errors import ArgumentError
+
+
+class LookupDrafter:
+    """Copies what followed the latest earlier place where the last n tokens stand, the longest n first.
+
+    stop: most tokens to copy, or a policy of `zigzag.generation.drafting.termination` that needs no probabilities
+    longest_ngram: n to start from, down to 1
+    Source: prompt lookup (LLMA, arXiv 2304.04487). Each n-gram is indexed once: a draft costs the same at any length.
+    """
+
+    law: Law = "one-hot"
+
+    def __init__(self, stop: Fixed | int = 10, *, longest_ngram: int = 3) -> None:
+        if isinstance(stop, Confidence | EntropyBound):
+            raise ArgumentError(
+                f"LookupDrafter: copied tokens have no probabilities for {type(stop).__name__} to look at; use a "
+                f"length, Heuristic or ExpectedGain"
+            )
+        if longest_ngram < 1:
+            raise ArgumentError(f"LookupDrafter: longest_ngram must be at least 1, got {longest_ngram}")
+        self.stop = Fixed(stop) if isinstance(stop, int) else stop
+        self.longest_ngram = longest_ngram
+        self._rows: list[_Index] = []
+
+    @property
+    def longest(self) -> int:
+        return self.stop.longest
+
+    def draft(self, request: Request) -> Draft:
+        if len(self._rows) != len(request.sequences) or any(
+            not row.follows(tokens) for row, tokens in zip(self._rows, request.sequences, strict=True)
+        ):
+            self._rows = [_Index(self.longest_ngram) for _ in request.sequences]
+        found = []
+        for index, tokens, most in zip(self._rows, request.sequences, request.most, strict=True):
+            found.append(index.after(tokens, min(most, self.stop.length)))
+        return Draft(*padded(found))
+
+    def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        self.stop.observe(drafted, accepted)
+
+    def select(self, rows: Sequence[int]) -> None:
+        self._rows = [self._rows[b] for b in rows]
+
+
+class _Index:
+    """Of one row: where each n-gram was last followed by something."""
+
+    def __init__(self, longest: int) -> None:
+        self.longest, self.done = longest, 0
+        self.places: dict[tuple[int, ...], int] = {}
+        self.tail: list[int] = []
+
+    def follows(self, tokens: list[int]) -> bool:
+        """Whether `tokens` continues what was indexed."""
+        return tokens[max(0, self.done - len(self.tail)) : self.done] == self.tail
+
+    def after(self, tokens: list[int], most: int) -> list[int]:
+        for end in range(max(self.done, 1), len(tokens)):  # the n-gram that ends before `end`, followed by tokens[end]
+            for n in range(1, min(self.longest, end) + 1):
+                self.places[tuple(tokens[end - n : end])] = end
+        self.done, self.tail = len(tokens), tokens[-8:]
+        for n in range(min(self.longest, len(tokens)), 0, -1):
+            place = self.places.get(tuple(tokens[-n:]))
+            if place is not None:
+                return tokens[place : place + most]
+        return []

@@ -1,0 +1,83 @@
+"""Drafting by a multi-token-prediction layer: one small layer on the target's own hidden states."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from zigzag.generation.drafting.draft import Draft, Request, padded
+from zigzag.generation.drafting.model import ModelDrafter
+from zigzag.generation.drafting.termination import Fixed
+from zigzag.models.mtp_head import MtpHead
+from zigzag.plans.layers import LayerPlan
+from zigzag.reference.errors import CacheError
+from zigzag.running.runner import Host
+
+
+class MtpDrafter(ModelDrafter):
+    """Chains, or trees, of drafts from one MTP layer: its own normed state takes the place of the target's.
+
+    Pair i of the layer joins the target's state at position i with the token at i + 1, at position i. What the layer
+    computed from its own states is taken back before the next round, when the target's states are known.
+
+    head: the layer; plan: of one layer, None for full attention; stop, parents, siblings: as for `ModelDrafter`
+    """
+
+    wants_hidden = True
+
+    def __init__(
+        self,
+        head: MtpHead,
+        *,
+        plan: LayerPlan | None = None,
+        stop: Fixed | int = 3,
+        parents: Sequence[int] | None = None,
+        siblings: str = "top",
+    ) -> None:
+        super().__init__(head, plan=plan, stop=stop, parents=parents, siblings=siblings)
+        self._waiting: list[list[Tensor]] = []  # of each row: states whose next token has not been fed yet
+        self._states: Tensor | None = None  # [B, n, hidden] after the last feed: the root's and each node's
+
+    def open(self, host: Host) -> None:
+        super().open(host)
+        self._waiting = []
+
+    def draft(self, request: Request) -> Draft:
+        assert self.runner is not None and request.hidden is not None
+        self._waiting = self._waiting or [[] for _ in request.sequences]
+        for row, new in zip(self._waiting, request.hidden, strict=True):
+            row.append(new)
+        # The first token of a text has no state before it: such a row drafts nothing yet.
+        most = [n if len(row) > 1 else 0 for n, row in zip(request.most, request.sequences, strict=True)]
+        if not any(most):
+            return Draft(*padded([[] for _ in most]))
+        return super().draft(replace(request, most=most))
+
+    def _start(self, request: Request) -> Tensor:
+        assert self.runner is not None
+        rows = [row[1:] for row in request.sequences]
+        pairs = [torch.cat(row) for row in self._waiting]
+        self._waiting = [[] for _ in rows]
+        true = [len(row) - len(new) for row, new in zip(rows, pairs, strict=True)]
+        if min(true) < 0:
+            raise CacheError("MtpDrafter: the states of some tokens are missing; start with an empty cache")
+        if self.runner.tokens:
+            self.runner.take_back([len(held) - n for held, n in zip(self.runner.tokens, true, strict=True)])
+        logits = self.runner.sync(rows, hidden=pairs)
+        self._states = self.runner.last_hidden[:, -1:]
+        return logits
+
+    def _feed(self, tokens: Tensor, parents: Sequence[int] | None = None) -> Tensor:
+        """A chain goes on from the last state; a tree's nodes from those of their parents."""
+        assert self.runner is not None and self._states is not None
+        above = [0] if parents is None else [parent + 1 for parent in parents]
+        logits = self.runner.feed(tokens, parents=parents, hidden=self._states[:, above])
+        new = self.runner.last_hidden
+        self._states = new if parents is None else torch.cat([self._states[:, :1], new], dim=1)
+        return logits
+
+    def select(self, rows: Sequence[int]) -> None:
+        super().select(rows)
+        if self._waiting:
+            self._waiting = [self._waiting[b] for b in rows]

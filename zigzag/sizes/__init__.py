@@ -1,0 +1,1 @@
+"""What a model needs, on paper: from its configuration and a data sheet alone."""

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from zigzag.cli import app as cli
 from zigzag.cli.options import print_whole
 from zigzag.files.json_files import write_text
-from zigzag.plans.layers import HeadScores, LayerPlan
+from zigzag.plans.layers import LayerPlan
+from zigzag.plans.scores import HeadScores
 
 RUN = CliRunner()
 

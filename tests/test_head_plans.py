@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from zigzag.conformance.strategies import scores as score_tables
 from zigzag.plans import formats
 from zigzag.plans.heads import HeadPlan, load_duo_head_plan, make_head_plan
-from zigzag.plans.layers import HeadScores, LayerPlan, head_plan
+from zigzag.plans.layers import LayerPlan, head_map
+from zigzag.plans.scores import HeadScores
 from zigzag.reference.errors import ArgumentError, PlanError, ZigzagError
 
 PLAN = HeadPlan(((True, False, True), (False,) * 3, (True,) * 3), sink=4, recent=16, source="by hand", model="tiny")
@@ -31,7 +32,7 @@ def test_what_a_plan_says() -> None:
         formats.to_streaming_sparse_attention(PLAN)
     assert PLAN.map() == "FsF sss FFF"
     assert HeadPlan(np.array([[True, False]]), 1, 1) == HeadPlan(((True, False),), 1, 1)
-    assert hash(PLAN) == hash(HeadPlan(PLAN.full_heads, 4, 16, source="by hand", model="tiny"))
+    assert hash(PLAN) == hash(HeadPlan(PLAN.heads, 4, 16, source="by hand", model="tiny"))
 
 
 def test_kv_bytes_by_hand() -> None:
@@ -53,20 +54,20 @@ def test_whole_layers_have_the_bytes_of_the_layer_plan(kinds: list[bool], heads:
 def test_budgets_are_exact(values: np.ndarray, data: st.DataObject) -> None:
     scores = HeadScores(values, "lost_mass", 4, 16)
     num_full = data.draw(st.integers(0, values.size))
-    plan = make_head_plan(scores, num_full=num_full)
+    plan = make_head_plan(scores, num_full_heads=num_full)
     assert plan.num_full_heads == num_full
-    full = np.array(plan.full_heads)
+    full = plan.full_heads()
     if 0 < num_full < values.size:
         assert values[full].min() >= values[~full].max()
-    assert make_head_plan(scores, sparsity=1 - num_full / values.size).full_heads == plan.full_heads
+    assert make_head_plan(scores, sparsity=1 - num_full / values.size).heads == plan.heads
     threshold = data.draw(st.sampled_from([-0.5, 0.25, 0.3, 1.0, 2.0]))
-    assert np.array_equal(make_head_plan(scores, threshold=threshold).full_heads, values >= threshold)
+    assert np.array_equal(make_head_plan(scores, threshold=threshold).full_heads(), values >= threshold)
 
 
 def test_equal_heads_of_a_layer_plan() -> None:
     """With as many heads as two full layers have, it is DuoAttention's map."""
-    assert np.array_equal(make_head_plan(SCORES, num_full=6).full_heads, head_plan(SCORES, 2))
-    assert make_head_plan(SCORES, num_full=6).source == "gate_gradient, num_full 6"
+    assert np.array_equal(make_head_plan(SCORES, num_full_heads=6).full_heads(), head_map(SCORES, 2))
+    assert make_head_plan(SCORES, num_full_heads=6).source == "gate_gradient, num_full_heads 6"
 
 
 @given(rows=st.integers(1, 4), data=st.data())
@@ -118,10 +119,10 @@ def test_the_undamaged_file_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make_head_plan(SCORES), "exactly one of num_full, sparsity, threshold is needed, got none"),
-        (lambda: make_head_plan(SCORES, num_full=1, threshold=0.5), r"got num_full 1 and threshold 0\.5"),
+        (lambda: make_head_plan(SCORES), "exactly one of num_full_heads, sparsity, threshold is needed, got none"),
+        (lambda: make_head_plan(SCORES, num_full_heads=1, threshold=0.5), r"got num_full_heads 1 and threshold 0\.5"),
         (lambda: make_head_plan(SCORES, sparsity=1.5), "between 0 and 1"),
-        (lambda: make_head_plan(SCORES, num_full=13), "0 to 12"),
+        (lambda: make_head_plan(SCORES, num_full_heads=13), "0 to 12"),
         (lambda: HeadPlan(((1, 0),), 1, 1), "rows of True and False, got 1"),
         (lambda: HeadPlan(("Fs",), 1, 1), "rows of True and False, got 'Fs'"),
         (lambda: HeadPlan((True, False), 1, 1), "rows of True and False, got True"),

@@ -37,7 +37,7 @@ PLANS = {
 @torch.inference_mode()
 def expected_logits(model: Any, ids: torch.Tensor, plan: HeadPlan) -> torch.Tensor:
     """The yardstick: whole prompts, every head in full, the streaming ones by mask."""
-    with masked_heads(model, plan.full_heads, sink=plan.sink, recent=plan.recent, align=plan.align):
+    with masked_heads(model, plan.full_heads(), sink=plan.sink, recent=plan.recent, align=plan.align):
         return model(ids).logits
 
 
@@ -86,7 +86,7 @@ def test_yardstick_agrees_with_the_definition(llama: Any) -> None:
     ) -> tuple[torch.Tensor, None]:
         at, share = np.arange(key.shape[2]), query.shape[1] // key.shape[1]
         window = {"sink": MIXED.sink, "recent": MIXED.recent}
-        kinds = MIXED.full_heads[module.layer_idx]
+        kinds = MIXED.heads[module.layer_idx]
         seen = np.stack([visible(at, at, **({} if full else window)) for full in kinds]).repeat(share, axis=0)
         key, value = (x.repeat_interleave(share, dim=1) for x in (key, value))
         scores = (query @ key.mT * scaling).masked_fill(~torch.from_numpy(seen), -torch.inf)
@@ -107,8 +107,8 @@ def test_yardstick_agrees_with_the_definition(llama: Any) -> None:
 def test_a_wrong_plan_gives_other_tokens(model: Any) -> None:
     ids = random_ids(2, 40)
     expected = expected_tokens(model, ids, MIXED, 10)
-    swapped = [row[::-1] for row in MIXED.full_heads]
-    for heads, sink, recent in ((MIXED.full_heads, 2, 5), (MIXED.full_heads, 1, 6), (swapped, 2, 6)):
+    swapped = [row[::-1] for row in MIXED.heads]
+    for heads, sink, recent in ((MIXED.heads, 2, 5), (MIXED.heads, 1, 6), (swapped, 2, 6)):
         zigzag.attach(model, HeadPlan(heads, sink=sink, recent=recent))
         assert not torch.equal(model.generate(ids, max_new_tokens=10, do_sample=False), expected)
         zigzag.detach(model)
@@ -275,10 +275,10 @@ def test_plan_for_another_model(llama: Any) -> None:
 @pytest.mark.parametrize(
     ("plan", "spare"),
     [
-        (HeadPlan([row[::-1] for row in MIXED.full_heads], 2, 6), 4),
+        (HeadPlan([row[::-1] for row in MIXED.heads], 2, 6), 4),
         (PLANS["all kinds"], 4),
         (LayerPlan(("streaming", "full", "streaming"), 2, 6), 4),
-        (HeadPlan(MIXED.full_heads, 2, 5), 4),
+        (HeadPlan(MIXED.heads, 2, 5), 4),
         (MIXED, 5),
     ],
     ids=["heads", "kinds", "layers", "recent", "spare"],

@@ -21,7 +21,7 @@ PLANS = {
 def fresh(model, plan, tokens: list[int]) -> torch.Tensor:
     """Logits after `tokens`, by transformers itself; streaming layers by a mask over the whole prompt."""
     if isinstance(plan, HeadPlan):
-        full_heads = plan.full_heads
+        full_heads = plan.full_heads()
     else:
         full_heads = [[plan is None or not plan.is_streaming(i)] * 2 for i in range(model.config.num_hidden_layers)]
     window = {"sink": 1, "recent": 1} if plan is None else {"sink": plan.sink, "recent": plan.recent}

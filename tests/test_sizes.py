@@ -472,7 +472,7 @@ def test_files(tmp_path: Path) -> None:
         (lambda: BIG.kv_bytes(streaming_plan(BIG, 0), -1), "context must be"),
         (lambda: BIG.prefill_flops(streaming_plan(BIG, 0), -1), "context must be"),
         (lambda: case(BIG, batch=0), "batch must be"),
-        (lambda: case(BIG, 1.5), "share of streaming layers must be between 0 and 1"),
+        (lambda: case(BIG, 1.5), "sparsity must be between 0 and 1"),
         (lambda: Case(BIG, streaming_plan(AIR, 0), 10), "has 92 layers, the plan has 46"),
         (lambda: case(BIG).decode(-1), "drafts must be"),
         (lambda: case(ModelShape.from_config(SMOLLM2)).decode(1), "no MTP layer"),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from zigzag import ops, reference
 from zigzag.backends import list_backends, register_backend, unregister_backend, use_backend
 from zigzag.plans.heads import HeadPlan, load_duo_head_plan, make_head_plan
-from zigzag.plans.layers import HeadScores, LayerPlan, head_plan, make_plan
+from zigzag.plans.layers import LayerPlan, head_map, make_plan
+from zigzag.plans.scores import HeadScores
 from zigzag.reference.errors import (
     ArgumentError,
     BackendError,
@@ -60,7 +61,7 @@ __all__ = [
     "detach",
     "few_token_experts",
     "generate",
-    "head_plan",
+    "head_map",
     "list_backends",
     "load",
     "load_duo_head_plan",

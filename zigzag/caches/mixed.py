@@ -103,7 +103,7 @@ def apart(
 def layer_heads(plan: Plan, index: int) -> str | tuple[bool, ...]:
     """ "full", "streaming", or which KV heads are full, of one layer of a plan."""
     if isinstance(plan, HeadPlan) and plan.is_mixed(index):
-        return plan.full_heads[index]
+        return plan.heads[index]
     return STREAMING if plan.is_streaming(index) else FULL
 
 

@@ -18,7 +18,8 @@ from zigzag.cli.bench import bench
 from zigzag.cli.conform import conform
 from zigzag.cli.options import Device, OutFile, check_out, same_depth
 from zigzag.cli.sizes import show, sizes
-from zigzag.plans.layers import HeadScores, LayerPlan, make_plan
+from zigzag.plans.layers import LayerPlan, make_plan
+from zigzag.plans.scores import HeadScores
 from zigzag.reference import CRITERIA, LOSSLESS_RULES, LOSSY_RULES, OPS
 from zigzag.reference.errors import ZigzagError
 

@@ -13,7 +13,7 @@ from zigzag.measuring.answers import Answers, answer
 from zigzag.measuring.calibration import calibrate
 from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
 from zigzag.plans import formats
-from zigzag.plans.layers import LayerPlan, head_plan, make_plan
+from zigzag.plans.layers import LayerPlan, head_map, make_plan
 from zigzag.running.attach import attach, cache_bytes, cache_lengths, detach, kv_size
 from zigzag.running.masking import masked_heads
 
@@ -83,7 +83,7 @@ def prove(
     maps = {
         "full attention": np.ones((num_layers, heads), dtype=bool),
         f"zigzag, {num_layers - plan.num_full} layers stream": every_head(chosen),
-        **({"DuoAttention, head by head": head_plan(plan.scores, plan.num_full)} if plan.scores else {}),
+        **({"DuoAttention, head by head": head_map(plan.scores, plan.num_full)} if plan.scores else {}),
         **{"random layers" + f", draw {n + 1}" * (draws > 1): drawn(n) for n in range(draws)},
         "all layers stream": np.zeros((num_layers, heads), dtype=bool),
     }

@@ -6,7 +6,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from zigzag.plans.layers import HeadScores, LayerPlan
+from zigzag.plans.layers import LayerPlan
+from zigzag.plans.scores import HeadScores
 
 INK, FULL, STREAMING = "#222222", "#c2410c", "#94a3b8"
 matplotlib.rcParams["svg.hashsalt"] = "zigzag"  # the same picture gives the same file

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import METHODS, calibrate
 from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
-from zigzag.plans.layers import HeadScores, LayerPlan, head_plan, make_plan
+from zigzag.plans.layers import LayerPlan, head_map, make_plan
+from zigzag.plans.scores import HeadScores
 from zigzag.reference import CRITERIA, assign_layers
 from zigzag.reference.errors import PlanError
 from zigzag.running.attach import attach, cache_bytes, detach, kv_size
@@ -66,7 +67,7 @@ def rows(scores: dict[str, HeadScores]) -> list[Row]:
         return Row("layers", method, criterion, streaming, np.repeat(full[:, None], num_kv_heads, axis=1))
 
     def heads(method: str, streaming: int) -> Row:
-        return Row("heads", method, "", streaming, head_plan(scores[method], num_layers - streaming))
+        return Row("heads", method, "", streaming, head_map(scores[method], num_layers - streaming))
 
     def drawn(draw: int, streaming: int) -> Row:
         full = np.zeros(num_layers, dtype=bool)

@@ -14,7 +14,8 @@ from zigzag import ops
 from zigzag.measuring.answers import answer, answer_log_odds, answer_losses, batches
 from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
 from zigzag.models.load import check_weights
-from zigzag.plans.layers import HeadScores, LayerPlan
+from zigzag.plans.layers import LayerPlan
+from zigzag.plans.scores import HeadScores
 from zigzag.reference.checks import check_streaming_window
 from zigzag.reference.errors import ArgumentError, ModelError, PlanError
 from zigzag.running.interception import decoder_config, full_attention, intercepted

@@ -61,7 +61,7 @@ def refinements(
     check_count("refine_plan", "trials", trials)
 
     def loss(tried: LayerPlan) -> float:
-        full = np.repeat([[kind == FULL] for kind in tried.kinds], model.config.num_key_value_heads, axis=1)
+        full = tried.full_heads(model.config.num_key_value_heads)
         with masked_heads(model, full, sink=plan.sink, recent=plan.recent, align=plan.align):
             return answer(model, prompts, batch_size=batch_size, advance=advance).loss
 

@@ -3,17 +3,19 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from math import floor
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zigzag.files.json_files import read_json, take, write_json
 from zigzag.plans.formats import load_duo_attention
-from zigzag.plans.layers import FULL, STREAMING, HeadScores, LayerPlan
+from zigzag.plans.kv_size import Sizes, kv_bytes
+from zigzag.plans.layers import FULL, STREAMING, LayerPlan
+from zigzag.plans.scores import HeadScores
+from zigzag.plans.window import Window, num_streaming, one_budget
 from zigzag.reference.assignment import assign_heads
-from zigzag.reference.checks import check_streaming_window
 from zigzag.reference.errors import ArgumentError, PlanError
 
 MIXED = "mixed"
@@ -24,14 +26,14 @@ FORMAT = "zigzag-head-plan"
 class HeadPlan:
     """Which KV heads keep their full cache and which stream. The rival of `LayerPlan`: docs/head-wise.md says why.
 
-    full_heads: [L, G] of True (full) and False (streaming)
-    sink, recent, align: the window of the streaming heads, as in `zigzag.ops.visible`
+    heads: [L, G] of True (full) and False (streaming)
+    sink, recent, align: the window of the streaming heads, as in `zigzag.ops.visible`; `window(layer)` gives it
     source: how it was chosen; model: name of the model it is for; both if known
 
     Raises PlanError for a map that is not [L, G] of bools, ArgumentError for an impossible window.
     """
 
-    full_heads: tuple[tuple[bool, ...], ...]
+    heads: tuple[tuple[bool, ...], ...]
     sink: int
     recent: int
     align: int = 1
@@ -39,32 +41,37 @@ class HeadPlan:
     model: str | None = None
 
     def __post_init__(self) -> None:
-        rows = tuple(_row(row) for row in self.full_heads)
+        rows = tuple(_row(row) for row in self.heads)
         if not rows or len({len(row) for row in rows}) > 1:
             lengths = sorted({len(row) for row in rows})
-            raise PlanError(f"HeadPlan: full_heads must be [L, G] with L, G >= 1, got {len(rows)} rows of {lengths}")
-        object.__setattr__(self, "full_heads", rows)
-        check_streaming_window("HeadPlan", self.sink, self.recent, self.align)
+            raise PlanError(f"HeadPlan: heads must be [L, G] with L, G >= 1, got {len(rows)} rows of {lengths}")
+        object.__setattr__(self, "heads", rows)
+        Window(self.sink, self.recent, self.align)  # refuses an impossible one
 
     @property
     def num_layers(self) -> int:
         """L"""
-        return len(self.full_heads)
+        return len(self.heads)
 
     @property
     def num_kv_heads(self) -> int:
         """G"""
-        return len(self.full_heads[0])
+        return len(self.heads[0])
 
     @cached_property
     def layer_kinds(self) -> tuple[str, ...]:
         """[L] of "full", "streaming" and "mixed"."""
-        return tuple(FULL if all(row) else MIXED if any(row) else STREAMING for row in self.full_heads)
+        return tuple(FULL if all(row) else MIXED if any(row) else STREAMING for row in self.heads)
 
     @property
     def num_full(self) -> int:
         """Layers whose KV heads are all full."""
         return self.layer_kinds.count(FULL)
+
+    @property
+    def streams(self) -> bool:
+        """Whether any KV head streams."""
+        return self.num_full < self.num_layers
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -76,7 +83,7 @@ class HeadPlan:
     @property
     def num_full_heads(self) -> int:
         """KV heads that keep their full cache, of all layers."""
-        return sum(map(sum, self.full_heads))
+        return sum(map(sum, self.heads))
 
     @property
     def sparsity(self) -> float:
@@ -87,7 +94,7 @@ class HeadPlan:
         """Whether layer `layer` streams; PlanError if it is mixed."""
         if self.is_mixed(layer):
             raise PlanError(
-                f"HeadPlan: layer {layer} has full and streaming KV heads ({_letters(self.full_heads[layer])}), which "
+                f"HeadPlan: layer {layer} has full and streaming KV heads ({_letters(self.heads[layer])}), which "
                 f"only zigzag.attach and zigzag.generate can run; make a LayerPlan for anything else"
             )
         return self.layer_kinds[layer] == STREAMING
@@ -96,56 +103,43 @@ class HeadPlan:
         """Whether layer `layer` has both kinds of KV heads, so that it needs two caches."""
         return self.layer_kinds[layer] == MIXED
 
+    def full_groups(self, layer: int) -> bool | tuple[bool, ...]:
+        """Which KV heads of layer `layer` are full: all (True), none (False), or of a mixed layer [G] of them."""
+        return self.heads[layer] if self.is_mixed(layer) else self.layer_kinds[layer] == FULL
+
+    def window(self, layer: int) -> Window | None:
+        """The window of the streaming KV heads of layer `layer`; None if it has none."""
+        return None if self.layer_kinds[layer] == FULL else Window(self.sink, self.recent, self.align)
+
+    def full_heads(self, num_kv_heads: int | None = None) -> NDArray[np.bool_]:
+        """[L, G]: whether each KV head keeps its full cache; ArgumentError if `num_kv_heads` is not the plan's."""
+        if num_kv_heads not in (None, self.num_kv_heads):
+            raise ArgumentError(f"HeadPlan: the plan is for {self.num_kv_heads} KV heads a layer, got {num_kv_heads}")
+        return np.array(self.heads)
+
     def map(self) -> str:
         """One letter a KV head, one word a layer: F full, s streaming.
 
         >>> HeadPlan(((True, False), (False, False)), 4, 16).map()
         'Fs ss'
         """
-        return " ".join(map(_letters, self.full_heads))
+        return " ".join(map(_letters, self.heads))
 
-    def kv_bytes(
-        self,
-        context: int,
-        *,
-        spare: int = 0,
-        batch: int = 1,
-        head_size: int,
-        num_kv_heads: int | None = None,
-        itemsize: int = 2,
-    ) -> int:
-        """Bytes of keys and values for `context` tokens: full heads keep all, streaming ones sink + recent + spare.
+    def kv_bytes(self, context: int, *, num_kv_heads: int | None = None, **size: Unpack[Sizes]) -> int:
+        """Bytes of keys and values for `context` tokens; full heads keep all, streaming ones sink + recent + spare.
 
         As `LayerPlan.kv_bytes`; num_kv_heads, if given, must be the plan's.
 
         >>> HeadPlan(((True, False), (False, False)), 4, 16).kv_bytes(100, head_size=8)
         5120
         """
-        if num_kv_heads not in (None, self.num_kv_heads):
-            raise ArgumentError(f"kv_bytes: the plan is for {self.num_kv_heads} KV heads a layer, got {num_kv_heads}")
-        sizes = {"context": context, "spare": spare, "batch": batch, "head_size": head_size, "itemsize": itemsize}
-        for name, number in sizes.items():
-            if number < 0:
-                raise ArgumentError(f"kv_bytes: {name} must not be negative, got {number}")
-        streaming = self.num_layers * self.num_kv_heads - self.num_full_heads
-        slots = self.num_full_heads * context + streaming * min(context, self.sink + self.recent + spare)
-        return 2 * batch * head_size * itemsize * slots
+        windows = [self.window(layer) for layer in range(self.num_layers)]
+        return kv_bytes(self.full_heads(num_kv_heads), windows, context, **size)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
-        write_json(
-            path,
-            {
-                "format": FORMAT,
-                "version": 1,
-                "full_heads": [_letters(row) for row in self.full_heads],
-                "sink": self.sink,
-                "recent": self.recent,
-                "align": self.align,
-                "source": self.source,
-                "model": self.model,
-            },
-        )
+        content: dict[str, Any] = {"format": FORMAT, "version": 1, "full_heads": [_letters(row) for row in self.heads]}
+        write_json(path, content | {name: getattr(self, name) for name in _IN_FILES})
 
     @classmethod
     def load(cls, path: str | Path) -> "HeadPlan":
@@ -158,16 +152,18 @@ class HeadPlan:
                 f"{path}: 'full_heads' must hold a word of the letters F and s for each layer, got "
                 f"{repr(wrong[0])[:60]}; the file is damaged"
             )
-        text = (str, type(None))
-        return cls(
-            tuple(tuple(letter == "F" for letter in word) for word in words),
-            take(content, "sink", int, path),
-            take(content, "recent", int, path),
-            take(content, "align", int, path),
-            take(content, "source", text, path),
-            take(content, "model", text, path),
-        )
+        heads = tuple(tuple(letter == "F" for letter in word) for word in words)
+        return cls(heads, **{name: take(content, name, kinds, path) for name, kinds in _IN_FILES.items()})
 
+
+# What of a plan is in a file as it is, and its types.
+_IN_FILES: dict[str, tuple[type, ...]] = {
+    "sink": (int,),
+    "recent": (int,),
+    "align": (int,),
+    "source": (str, type(None)),
+    "model": (str, type(None)),
+}
 
 Plan = LayerPlan | HeadPlan
 
@@ -175,7 +171,7 @@ Plan = LayerPlan | HeadPlan
 def make_head_plan(
     scores: HeadScores,
     *,
-    num_full: int | None = None,
+    num_full_heads: int | None = None,
     sparsity: float | None = None,
     threshold: float | None = None,
     align: int = 1,
@@ -183,7 +179,7 @@ def make_head_plan(
     """The head-wise plan of a budget: the KV heads with the highest scores stay full, whichever layer they are in.
 
     Exactly one budget:
-    num_full: KV heads that stay full, counted over all layers.
+    num_full_heads: KV heads that stay full, counted over all layers.
     sparsity: share of the KV heads that stream, 0 to 1; floor(L * G * sparsity + 1e-9) of them do.
     threshold: a KV head stays full if its score is at least so high.
 
@@ -195,22 +191,13 @@ def make_head_plan(
     >>> make_head_plan(scores, sparsity=0.5).map(), make_head_plan(scores, threshold=0.2).map()
     ('Fs Fs', 'Fs FF')
     """
-    budgets = {"num_full": num_full, "sparsity": sparsity, "threshold": threshold}
-    given = [f"{name} {budget}" for name, budget in budgets.items() if budget is not None]
-    if len(given) != 1:
-        raise ArgumentError(
-            f"make_head_plan: exactly one of num_full, sparsity, threshold is needed, got "
-            f"{' and '.join(given) or 'none'}"
-        )
-    if threshold is not None:
-        full = scores.values >= threshold
+    op, count = "make_head_plan", scores.values.size
+    budget, value = one_budget(op, num_full_heads=num_full_heads, sparsity=sparsity, threshold=threshold)
+    if budget == "threshold":
+        full = scores.values >= value
     else:
-        if sparsity is not None:
-            if not 0 <= sparsity <= 1:
-                raise ArgumentError(f"make_head_plan: sparsity must be between 0 and 1, got {sparsity}")
-            num_full = scores.values.size - floor(scores.values.size * sparsity + 1e-9)
-        full = assign_heads(scores.values, num_full)
-    source = f"{scores.method}, {given[0]}"
+        full = assign_heads(scores.values, count - num_streaming(op, count, value) if budget == "sparsity" else value)
+    source = f"{scores.method}, {budget} {value}"
     return HeadPlan(full.tolist(), scores.sink, scores.recent, align, source, scores.model)
 
 
@@ -226,12 +213,9 @@ def _row(row: Any) -> tuple[bool, ...]:
     found = tuple(row) if isinstance(row, Iterable) and not isinstance(row, str) else ()
     wrong = [x for x in found or (row,) if not isinstance(x, (bool, np.bool_))]
     if wrong or not found:
-        raise PlanError(f"HeadPlan: full_heads must be rows of True and False, got {(wrong or [row])[0]!r}")
+        raise PlanError(f"HeadPlan: heads must be rows of True and False, got {(wrong or [row])[0]!r}")
     return tuple(map(bool, found))
 
 
 def _letters(row: Iterable[bool]) -> str:
     return "".join("F" if full else "s" for full in row)
-
-
-__all__ = ["MIXED", "HeadPlan", "Plan", "load_duo_head_plan", "make_head_plan"]

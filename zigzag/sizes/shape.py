@@ -5,13 +5,13 @@ Dense decoders of Llama's kind and GLM-4.5's experts. What is assumed is written
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from math import floor
 from pathlib import Path
 from typing import Any
 
 from zigzag.files.json_files import read_json
 from zigzag.models import tiny_glm
-from zigzag.plans.layers import FULL, STREAMING, LayerPlan
+from zigzag.plans.layers import LayerPlan, kinds_of
+from zigzag.plans.window import num_streaming
 from zigzag.reference.errors import ArgumentError, ModelError, PlanError
 
 SINK, RECENT = 128, 896  # the window of streaming layers, if none is given
@@ -291,17 +291,16 @@ def model_shape(source: str | Path) -> ModelShape:
 
 
 def streaming_plan(shape: ModelShape, share: float, sink: int = SINK, recent: int = RECENT) -> LayerPlan:
-    """A plan in which floor(L * share + 1e-9) layers stream, as `make_plan`; which ones does not matter for sizes."""
-    if not 0 <= share <= 1:
-        raise ArgumentError(f"sizes: the share of streaming layers must be between 0 and 1, got {share}")
-    streaming = floor(shape.num_layers * share + 1e-9)
-    kinds = (FULL,) * (shape.num_layers - streaming) + (STREAMING,) * streaming
+    """A plan in which as many layers stream as `make_plan` says; which ones does not matter for sizes."""
+    full = shape.num_layers - num_streaming("sizes", shape.num_layers, share)
+    kinds = kinds_of([layer < full for layer in range(shape.num_layers)])
     return LayerPlan(kinds, sink, recent, num_kv_heads=shape.num_kv_heads)
 
 
 def visible_tokens(plan: LayerPlan, layer: int, context: int) -> int:
     """Keys that the newest of `context` tokens sees."""
-    return min(context, plan.sink + plan.recent) if plan.is_streaming(layer) else context
+    window = plan.window(layer)
+    return context if window is None else min(context, window.size)
 
 
 def visible_pairs(plan: LayerPlan, layer: int, context: int) -> int:

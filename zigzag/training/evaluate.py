@@ -19,7 +19,7 @@ from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import METHODS, calibrate
 from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
 from zigzag.models.glm import load
-from zigzag.plans.layers import head_plan, make_plan
+from zigzag.plans.layers import head_map, make_plan
 from zigzag.running.masking import masked_heads
 from zigzag.training import cases
 from zigzag.training import state as files
@@ -259,7 +259,7 @@ def curves(subject: Subject) -> dict[str, Any]:
             full = np.array([not plan.is_streaming(i) for i in range(layers)])
             whole = np.repeat(full[:, None], scores.num_kv_heads, axis=1)
             found["layer"].setdefault(method, {})[str(streaming)] = measure(whole)
-            found["head"].setdefault(method, {})[str(streaming)] = measure(head_plan(scores, layers - streaming))
+            found["head"].setdefault(method, {})[str(streaming)] = measure(head_map(scores, layers - streaming))
     found["full"], found["streaming"] = (measure(heads) for heads in subject.maps().values())
     return found
 

@@ -1,0 +1,45 @@
+"""Bytes of keys and values that a plan needs."""
+
+from collections.abc import Sequence
+from typing import Required, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zigzag.plans.window import Window
+from zigzag.reference.errors import ArgumentError
+
+
+class Sizes(TypedDict, total=False):
+    """The options of `kv_bytes` that plans hand on."""
+
+    spare: int
+    batch: int
+    head_size: Required[int]
+    itemsize: int
+
+
+def kv_bytes(
+    full_heads: NDArray[np.bool_],
+    windows: Sequence[Window | None],
+    context: int,
+    *,
+    spare: int = 0,
+    batch: int = 1,
+    head_size: int,
+    itemsize: int = 2,
+) -> int:
+    """Bytes for `context` tokens: full heads keep all of them, streaming ones their layer's window and `spare` more.
+
+    full_heads: [L, G]; windows: [L], None where no head of the layer streams
+    spare: slots for rollback that `zigzag.attach` adds; head_size: D; itemsize: bytes a number
+
+    Raises ArgumentError for negative numbers.
+    """
+    sizes = {"context": context, "spare": spare, "batch": batch, "head_size": head_size, "itemsize": itemsize}
+    for name, number in sizes.items():
+        if number < 0:
+            raise ArgumentError(f"kv_bytes: {name} must not be negative, got {number}")
+    kept = [context if window is None else min(context, window.size + spare) for window in windows]
+    slots = np.where(full_heads, context, np.array(kept)[:, None]).sum(dtype=np.int64)
+    return 2 * batch * head_size * itemsize * int(slots)

@@ -1,0 +1,59 @@
+"""The window of a streaming layer, and how many layers or heads of a share stream: each rule stands here once."""
+
+from dataclasses import dataclass
+from math import floor
+from typing import Any
+
+from zigzag.reference.checks import check_streaming_window
+from zigzag.reference.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a streaming layer sees and keeps: the first `sink` tokens and the last `recent`, the query's own included.
+
+    align: block size of the mask; 1 for single tokens. Meaning: `zigzag.ops.visible` (docs/notation.md).
+
+    Raises ArgumentError for a window that sees nothing, or that `align` does not divide.
+    """
+
+    sink: int
+    recent: int
+    align: int = 1
+
+    def __post_init__(self) -> None:
+        check_streaming_window("Window", self.sink, self.recent, self.align)
+
+    @property
+    def size(self) -> int:
+        """Most tokens that a query sees."""
+        return self.sink + self.recent
+
+    @property
+    def mask(self) -> dict[str, int]:
+        """sink, recent and align, as the ops of `zigzag.ops` take them."""
+        return {"sink": self.sink, "recent": self.recent, "align": self.align}
+
+
+def num_streaming(op: str, count: int, sparsity: float) -> int:
+    """How many of `count` layers or heads stream at this sparsity: floor(count * sparsity + 1e-9).
+
+    The 1e-9 keeps products that are whole numbers whole, as 30 * 0.6.
+
+    Raises ArgumentError for a sparsity outside [0, 1].
+
+    >>> num_streaming("make_plan", 30, 0.6)
+    18
+    """
+    if not 0 <= sparsity <= 1:
+        raise ArgumentError(f"{op}: sparsity must be between 0 and 1, got {sparsity}")
+    return floor(count * sparsity + 1e-9)
+
+
+def one_budget(op: str, **budgets: float | None) -> tuple[str, Any]:
+    """The only budget that was given, its name and its value; ArgumentError for none or several."""
+    given = {name: budget for name, budget in budgets.items() if budget is not None}
+    if len(given) != 1:
+        found = " and ".join(f"{name} {budget}" for name, budget in given.items()) or "none"
+        raise ArgumentError(f"{op}: exactly one of {', '.join(budgets)} is needed, got {found}")
+    return next(iter(given.items()))

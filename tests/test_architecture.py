@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -303,6 +304,35 @@ def test_second_copy_check_can_fail() -> None:
     first.__file__ = str(ROOT / "zigzag" / "reference" / "attention.py")
     second.__file__ = str(ROOT / "reference" / "attention.py")
     assert second_copies({m.__name__: m for m in (first, second)}) == [[first.__name__, second.__name__]]
+
+
+def windows_taken_apart(source: str) -> list[str]:
+    """Where a plan's window is read past `plan.window(layer)`: windows may differ by layer."""
+    return re.findall(r"\bplan\.(?:sink|recent|align)\b", source)
+
+
+@pytest.mark.parametrize("room", ["caches", "running", "generation", "sizes"])
+def test_a_layers_window_comes_from_its_plan(room: str) -> None:
+    for path in python_files(f"zigzag/{room}"):
+        assert windows_taken_apart(path.read_text(encoding="utf-8")) == [], path
+
+
+def test_window_check_can_fail() -> None:
+    assert windows_taken_apart("Window(self.plan.sink, recent)") == ["plan.sink"]
+
+
+def test_no_assertion_guards_state() -> None:
+    """`python -O` would take it away."""
+    for path in python_files("reference", "backends", "zigzag"):
+        assert assertions(path.read_text(encoding="utf-8")) == [], path
+
+
+def assertions(source: str) -> list[int]:
+    return [node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assert)]
+
+
+def test_assertion_check_can_fail() -> None:
+    assert assertions("def f(x):\n    assert x") == [2]
 
 
 def long_files(files: list[Path], limit: int = MAX_LINES) -> list[str]:

@@ -9,8 +9,9 @@ from models import tiny_glm4_moe, tiny_llama
 from test_runner import PLANS, assert_right, draw
 
 from zigzag import CacheError
-from zigzag.running.fixed_runner import FixedRunner
-from zigzag.running.runner import Host
+from zigzag.running.fixed import FixedStore
+from zigzag.running.host import Host
+from zigzag.running.runner import Runner
 
 CHAINS = {name: PLANS[name] for name in ("full", "mixed", "streaming")}
 ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
@@ -18,30 +19,35 @@ GPU = pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU, and --devic
 MULTIPLE = 2  # of the error that bfloat16 costs transformers itself
 
 
+def fixed(host: Host, plan, **options) -> Runner:
+    return Runner(host, plan, FixedStore(plan, host.config, host.model.device, **options))
+
+
 def histories(model, plan, rows: int, *, capacity: int, graphs: bool, rounds: int = 12) -> list:
     """(texts, logits) after each step of a random history."""
     rng = random.Random(rows)
     with Host(model) as host, torch.inference_mode():
-        runner = FixedRunner(host, plan, spare=9, capacity=capacity, graphs=graphs)
+        runner = fixed(host, plan, spare=9, capacity=capacity, graphs=graphs)
         texts = [draw(rng, rng.randint(3, 25)) for _ in range(rows)]
-        checks = [([list(t) for t in texts], runner.sync(texts).clone())]
+        checks = [([list(t) for t in texts], runner.sync(texts).logits[:, 0].clone())]
         for _ in range(rounds):
             if rng.random() < 0.3:
                 for text in texts:
                     if (gone := rng.randint(0, 3)) and len(text) - gone > 1:
                         del text[-gone:]
                     text.extend(draw(rng, rng.randint(1, 12)))
-                checks.append(([list(t) for t in texts], runner.sync(texts).clone()))
+                checks.append(([list(t) for t in texts], runner.sync(texts).logits[:, 0].clone()))
                 continue
             fed = rng.randint(1, 6)
             ids = torch.tensor([draw(rng, fed) for _ in range(rows)]).to(runner.device)
-            logits = runner.feed(ids)
+            logits = runner.feed(ids).logits
             kept = [rng.randint(1, fed) for _ in range(rows)]
-            for text, new, count in zip(texts, ids.tolist(), kept, strict=True):
-                text.extend(new[:count])
+            tokens = [new[:count] for new, count in zip(ids.tolist(), kept, strict=True)]
+            for text, new in zip(texts, tokens, strict=True):
+                text.extend(new)
             checks.append(([list(t) for t in texts], logits[range(rows), [n - 1 for n in kept]].clone()))
-            runner.keep([list(range(n)) for n in kept], fed)
-            runner.tokens = [list(t) for t in texts]
+            runner.keep([range(n) for n in kept], tokens)
+            assert runner.tokens == texts
     return checks
 
 
@@ -72,26 +78,26 @@ def test_rows_leave() -> None:
     model, plan = tiny_llama(4, dtype=torch.float64), PLANS["mixed"]
     texts = [draw(rng, n) for n in (20, 4, 11)]
     with Host(model) as host, torch.inference_mode():
-        runner = FixedRunner(host, plan, spare=8, graphs=False)
+        runner = fixed(host, plan, spare=8, graphs=False)
         runner.sync(texts)
         runner.select([2, 0])
         texts = [texts[2] + draw(rng, 2), texts[0] + draw(rng, 3)]
-        logits = runner.sync(texts)
+        logits = runner.sync(texts).logits[:, 0]
     assert_right(model, plan, texts, logits)
 
 
 def test_what_it_refuses() -> None:
     model = tiny_llama(4, dtype=torch.float64)
     with Host(model) as host, torch.inference_mode():
-        runner = FixedRunner(host, PLANS["mixed"], spare=3, graphs=False)
+        runner = fixed(host, PLANS["mixed"], spare=3, graphs=False)
         runner.sync([list(range(1, 30))])
         with pytest.raises(CacheError, match="chains only"):
             runner.feed(torch.tensor([[1, 2]]), parents=[-1, -1])
         runner.feed(torch.tensor([[1, 2, 3, 4, 5]]))
         with pytest.raises(CacheError, match="keeps the first tokens"):
-            runner.keep([[0, 2]], 5)
+            runner.keep([[0, 2]], [[1, 3]])
         with pytest.raises(CacheError, match="spare = 3"):
-            runner.keep([[]], 5)
+            runner.keep([[]], [[]])
 
 
 @GPU
@@ -117,11 +123,11 @@ def errors(make) -> tuple[float, float]:
     with torch.inference_mode():
         truth, theirs = (model(ids).logits[:, -5:].float() for model in (exact, half))
         with Host(half) as host:
-            runner = FixedRunner(host, None)
+            runner = fixed(host, None)
             runner.sync([ids[0, :-5].tolist()])
             for _ in range(3):  # as it is, captured, replayed
-                ours = runner.feed(ids[:, -5:]).float().clone()
-                runner.keep([[]], 5)
+                ours = runner.feed(ids[:, -5:]).logits.float().clone()
+                runner.keep([[]], [[]])
     size = truth.norm(dim=-1)
     mine, stock = (float(((logits - truth).norm(dim=-1) / size).median()) for logits in (ours, theirs))
     return mine, stock

@@ -3,20 +3,20 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from forwards import assert_same_logits, check_reset, check_rollback, forward_in_pieces, padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, random_ids, tiny_llama
-from transformers import AttentionInterface, DynamicCache
+from transformers import DynamicCache
+from written_out import written_out
 
 import zigzag
-from zigzag import ArgumentError, CacheError, HeadPlan, LayerPlan, ModelError, PlanError
+from zigzag import ArgumentError, CacheError, HeadPlan, LayerPlan, ModelError, PlanError, ops
 from zigzag.caches.mixed import MixedLayer
 from zigzag.caches.streaming import StreamingLayer
-from zigzag.reference import visible
+from zigzag.plans.window import Window
 from zigzag.running.attach import cache_lengths
 from zigzag.running.masking import masked_heads
 
@@ -36,9 +36,9 @@ PLANS = {
 
 @torch.inference_mode()
 def expected_logits(model: Any, ids: torch.Tensor, plan: HeadPlan) -> torch.Tensor:
-    """The yardstick: whole prompts, every head in full, the streaming ones by mask."""
-    with masked_heads(model, plan.full_heads(), sink=plan.sink, recent=plan.recent, align=plan.align):
-        return model(ids).logits
+    """The yardstick: whole prompts, attention written out."""
+    with written_out(model, plan.heads, sink=plan.sink, recent=plan.recent, align=plan.align):
+        return model(ids, use_cache=False).logits
 
 
 def expected_tokens(model: Any, ids: torch.Tensor, plan: HeadPlan, count: int) -> torch.Tensor:
@@ -78,30 +78,11 @@ def test_yardstick_tells_plans_apart(model: Any) -> None:
                 assert_same_logits(one, other)
 
 
-def test_yardstick_agrees_with_the_definition(llama: Any) -> None:
-    """Beside attention written out here: scores, the reference's `visible` for each head, softmax."""
-
-    def attention(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float, **_: Any
-    ) -> tuple[torch.Tensor, None]:
-        at, share = np.arange(key.shape[2]), query.shape[1] // key.shape[1]
-        window = {"sink": MIXED.sink, "recent": MIXED.recent}
-        kinds = MIXED.heads[module.layer_idx]
-        seen = np.stack([visible(at, at, **({} if full else window)) for full in kinds]).repeat(share, axis=0)
-        key, value = (x.repeat_interleave(share, dim=1) for x in (key, value))
-        scores = (query @ key.mT * scaling).masked_fill(~torch.from_numpy(seen), -torch.inf)
-        return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
-
+def test_masked_heads_agree_with_the_definition(llama: Any) -> None:
     ids = random_ids(2, 40)
-    AttentionInterface.register("written-out", attention)
-    previous = llama.config._attn_implementation
-    llama.set_attn_implementation("written-out")
-    try:
-        with torch.inference_mode():
-            written = llama(ids, use_cache=False).logits
-    finally:
-        llama.set_attn_implementation(previous)
-    assert_same_logits(expected_logits(llama, ids, MIXED), written)
+    with masked_heads(llama, MIXED.heads, sink=MIXED.sink, recent=MIXED.recent), torch.inference_mode():
+        masked = llama(ids).logits
+    assert_same_logits(expected_logits(llama, ids, MIXED), masked)
 
 
 def test_a_wrong_plan_gives_other_tokens(model: Any) -> None:
@@ -321,7 +302,7 @@ def test_rollback_beyond_spare(llama: Any) -> None:
 
 
 def test_streaming_heads_are_taken_once() -> None:
-    layer = MixedLayer((True, False), DynamicCache().layer_class_to_replicate(), StreamingLayer(2, 6, 0))
+    layer = MixedLayer((True, False), DynamicCache().layer_class_to_replicate(), StreamingLayer(Window(2, 6), 0))
     layer.streaming.receive(torch.arange(4)[None], 0)
     states = torch.randn(1, 2, 4, 8)
     key, value = layer.update(states, states)
@@ -355,6 +336,19 @@ def test_an_attached_head_plan_is_used_and_comes_back(llama: Any) -> None:
     again = llama.generate(ids, max_new_tokens=6, do_sample=False)
     zigzag.detach(llama)
     assert torch.equal(again, expected_tokens(llama, ids, MIXED, 6)) and result.sequences == again.tolist()
+
+
+def test_few_tokens_of_a_mixed_layer_are_one_call(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `generate` as under `attach`: both of the layer's caches at once, in every step after the prompt."""
+    calls, right = [], ops.mixed_attention
+    monkeypatch.setattr(ops, "mixed_attention", lambda *given, **rest: calls.append(given) or right(*given, **rest))
+    mixed = sum(map(MIXED.is_mixed, range(3)))
+    result = zigzag.generate(llama, random_ids(1, 30), plan=MIXED, temperature=0, max_new_tokens=5)
+    assert len(calls) == mixed * result.statistics.forwards == mixed * 5
+    calls.clear()
+    zigzag.attach(llama, MIXED)
+    llama.generate(random_ids(1, 30), max_new_tokens=5, do_sample=False)
+    assert len(calls) == mixed * 4  # the prompt's forward gives the first token
 
 
 def test_drafts_beyond_spare_are_refused(llama: Any) -> None:

@@ -5,10 +5,12 @@ import random
 import pytest
 import torch
 from models import VOCAB, tiny_glm4_moe, tiny_llama
+from written_out import written_out
 
-from zigzag import CacheError, HeadPlan, LayerPlan, PlanError
-from zigzag.running.masking import masked_heads
-from zigzag.running.runner import Host, Runner
+from zigzag import ArgumentError, CacheError, HeadPlan, LayerPlan, PlanError
+from zigzag.running.growing import GrowingStore
+from zigzag.running.host import Host
+from zigzag.running.runner import Runner
 
 PLANS = {
     "full": None,
@@ -25,8 +27,12 @@ def fresh(model, plan, tokens: list[int]) -> torch.Tensor:
     else:
         full_heads = [[plan is None or not plan.is_streaming(i)] * 2 for i in range(model.config.num_hidden_layers)]
     window = {"sink": 1, "recent": 1} if plan is None else {"sink": plan.sink, "recent": plan.recent}
-    with masked_heads(model, full_heads, **window), torch.inference_mode():
-        return model(torch.tensor([tokens])).logits[0, -1]
+    with written_out(model, full_heads, **window), torch.inference_mode():
+        return model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
+
+
+def growing(host: Host, plan, *, spare: int) -> Runner:
+    return Runner(host, plan, GrowingStore(plan, host.config, host.model.device, spare=spare))
 
 
 def assert_right(model, plan, rows: list[list[int]], logits: torch.Tensor) -> None:
@@ -55,27 +61,28 @@ def test_random_histories(make, name: str, rows: int) -> None:
     rng = random.Random(rows)
     model, plan = make(4, dtype=torch.float64), PLANS[name]
     with Host(model) as host, torch.inference_mode():
-        runner = Runner(host, plan, spare=8)
+        runner = growing(host, plan, spare=8)
         texts = [draw(rng, rng.randint(3, 25)) for _ in range(rows)]
-        checks = [([list(t) for t in texts], runner.sync(texts).clone())]
+        checks = [([list(t) for t in texts], runner.sync(texts).logits[:, 0].clone())]
         for _ in range(20):
             if rng.random() < 0.3:
                 for text in texts:
                     if (gone := rng.randint(0, 3)) and len(text) - gone > 1:
                         del text[-gone:]
                     text.extend(draw(rng, rng.randint(1, 3)))
-                checks.append(([list(t) for t in texts], runner.sync(texts).clone()))
+                checks.append(([list(t) for t in texts], runner.sync(texts).logits[:, 0].clone()))
                 continue
             fed = rng.randint(1, 6)
             parents = [-1, *(rng.randint(0, n - 1) if rng.random() < 0.5 else n - 1 for n in range(1, fed))]
             ids = torch.tensor([draw(rng, fed) for _ in range(rows)])
-            logits = runner.feed(ids, parents=parents)
+            logits = runner.feed(ids, parents=parents).logits
             kept = [path_to(parents, rng.randrange(fed)) for _ in range(rows)]
-            for text, new, nodes in zip(texts, ids.tolist(), kept, strict=True):
-                text.extend(new[n] for n in nodes)
+            tokens = [[new[n] for n in nodes] for new, nodes in zip(ids.tolist(), kept, strict=True)]
+            for text, new in zip(texts, tokens, strict=True):
+                text.extend(new)
             checks.append(([list(t) for t in texts], logits[range(rows), [nodes[-1] for nodes in kept]].clone()))
-            runner.keep(kept, fed)
-            runner.tokens = [list(t) for t in texts]
+            runner.keep(kept, tokens)
+            assert runner.tokens == texts
     for done, logits in checks:
         assert_right(model, plan, done, logits)
 
@@ -85,11 +92,11 @@ def test_rows_leave(name: str = "mixed") -> None:
     model, plan = tiny_llama(4, dtype=torch.float64), PLANS[name]
     texts = [draw(rng, n) for n in (20, 4, 11)]
     with Host(model) as host, torch.inference_mode():
-        runner = Runner(host, plan, spare=8)
+        runner = growing(host, plan, spare=8)
         runner.sync(texts)
         runner.select([2, 0])
         texts = [texts[2] + draw(rng, 2), texts[0] + draw(rng, 3)]
-        logits = runner.sync(texts)
+        logits = runner.sync(texts).logits[:, 0]
     assert_right(model, plan, texts, logits)
 
 
@@ -102,16 +109,56 @@ def test_wrong_logits_are_noticed() -> None:
 def test_more_than_spare_is_refused() -> None:
     model = tiny_llama(4, dtype=torch.float64)
     with Host(model) as host, torch.inference_mode():
-        runner = Runner(host, PLANS["mixed"], spare=3)
-        runner.sync([list(range(1, 30))])
+        runner = growing(host, PLANS["mixed"], spare=3)
+        text = list(range(1, 30))
+        runner.sync([text])
         runner.feed(torch.tensor([[1, 2, 3, 4, 5]]))
         with pytest.raises(CacheError, match="spare = 3"):
-            runner.keep([[]], 5)
+            runner.keep([[]], [[]])
+        runner.keep([[0, 1, 2, 3]], [[1, 2, 3, 4]])  # after the refusal all is as it was
+        with pytest.raises(CacheError, match="spare = 3"):
+            runner.sync([text])
+        longer = [*text, 1, 2, 3, 4, 9]
+        logits = runner.sync([longer]).logits[:, 0]
+    assert_right(model, PLANS["mixed"], [longer], logits)
+
+
+def test_what_was_fed_is_kept_before_anything_else() -> None:
+    model = tiny_llama(4, dtype=torch.float64)
+    with Host(model) as host, torch.inference_mode():
+        runner = growing(host, None, spare=3)
+        runner.sync([[1, 2, 3]])
+        runner.feed(torch.tensor([[4, 5]]))
+        with pytest.raises(CacheError, match="2 tokens were fed and neither kept nor dropped"):
+            runner.sync([[1, 2, 3, 4]])
+        with pytest.raises(CacheError, match="a tree follows what is kept, but 2 tokens"):
+            runner.feed(torch.tensor([[6]]), parents=[-1])
+        with pytest.raises(ArgumentError, match="a token for each node"):
+            runner.keep([[0]], [[4, 5]])
+        runner.feed(torch.tensor([[6]]))
+        runner.keep([[0, 1, 2]], [[4, 5, 6]])
+        logits = runner.sync([[1, 2, 3, 4, 5, 6, 7]]).logits[:, 0]
+    assert runner.tokens == [[1, 2, 3, 4, 5, 6, 7]] and runner.fed == 0
+    assert_right(model, None, runner.tokens, logits)
+
+
+def test_a_forward_that_breaks_off_voids_the_cache() -> None:
+    """Some layers may hold the new tokens and some not."""
+    model = tiny_llama(4, dtype=torch.float64)
+    with Host(model) as host, torch.inference_mode():
+        runner = growing(host, None, spare=3)
+        runner.sync([[1, 2, 3]])
+        stumble = model.model.layers[2].register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            runner.sync([[1, 2, 3, 4]])
+        stumble.remove()
+        with pytest.raises(CacheError, match="broke off"):
+            runner.sync([[1, 2, 3, 4]])
 
 
 def test_plan_of_another_model() -> None:
     with Host(tiny_llama(3)) as host, pytest.raises(PlanError, match="4 layers"):
-        Runner(host, PLANS["mixed"])
+        growing(host, PLANS["mixed"], spare=3)
 
 
 def test_the_model_cannot_be_called_meanwhile() -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zigzag.caches.streaming import StreamingLayer
+from zigzag.plans.window import Window
 from zigzag.reference import cache as reference
 from zigzag.reference import visible
 from zigzag.reference.errors import CacheError
@@ -16,7 +17,7 @@ class Rows:
     """A StreamingLayer whose keys are their positions and whose values are minus their positions."""
 
     def __init__(self, padding: list[int], sink: int, recent: int, spare: int) -> None:
-        self.layer = StreamingLayer(sink, recent, spare)
+        self.layer = StreamingLayer(Window(sink, recent), spare)
         self.padding = torch.tensor(padding)
 
     def append(self, count: int) -> None:
@@ -30,8 +31,8 @@ class Rows:
         for row, padding in enumerate(self.padding.tolist()):
             everything = np.arange(max(0, self.layer.seen - padding))
             there = self.layer.attended_positions[row].numpy()
-            seen = visible(positions[row].numpy(), there, sink=self.layer.sink, recent=self.layer.recent)
-            wanted = visible(positions[row].numpy(), everything, sink=self.layer.sink, recent=self.layer.recent)
+            seen = visible(positions[row].numpy(), there, **self.layer.window.mask)
+            wanted = visible(positions[row].numpy(), everything, **self.layer.window.mask)
             assert [sorted(there[s]) for s in seen] == [list(everything[w]) for w in wanted]
 
     def held(self) -> list[list[int]]:
@@ -173,7 +174,7 @@ def test_rows_are_selected_and_repeated() -> None:
     assert rows.held() == [every[2], every[2], every[0], every[0], every[0], every[0]]
     rows.layer.batch_select_indices(torch.tensor([5, 0]))
     assert rows.held() == [every[0], every[2]]
-    empty = StreamingLayer(2, 3, 1)
+    empty = StreamingLayer(Window(2, 3), 1)
     empty.reorder_cache(torch.tensor([0]))
     empty.batch_repeat_interleave(2)
     empty.crop(-1)

@@ -16,7 +16,7 @@ from zigzag.bench.cases import Later, Row, run_case
 from zigzag.bench.step import AIR, TINY, RandomCache, fed, replayed, slice_of_air, step_bytes
 from zigzag.bench.timing import copy_rate
 from zigzag.plans.layers import LayerPlan
-from zigzag.running.runner import Host
+from zigzag.running.host import Host
 from zigzag.sizes.roofline import HARDWARE, Case
 from zigzag.sizes.shape import ModelShape, model_shape
 
@@ -76,9 +76,9 @@ def _layer(model: Any, cache: RandomCache, plan: LayerPlan, labels: dict[str, An
     device, tokens = cache.device, labels["tokens"]
     ids = torch.randint(VOCABULARY, (1, tokens), generator=torch.Generator().manual_seed(1)).to(device)
     with torch.inference_mode(), Host(model) as host:
-        runner = cache.runner(host, plan, graphs=device.type == "cuda")
+        runner, store = cache.runner(host, plan, graphs=device.type == "cuda")
         fed(runner, ids)
-        time = replayed(runner, ids)
+        time = replayed(store, ids)
     row = Row(
         suite="slices",
         method="zigzag",

@@ -22,8 +22,9 @@ from zigzag.bench.timing import copy_rate, replay_time, synchronize
 from zigzag.generation.drafting.draft import Draft, Request
 from zigzag.generation.loop import generate
 from zigzag.plans.layers import LayerPlan
-from zigzag.running.fixed_runner import FixedRunner
-from zigzag.running.runner import Host
+from zigzag.running.fixed import FixedStore
+from zigzag.running.host import Host
+from zigzag.running.runner import Runner
 
 AIR = {
     "vocab_size": 151_552,
@@ -128,10 +129,12 @@ class RandomCache:
             cache.update(key, value, layer)
         return cache
 
-    def runner(self, host: Host, plan: LayerPlan | None, graphs: bool) -> FixedRunner:
-        runner = FixedRunner(host, plan, capacity=self.length + 256, graphs=graphs)
+    def runner(self, host: Host, plan: LayerPlan | None, graphs: bool) -> tuple[Runner, FixedStore]:
+        device = host.model.device
+        store = FixedStore(plan, host.config, device, capacity=self.length + 256, graphs=graphs)
+        runner = Runner(host, plan, store)
         runner.adopt([self.ids], self.states())
-        return runner
+        return runner, store
 
 
 def step_bytes(model: Any, context: int, plan: LayerPlan | None, tokens: int) -> int:
@@ -168,34 +171,36 @@ def _one_step(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: di
             del states
         with Host(model) as host:
             for graphs in (False, True) if device.type == "cuda" else (False,):
-                row, logits = _of_runner(cache.runner(host, plan, graphs), ids, truth, shared)
+                row, logits = _of_runner(*cache.runner(host, plan, graphs), ids, truth, shared)
                 truth = logits if truth is None else truth
                 rows.append(row)
     return rows
 
 
-def _of_runner(runner: FixedRunner, ids: Tensor, truth: Tensor | None, shared: dict[str, Any]) -> tuple[Row, Tensor]:
+def _of_runner(
+    runner: Runner, store: FixedStore, ids: Tensor, truth: Tensor | None, shared: dict[str, Any]
+) -> tuple[Row, Tensor]:
     """Without a truth from outside, the logits are the truth for the rows to come."""
     logits = fed(runner, ids)
     row = Row(
         **shared,
-        method="zigzag, graph" if runner.graphs else "zigzag, no graph",
+        method="zigzag, graph" if store.graphs else "zigzag, no graph",
         error=relative(logits, logits if truth is None else truth),
-        graph=replayed(runner, ids),
+        graph=replayed(store, ids),
         eager=_wall(lambda: _fed(runner, ids), ids.device),
-        remark="error: beside the same kernels without a graph" if runner.ring is not None else "",
+        remark="error: beside the same kernels without a graph" if store.ring is not None else "",
     )
     return row, logits
 
 
-def fed(runner: FixedRunner, ids: Tensor) -> Tensor:
+def fed(runner: Runner, ids: Tensor) -> Tensor:
     """The logits of a step that has been captured, where graphs are used, and replayed."""
     return [_fed(runner, ids).clone() for _ in range(3)][-1]
 
 
-def replayed(runner: FixedRunner, ids: Tensor) -> float | None:
+def replayed(store: FixedStore, ids: Tensor) -> float | None:
     """Microseconds of the step's graph, after `fed`; None without graphs."""
-    return replay_time(runner.steps[(1, ids.shape[1])].graph.replay) if runner.graphs else None
+    return replay_time(store.steps.captured((1, ids.shape[1])).graph.replay) if store.graphs else None
 
 
 def _stock(model: Any, ids: Tensor, cache: DynamicCache) -> Tensor:
@@ -205,10 +210,10 @@ def _stock(model: Any, ids: Tensor, cache: DynamicCache) -> Tensor:
     return logits
 
 
-def _fed(runner: FixedRunner, ids: Tensor) -> Tensor:
+def _fed(runner: Runner, ids: Tensor) -> Tensor:
     """One step of a runner; the tokens are taken back."""
-    logits = runner.feed(ids)
-    runner.keep([[]], ids.shape[1])
+    logits = runner.feed(ids).logits
+    runner.keep([[]], [[]])
     return logits
 
 
@@ -261,7 +266,7 @@ def _loops(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[
         rows.append(Row(**shared, method="transformers generate", eager=time))
     with torch.inference_mode():
         with Host(model) as host:
-            runner = cache.runner(host, plan, device.type == "cuda")
+            runner, _ = cache.runner(host, plan, device.type == "cuda")
 
         def loop(drafter: Any = None) -> list[int]:
             result = generate(

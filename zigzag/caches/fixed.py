@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from zigzag.caches.filled import filled
+from zigzag.plans.window import Window
+from zigzag.reference.errors import CacheError
+
 NOBODY = -1
 
 
@@ -22,15 +26,25 @@ class Slots:
     """
 
     def __init__(self) -> None:
-        self.where: Tensor | None = None
+        self._where: Tensor | None = None
         self.from_start = False
+
+    @property
+    def where(self) -> Tensor:
+        if self._where is None:
+            raise CacheError("a fixed cache must be told where the tokens of a forward go: its runner feeds the model")
+        return self._where
+
+    def place(self, where: Tensor, *, from_start: bool) -> None:
+        """The tokens of the coming forward go to these slots."""
+        self._where, self.from_start = where, from_start
 
 
 class FixedLayer(DynamicLayer):
     """One layer's keys and values [B, G, size + 1, D] at the slots that `slots` says; full layers as they are."""
 
     def __init__(self, slots: Slots, size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers' has no types
         self.slots, self.size = slots, size
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -38,18 +52,16 @@ class FixedLayer(DynamicLayer):
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
         attended = self._attended(key_states, value_states)
-        assert self.slots.where is not None and self.keys is not None and self.values is not None
-        where = self.slots.where[:, None, :, None]
-        self.keys.scatter_(2, where.expand_as(key_states), key_states)
-        self.values.scatter_(2, where.expand_as(value_states), value_states)
+        where, (keys, values) = self.slots.where[:, None, :, None], filled(self)
+        keys.scatter_(2, where.expand_as(key_states), key_states)
+        values.scatter_(2, where.expand_as(value_states), value_states)
         return attended
 
     def _buffer(self, like: Tensor) -> Tensor:
         return like.new_empty(*like.shape[:2], self.size + 1, like.shape[3])
 
     def _attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
-        return (key_states, value_states) if self.slots.from_start else (self.keys, self.values)
+        return (key_states, value_states) if self.slots.from_start else filled(self)
 
     def grow(self, size: int) -> None:
         """Room for `size` tokens; the buffers move."""
@@ -62,7 +74,7 @@ class FixedLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:
-            self.keys, self.values = self.keys[indices], self.values[indices]
+            self.keys, self.values = (states[indices] for states in filled(self))
 
     def get_seq_length(self) -> int:
         """Positions and masks are the runner's business."""
@@ -76,10 +88,10 @@ class Ring(Slots):
         and to themselves, and enter the ring afterwards.
     """
 
-    def __init__(self, sink: int, recent: int, spare: int) -> None:
+    def __init__(self, window: Window, spare: int) -> None:
         super().__init__()
-        self.sink, self.length = sink, recent + spare
-        self.positions: Tensor | None = None
+        self.sink, self.length = window.sink, window.recent + spare
+        self.positions = torch.empty((0, 0), dtype=torch.int64)  # until `reset`
         self.attended_positions: Tensor | None = None
         self.chunk = False
 
@@ -90,14 +102,17 @@ class Ring(Slots):
     def reset(self, rows: int, device: torch.device) -> None:
         self.positions = torch.full((rows, self.size + 1), NOBODY, device=device)
 
+    def select(self, index: Tensor) -> None:
+        """Keep only these rows, in this order."""
+        self.positions = self.positions[index]
+
     def slot(self, positions: Any) -> Any:
         """Slots of positions that are no padding; NumPy arrays or tensors."""
         is_sink = positions < self.sink
         return is_sink * positions + ~is_sink * (self.sink + (positions - self.sink) % self.length)
 
     def receive(self, positions: Tensor) -> None:
-        """Take note of the new tokens' positions [B, T], whose slots are in `where`."""
-        assert self.positions is not None and self.where is not None
+        """Take note of the new tokens' positions [B, T], after `place`."""
         before = self.positions
         if self.chunk:  # what was taken back and comes again must not be seen twice
             first = positions.masked_fill(positions < 0, torch.iinfo(positions.dtype).max).amin(dim=1, keepdim=True)
@@ -105,7 +120,10 @@ class Ring(Slots):
         self.positions.scatter_(1, self.where, positions)
         if self.chunk or self.from_start:
             self.positions[:, -1] = NOBODY
-        self.attended_positions = torch.cat([before, positions], dim=1) if self.chunk else before
+        if self.from_start:
+            self.attended_positions = positions
+        else:
+            self.attended_positions = torch.cat([before, positions], dim=1) if self.chunk else before
 
 
 class RingLayer(FixedLayer):
@@ -116,7 +134,13 @@ class RingLayer(FixedLayer):
     def __init__(self, ring: Ring) -> None:
         super().__init__(ring, ring.size)
 
+    @property
+    def attended_positions(self) -> Tensor | None:
+        """[B, slots] positions of what `update` gave to attend to."""
+        return self.slots.attended_positions
+
     def _attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         if self.slots.chunk and not self.slots.from_start:
-            return torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+            keys, values = filled(self)
+            return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
         return super()._attended(key_states, value_states)

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from zigzag.backends.torch import join_heads
 from zigzag.caches.streaming import StreamingLayer
-from zigzag.plans.heads import HeadPlan, Plan
-from zigzag.plans.layers import FULL, STREAMING
+from zigzag.plans.heads import Plan
 from zigzag.reference.errors import CacheError
-from zigzag.reference.mixed_attention import in_order, pick, runs_of
+from zigzag.reference.mixed_attention import pick, runs_of
 
 Pair = tuple[Tensor, Tensor]
 
@@ -73,7 +71,7 @@ class MixedLayer(DynamicLayer):
         self.full.reset()
         self.streaming.reset()
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         self.full.reorder_cache(beam_idx)
         self.streaming.reorder_cache(beam_idx)
 
@@ -92,35 +90,23 @@ def split(full_groups: Sequence[bool], states: Tensor) -> Pair:
     return pick(states, runs, True, join_heads), pick(states, runs, False, join_heads)
 
 
-def apart(
-    full_groups: Sequence[bool], query: Tensor, full: Callable[[Tensor], Tensor], streaming: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """The outputs [B, H, Tq, Dv] of two attention calls, each on the query heads of its kind."""
-    mine, others = split(full_groups, query)
-    return in_order(full(mine), streaming(others), runs_of(full_groups, query.shape[1]), join_heads)
+def join_heads(parts: Sequence[Tensor]) -> Tensor:
+    """The heads of all parts, [B, heads, ...]."""
+    return torch.cat(list(parts), dim=1)
 
 
-def layer_heads(plan: Plan, index: int) -> str | tuple[bool, ...]:
-    """ "full", "streaming", or which KV heads are full, of one layer of a plan."""
-    if isinstance(plan, HeadPlan) and plan.is_mixed(index):
-        return plan.heads[index]
-    return STREAMING if plan.is_streaming(index) else FULL
+def full_groups_of(layer: Any) -> bool | tuple[bool, ...]:
+    """Which KV heads a cache's layer keeps whole, as `LayerPlan.full_groups` and `HeadPlan.full_groups` say it."""
+    return layer.full_groups if isinstance(layer, MixedLayer) else not isinstance(layer, StreamingLayer)
 
 
-def heads_of(layer: Any) -> str | tuple[bool, ...]:
-    """As `layer_heads`, of a cache's layer."""
-    if isinstance(layer, MixedLayer):
-        return layer.full_groups
-    return STREAMING if isinstance(layer, StreamingLayer) else FULL
-
-
-def new_layer(plan: Plan, index: int, spare: int, growing: Callable[[], DynamicLayer]) -> DynamicLayer:
-    """The cache layer for one layer of a plan; `growing` makes what keeps everything."""
-    heads = layer_heads(plan, index)
-    if heads == FULL:
+def new_layer(plan: Plan | None, index: int, spare: int, growing: Callable[[], DynamicLayer]) -> DynamicLayer:
+    """The cache layer for one layer of a plan; `growing` makes what keeps everything, as all do without a plan."""
+    groups, window = (True, None) if plan is None else (plan.full_groups(index), plan.window(index))
+    if window is None:
         return growing()
-    streaming = StreamingLayer(plan.sink, plan.recent, spare)
-    return streaming if isinstance(heads, str) else MixedLayer(heads, growing(), streaming)
+    streaming = StreamingLayer(window, spare)
+    return streaming if isinstance(groups, bool) else MixedLayer(groups, growing(), streaming)
 
 
 def streaming_parts(layers: Sequence[Any]) -> list[StreamingLayer]:
@@ -135,7 +121,7 @@ def growing_parts(layers: Sequence[Any]) -> list[Any]:
     return [part for part in parts if not isinstance(part, StreamingLayer)]
 
 
-def held(layers: Sequence[Any]) -> list[torch.Tensor]:
+def held(layers: Sequence[Any]) -> list[Tensor]:
     """All keys and values that a cache's layers hold."""
     parts = [part for x in layers for part in ((x.full, x.streaming) if isinstance(x, MixedLayer) else (x,))]
     return [states for part in parts for states in (part.keys, part.values) if states is not None]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from zigzag.caches.filled import filled
+from zigzag.plans.window import Window
 from zigzag.reference.errors import CacheError
 
 
@@ -23,9 +25,9 @@ class StreamingLayer(DynamicLayer):
 
     is_sliding = True
 
-    def __init__(self, sink: int, recent: int, spare: int) -> None:
-        super().__init__()
-        self.sink, self.recent, self.spare = sink, recent, spare
+    def __init__(self, window: Window, spare: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers' has no types
+        self.window, self.spare = window, spare
         self._clear()
 
     def _clear(self) -> None:
@@ -47,8 +49,9 @@ class StreamingLayer(DynamicLayer):
                 "a streaming cache was used without its plan: attach the plan that made it, or start with a new cache"
             )
         if self.is_initialized and self.positions is not None:
-            keys = torch.cat([self.keys, key_states], dim=-2)
-            values = torch.cat([self.values, value_states], dim=-2)
+            held_keys, held_values = filled(self)
+            keys = torch.cat([held_keys, key_states], dim=-2)
+            values = torch.cat([held_values, value_states], dim=-2)
             self.attended_positions = torch.cat([self.positions, incoming], dim=-1)
         else:
             self.lazy_initialization(key_states, value_states)
@@ -59,10 +62,10 @@ class StreamingLayer(DynamicLayer):
 
     def _store(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Keep what the rule says, in memory of its own: a view would keep the whole prompt alive."""
-        ring = self.recent + self.spare
-        start = self.sink if self.has_sinks else 0
+        ring = self.window.recent + self.spare
+        start = self.window.sink if self.has_sinks else 0
         columns = positions.shape[-1] - start
-        if (columns + start <= self.sink + ring and not self.has_sinks) or columns <= ring:
+        if (columns + start <= self.window.sink + ring and not self.has_sinks) or columns <= ring:
             self.keys, self.values, self.positions = keys.clone(), values.clone(), positions.clone()
             return
         cut = start + columns - ring  # columns start..cut leave the recent part
@@ -76,10 +79,10 @@ class StreamingLayer(DynamicLayer):
         self, keys: Tensor, values: Tensor, positions: Tensor, start: int, cut: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The sink slots after the columns start..cut have left: a leaving sink goes to its own slot."""
-        if self.has_sinks and self.seen - (positions.shape[-1] - start) >= self.sink + self.max_padding:
+        if self.has_sinks and self.seen - (positions.shape[-1] - start) >= self.window.sink + self.max_padding:
             return keys[:, :, :start], values[:, :, :start], positions[:, :start]  # all sinks left long ago
         searched = positions[:, :cut]  # the old sink slots too, so that they stay
-        slots = torch.arange(self.sink, device=positions.device)
+        slots = torch.arange(self.window.sink, device=positions.device)
         match = searched[:, None, :] == slots[:, None]  # [B, sink, cut]
         where = match.to(torch.uint8).argmax(dim=-1)
         index = where[:, None, :, None]
@@ -101,15 +104,15 @@ class StreamingLayer(DynamicLayer):
         count = -tokens_to_remove
         if count == 0 or self.positions is None:
             return
-        left = self.positions.shape[-1] - (self.sink if self.has_sinks else 0) - count
-        if self.has_sinks and (count > self.spare or left < max(self.recent - 1, 0)):
+        left = self.positions.shape[-1] - (self.window.sink if self.has_sinks else 0) - count
+        if self.has_sinks and (count > self.spare or left < max(self.window.recent - 1, 0)):
             raise CacheError(
                 f"crop: a streaming cache can take back at most spare = {self.spare} tokens after its window has "
                 f"moved on, got {count}; attach the plan with a larger spare"
             )
         if left < 0:
             raise CacheError(f"crop: only {self.seen} tokens were seen, cannot take back {count}")
-        self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
+        self.keys, self.values = (states[:, :, :-count] for states in filled(self))
         self.positions = self.positions[:, :-count]
         self.seen -= count
 
@@ -119,8 +122,9 @@ class StreamingLayer(DynamicLayer):
         A row's fillers go to the front of the recent part, where they are the next to leave: they cost the row
         spare slots, not window. The rows then hold the same number of columns again.
         """
-        assert self.positions is not None
-        start = self.sink if self.has_sinks else 0
+        if self.positions is None:
+            raise CacheError("rearrange: a streaming cache holds nothing yet")
+        start = self.window.sink if self.has_sinks else 0
         old = torch.arange(start, self.positions.shape[-1] - fed, device=index.device)
         first = self.positions.shape[-1] - fed
         columns = torch.cat([old.expand(index.shape[0], -1), first + index], dim=-1)
@@ -130,8 +134,7 @@ class StreamingLayer(DynamicLayer):
             [torch.arange(start, device=index.device).expand(len(index), -1), columns.take_along_dim(order, -1)], dim=-1
         )
         gone = torch.cat([torch.zeros_like(columns[:, :start], dtype=torch.bool), gone.take_along_dim(order, -1)], -1)
-        where = columns[:, None, :, None]
-        self.keys, self.values = self.keys.take_along_dim(where, 2), self.values.take_along_dim(where, 2)
+        self.keys, self.values = (states.take_along_dim(columns[:, None, :, None], 2) for states in filled(self))
         self.positions = self.positions.take_along_dim(columns, -1).masked_fill(gone, -1)
         self.seen -= fed - index.shape[1]
 
@@ -146,11 +149,10 @@ class StreamingLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.positions is not None:
             indices = indices.to(self.positions.device)
-            self.keys, self.values = self.keys[indices], self.values[indices]
+            self.keys, self.values = (states[indices] for states in filled(self))
             self.positions = self.positions[indices]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.positions is not None:
-            self.keys = self.keys.repeat_interleave(repeats, dim=0)
-            self.values = self.values.repeat_interleave(repeats, dim=0)
+            self.keys, self.values = (states.repeat_interleave(repeats, dim=0) for states in filled(self))
             self.positions = self.positions.repeat_interleave(repeats, dim=0)

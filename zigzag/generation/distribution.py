@@ -32,7 +32,9 @@ class Distribution:
     def probs(self, logits: Tensor) -> Tensor:
         """[..., V] probabilities of processed logits, at least float32."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return ops.to_probs(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        cut = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        probs: Tensor = ops.to_probs(logits, temperature=self.temperature, **cut)
+        return probs
 
     def next_token(self, logits: Tensor, sequences: Callable[[], Sequence[list[int]]]) -> Tensor:
         """[B, V] probabilities of the token after each sequence; `sequences` is only called if a processor asks."""
@@ -57,4 +59,5 @@ class Distribution:
         return out
 
     def _processed(self, logits: Tensor, tokens: list[int]) -> Tensor:
-        return self.processors(torch.tensor([tokens], device=logits.device), logits.float())
+        out: Tensor = self.processors(torch.tensor([tokens], device=logits.device), logits.float())
+        return out

@@ -1,29 +1,31 @@
 """`zigzag.generate`: draft, verify, commit, until every row is done. docs/generation.md says why it is right."""
 
 import time
-from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting.draft import Draft, Drafter, Request, padded, until_stop
 from zigzag.generation.drafting.lookup import LookupDrafter
 from zigzag.generation.drafting.model import ModelDrafter, streaming_drafter
+from zigzag.generation.inputs import eos_tokens, token_rows
 from zigzag.generation.noise import row_seeds
 from zigzag.generation.rules import PhaseRule, Rule, as_rule
 from zigzag.generation.statistics import Statistics
 from zigzag.generation.uniform_blocks import ROUNDS, UniformBlocks
+from zigzag.generation.verdict import Judged, judge
+from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
-from zigzag.reference.trees import chain, check_tree, node_depths
-from zigzag.reference.verification import Verdict
-from zigzag.running.fixed_runner import open_runner
-from zigzag.running.runner import Host, Runner
+from zigzag.reference.trees import node_depths
+from zigzag.running.host import Host
+from zigzag.running.interception import attachment_of
+from zigzag.running.runner import Runner, open_runner
 
 
 @dataclass
@@ -43,12 +45,12 @@ class Generation:
 
 
 def generate(
-    model: Any,
+    model: Decoder,
     input_ids: Any,
     *,
     attention_mask: Any = None,
     plan: Plan | None = None,
-    drafter: Any = None,
+    drafter: str | torch.nn.Module | Drafter | None = None,
     rule: str | Rule | PhaseRule = "residual",
     num_draft_tokens: int = 4,
     max_new_tokens: int = 128,
@@ -91,133 +93,152 @@ def generate(
 
     Raises ArgumentError, CacheError or ModelError where the result would not be right.
     """
-    rows = _rows(input_ids, attention_mask)
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ArgumentError(f"generate: max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
+    attached, most = attachment_of(model), max_new_tokens
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ArgumentError(f"generate: max_new_tokens must be a whole number of at least 1, got {most!r}")
+    texts, chosen = token_rows(input_ids, attention_mask), as_rule(rule)
+    seeds = row_seeds(seed, len(texts))
     loop = _Loop(
         model,
-        rows,
-        plan=plan,
-        rule=as_rule(rule),
-        most=max_new_tokens,
-        spare=spare,
-        cache=cache,
+        [
+            Row(b, text, len(text), len(text) + most, seeds[b], chosen.enters(False, text))
+            for b, text in enumerate(texts)
+        ],
+        plan=plan if plan is not None or attached is None else attached.plan,
+        rule=chosen,
         drafter=_drafter(drafter, model, num_draft_tokens),
-        seeds=row_seeds(seed, len(rows)),
         distribution=Distribution(temperature, top_k, top_p, min_p, logits_processor),
-        eos=_eos(model, eos_token_id),
+        eos=eos_tokens(model, eos_token_id),
         criteria=stopping_criteria,
         on_tokens=on_tokens,
+        spare=spare,
+        cache=cache,
         cuda_graphs=cuda_graphs,
     )
     with torch.inference_mode():
         return loop.run()
 
 
+@dataclass
+class Row:
+    """One text on its way.
+
+    index: of the row that it was given as; tokens: prompt and new ones; start: of the new ones; end: most tokens
+    seed: of its noise; inside: whether it is inside the phase of a `PhaseRule`
+    reason: why it ended; empty while it goes on
+    """
+
+    index: int
+    tokens: list[int]
+    start: int
+    end: int
+    seed: int
+    inside: bool
+    reason: str = ""
+
+    @property
+    def room(self) -> int:
+        """Tokens that it may still take."""
+        return self.end - len(self.tokens)
+
+
+@dataclass
 class _Loop:
-    """The state of one call of `generate`. `alive` names the rows that still run, in the order of the caches."""
+    """One call of `generate`. `alive` are the rows that still run, in the order of the caches."""
 
-    def __init__(
-        self,
-        model: Any,
-        rows: list[list[int]],
-        *,
-        plan: Plan | None,
-        rule: Rule | PhaseRule,
-        most: int,
-        spare: int,
-        cache: Runner | None,
-        drafter: Drafter | None,
-        seeds: list[int],
-        distribution: Distribution,
-        eos: frozenset[int],
-        criteria: Any,
-        on_tokens: Any,
-        cuda_graphs: bool | None,
-    ) -> None:
-        self.model, self.rule, self.drafter, self.distribution = model, rule, drafter, distribution
-        self.seeds, self.eos, self.criteria, self.on_tokens = seeds, eos, criteria, on_tokens
-        self.vocabulary = model.config.get_text_config(decoder=True).vocab_size
-        for b, row in enumerate(rows):
-            if min(row) < 0 or max(row) >= self.vocabulary:
-                raise ArgumentError(f"generate: the tokens of row {b} must be in [0, {self.vocabulary})")
-        attached = getattr(model, "_zigzag_attachment", None)
-        self.plan = plan if plan is not None or attached is None else attached.plan
-        self._check_drafter(spare)
-        if cache is not None and (len(rows) != 1 or cache.host.model is not model or cache.plan != self.plan):
-            raise CacheError("generate: cache= must come from an earlier call with one row, this model and this plan")
-        self.wants_hidden = getattr(drafter, "wants_hidden", False)
-        if self.wants_hidden and cache is not None:
-            raise CacheError(
-                "generate: a drafter that reads the target's states needs them from the start: leave out cache="
-            )
-        self.spare, self.cache, self.cuda_graphs = spare, cache, cuda_graphs
-        self.sequences = [list(row) for row in rows]
-        self.starts = [len(row) for row in rows]
-        self.ends = [len(row) + most for row in rows]
-        self.alive = list(range(len(rows)))
-        self.inside = [rule.enters(False, row) for row in rows]
-        self.reasons = [""] * len(rows)
-        self.statistics = Statistics()
+    model: Decoder
+    rows: list[Row]
+    plan: Plan | None
+    rule: Rule | PhaseRule
+    drafter: Drafter | None
+    distribution: Distribution
+    eos: frozenset[int]
+    criteria: Any
+    on_tokens: Callable[[int, list[int]], bool | None] | None
+    spare: int
+    cache: Runner | None
+    cuda_graphs: bool | None
+    statistics: Statistics = field(default_factory=Statistics)
 
-    def _check_drafter(self, spare: int) -> None:
-        drafter = self.drafter
-        if drafter is None:
+    def __post_init__(self) -> None:
+        self.alive = list(self.rows)
+        self.vocabulary = _vocabulary(self.model)
+        self.wants_hidden = getattr(self.drafter, "wants_hidden", False)
+        for row in self.rows:
+            if min(row.tokens) < 0 or max(row.tokens) >= self.vocabulary:
+                raise ArgumentError(f"generate: the tokens of row {row.index} must be in [0, {self.vocabulary})")
+        if self.drafter is None:
             self.rule.check("one-hot", False, self.distribution.temperature)
-            return
-        tree = getattr(drafter, "parents", None) is not None
-        self.rule.check(drafter.law, tree, self.distribution.temperature)
-        streams = self.plan is not None and self.plan.num_full < self.plan.num_layers
-        if streams and drafter.longest > spare:
+        else:
+            self._check_drafter(self.drafter)
+        if self.cache is not None:
+            self._check_cache(self.cache)
+
+    @property
+    def _drafts_trees(self) -> bool:
+        return getattr(self.drafter, "parents", None) is not None
+
+    def _check_drafter(self, drafter: Drafter) -> None:
+        self.rule.check(drafter.law, self._drafts_trees, self.distribution.temperature)
+        if self.plan is not None and self.plan.streams and drafter.longest > self.spare:
             raise ArgumentError(
                 f"generate: the drafter submits up to {drafter.longest} tokens, but streaming layers take back at most "
-                f"spare = {spare}; give spare={drafter.longest} or more"
+                f"spare = {self.spare}; give spare={drafter.longest} or more"
             )
         other = getattr(drafter, "model", None)
-        size = self.vocabulary if other is None else other.config.get_text_config(decoder=True).vocab_size
+        size = self.vocabulary if other is None else _vocabulary(other)
         if size != self.vocabulary:
             raise ModelError(
                 f"generate: the draft model has a vocabulary of {size} tokens, the target one of {self.vocabulary}; "
                 f"they must share their tokenizer"
             )
 
+    def _check_cache(self, cache: Runner) -> None:
+        if len(self.rows) != 1 or cache.host.model is not self.model or cache.plan != self.plan:
+            raise CacheError("generate: cache= must come from an earlier call with one row, this model and this plan")
+        if self.wants_hidden:
+            raise CacheError(
+                "generate: a drafter that reads the target's states needs them from the start: leave out cache="
+            )
+
     def run(self) -> Generation:
-        with Host(self.model, self.cuda_graphs) as host:
+        with ExitStack() as hosts:
+            host = hosts.enter_context(Host(self.model, self.cuda_graphs))
             self.target = self._open(host)
             if isinstance(self.drafter, ModelDrafter):
-                if self.drafter.model is None or self.drafter.model is self.model:
-                    self._decode(host)
-                else:
-                    with Host(self.drafter.model, self.cuda_graphs) as other:
-                        self._decode(other)
-            else:
-                self._decode(host)
-        new = [row[start:] for row, start in zip(self.sequences, self.starts, strict=True)]
+                other = self.drafter.model
+                own = other is None or other is self.model
+                self.drafter.open(host if own else hosts.enter_context(Host(other, self.cuda_graphs)))
+            self._decode()
+        new = [row.tokens[row.start :] for row in self.rows]
         self.statistics.new_tokens = sum(map(len, new))
-        cache = self.target if len(self.sequences) == 1 else None
-        return Generation(self.sequences, new, self.reasons, self.statistics, cache)
+        return Generation(
+            [row.tokens for row in self.rows],
+            new,
+            [row.reason for row in self.rows],
+            self.statistics,
+            self.target if len(self.rows) == 1 else None,
+        )
 
     def _open(self, host: Host) -> Runner:
-        if self.cache is None:
-            return open_runner(
-                host,
-                self.plan,
-                spare=self.spare,
-                keep_hidden=self.wants_hidden,
-                capacity=max(self.ends) + self.spare,
-                trees=getattr(self.drafter, "parents", None) is not None,
-            )
-        self.cache.host = host
-        return self.cache
+        if self.cache is not None:
+            self.cache.host = host
+            return self.cache
+        return open_runner(
+            host,
+            self.plan,
+            spare=self.spare,
+            keep_hidden=self.wants_hidden,
+            capacity=max(row.end for row in self.rows) + self.spare,
+            trees=self._drafts_trees,
+        )
 
-    def _decode(self, drafting_host: Host) -> None:
-        if isinstance(self.drafter, ModelDrafter):
-            self.drafter.open(drafting_host)
+    def _decode(self) -> None:
         begin = time.perf_counter()
-        self.target.fill([row[:-1] for row in self.sequences])
+        self.target.fill([row.tokens[:-1] for row in self.rows])
         self.statistics.seconds_prefill = time.perf_counter() - begin
         longest = 0 if self.drafter is None else self.drafter.longest
-        rounds = min(ROUNDS, self.ends[0] - self.starts[0])  # each gives every row a token
+        rounds = min(ROUNDS, self.rows[0].room)  # each gives every row a token
         self.uniforms = UniformBlocks("verify", self.target.device, slots=longest + 1, rounds=rounds)
         round_ = 0
         while self.alive:
@@ -228,14 +249,13 @@ class _Loop:
         clock = [time.perf_counter()]
         draft = self._draft(round_)
         clock.append(time.perf_counter())
-        drafts = [ids[:n].tolist() for ids, n in zip(draft.token_ids, draft.counts, strict=True)]
-        parents = chain(draft.token_ids.shape[1]) if draft.parents is None else list(draft.parents)
-        roots = np.array([[self.sequences[b][-1]] for b in self.alive])
-        fed = torch.from_numpy(np.concatenate([roots, np.maximum(draft.token_ids, 0)], axis=1)).to(self.target.device)
-        logits = self.target.feed(fed, parents=None if draft.parents is None else [-1, *(p + 1 for p in parents)])
+        roots = np.array([[row.tokens[-1]] for row in self.alive])
+        ids = np.concatenate([roots, np.maximum(draft.token_ids, 0)], axis=1)
+        fed = torch.from_numpy(ids).to(self.target.device)
+        below_root = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
+        logits = self.target.feed(fed, parents=below_root).logits
         clock.append(time.perf_counter())
-        emitted, paths = self._verdict(draft, drafts, parents, fed[:, 1:], logits, round_)
-        self._commit(emitted, paths, fed.shape[1], draft, parents)
+        self._commit(draft, self._judged(draft, fed[:, 1:], logits, round_))
         clock.append(time.perf_counter())
         self.statistics.seconds_draft += clock[1] - clock[0]
         self.statistics.seconds_verify += clock[2] - clock[1]
@@ -243,143 +263,71 @@ class _Loop:
         self.statistics.forwards += 1
 
     def _draft(self, round_: int) -> Draft:
-        rows = [self.sequences[b] for b in self.alive]
-        none = Draft(*padded([[] for _ in rows]))
-        if self.drafter is None:
-            return none
-        most = [self.ends[b] - len(self.sequences[b]) - 1 for b in self.alive]
-        if max(most) == 0:
-            return none
-        seeds = [self.seeds[b] for b in self.alive]
+        most = [row.room - 1 for row in self.alive]
+        if self.drafter is None or max(most) == 0:
+            return Draft(*padded([[] for _ in self.alive]))
+        texts, seeds = [row.tokens for row in self.alive], [row.seed for row in self.alive]
         hidden = self.target.take_hidden() if self.wants_hidden else None
-        request = Request(rows, most, seeds, round_, self.distribution.next_token, hidden)
-        draft = self._checked(self.drafter.draft(request), most)
+        draft = self.drafter.draft(Request(texts, most, seeds, round_, self.distribution.next_token, hidden))
+        draft.check(self.drafter, len(texts), self.vocabulary)
         self.statistics.draft_steps += int(draft.counts.max(initial=0))
         return draft if draft.parents is not None else until_stop(draft, self.eos)
 
-    def _checked(self, draft: Draft, most: list[int]) -> Draft:
-        """The draft, if it can be what the drafter says it is."""
-        assert self.drafter is not None
-        ids, counts, name = draft.token_ids, draft.counts, type(self.drafter).__name__
-        rows, width = len(self.alive), ids.shape[1]
-        if ids.shape != (rows, width) or counts.shape != (rows,) or ((counts < 0) | (counts > width)).any():
-            raise ArgumentError(f"{name} must give token_ids [{rows}, K] and counts [{rows}] in [0, K]")
-        if draft.parents is not None:
-            check_tree(name, draft.parents, width)
-        if width > self.drafter.longest:
-            raise ArgumentError(
-                f"{name} drafted {width} tokens, but says that it drafts at most {self.drafter.longest}"
-            )
-        read = np.arange(width) < counts[:, None]
-        outside = ids[read & ((ids < 0) | (ids >= self.vocabulary))]
-        if len(outside):
-            raise ArgumentError(f"{name} drafted token {outside[0]}, outside the vocabulary [0, {self.vocabulary})")
-        if self.drafter.law != "dense" or not width:
-            return draft
-        if draft.probs is None or tuple(draft.probs.shape) != (rows, width, self.vocabulary):
-            shape = None if draft.probs is None else list(draft.probs.shape)
-            raise ArgumentError(
-                f"{name} says that its law is dense, so probs [{rows}, {width}, {self.vocabulary}] are "
-                f"needed, got {shape}"
-            )
-        return draft
-
-    def _verdict(
-        self, draft: Draft, drafts: list[list[int]], parents: list[int], ids: Tensor, logits: Tensor, round_: int
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """(emitted tokens, accepted nodes) of each row."""
-        rows = [self.sequences[b] for b in self.alive]
-        logits = self.distribution.processed(logits, rows, drafts, parents)
-        counts = torch.from_numpy(draft.counts).to(ids.device)
-        rules = self.rule.by_row([self.inside[b] for b in self.alive])
+    def _judged(self, draft: Draft, ids: torch.Tensor, logits: torch.Tensor, round_: int) -> Judged:
+        rules = self.rule.by_row([row.inside for row in self.alive])
         if self.distribution.temperature == 0 and all(rule.lossless for rule in rules):
-            coins = torch.empty(len(rows), ids.shape[1] + 1, device=ids.device)  # nobody looks at them
+            coins = torch.empty(len(rules), ids.shape[1] + 1, device=ids.device)  # nobody looks at them
         else:
-            coins = self.uniforms([self.seeds[b] for b in self.alive], round_, ids.shape[1] + 1)
-        emitted: list[list[int]] = [[] for _ in rows]
-        paths: list[list[int]] = [[] for _ in rows]
-        for rule in {id(r): r for r in rules}.values():
-            mine = [i for i, r in enumerate(rules) if r is rule]
-            some = slice(None) if len(mine) == len(rows) else torch.tensor(mine, device=ids.device)
-            verdict = rule.verify(
-                ids[some],
-                None if draft.probs is None else draft.probs[some],
-                logits[some],
-                self.distribution,
-                coins[some],
-                counts[some],
-                draft.parents,
-                draft.replacement,
-            )
-            drawn = draft.probs is not None and (draft.parents is None or draft.replacement)
-            q = draft.probs[some] if drawn else None  # without replacement a sibling may come from outside q
-            for i, answer in zip(mine, self._fetched(verdict, q, ids[some], counts[some]), strict=True):
-                taken = answer.pop()
-                emitted[i] = answer[: taken + 1]
-                nodes = answer[-verdict.accepted_nodes.shape[1] :] if draft.parents is not None else range(taken)
-                paths[i] = list(nodes[:taken])
-        return emitted, paths
+            coins = self.uniforms([row.seed for row in self.alive], round_, ids.shape[1] + 1)
+        texts = [row.tokens for row in self.alive]
+        logits = self.distribution.processed(logits, texts, draft.rows, draft.tree)
+        return judge(rules, draft, ids, logits, coins, self.distribution, type(self.drafter).__name__)
 
-    def _fetched(self, verdict: Verdict, draft_probs: Tensor | None, ids: Tensor, counts: Tensor) -> list[list[int]]:
-        """Each row's tokens, then its accepted nodes (of a tree), then how many: one transfer from the device."""
-        parts = [verdict.output_token_ids]
-        if verdict.accepted_nodes is not None:
-            parts.append(verdict.accepted_nodes)
-        parts.append(verdict.num_accepted[:, None])
-        if draft_probs is not None:
-            own = draft_probs.gather(-1, ids[..., None])[..., 0]
-            read = torch.arange(ids.shape[1], device=ids.device) < counts[:, None]
-            parts.append((read & ~(own > 0)).any(dim=1, keepdim=True).long())
-        rows = torch.cat(parts, dim=1).tolist()
-        if draft_probs is not None and any([row.pop() for row in rows]):
-            raise ArgumentError(
-                f"{type(self.drafter).__name__} drafted a token to which its probs give probability 0 or NaN: they "
-                f"must be the distribution that the token was drawn from"
-            )
-        return rows
-
-    def _commit(
-        self, emitted: list[list[int]], paths: list[list[int]], fed: int, draft: Draft, parents: list[int]
-    ) -> None:
+    def _commit(self, draft: Draft, judged: Judged) -> None:
         """Cut what goes too far, keep the accepted path in the cache, drop rows that are done."""
-        depths = np.concatenate([[0], node_depths(parents)])
-        step: dict[int, list[int]] = {}
-        kept = []
-        for i, b in enumerate(self.alive):
-            if emitted[i][-1] < 0:
-                raise ModelError(f"generate: the model gave logits for row {b} that are NaN or all -inf")
-            self.statistics.count(int(depths[: draft.counts[i] + 1].max()), len(paths[i]))
-            step[b] = tokens = emitted[i][: self._cut(b, emitted[i])]
-            kept.append([0, *(node + 1 for node in paths[i][: len(tokens) - 1])])
-            self.target.tokens[i] += [self.sequences[b][-1], *tokens[:-1]]
-            self.inside[b] = self.rule.enters(self.inside[b], tokens)
-            self.sequences[b] += tokens
-        self.target.keep(kept, fed)
+        for row, tokens in zip(self.alive, judged.emitted, strict=True):
+            if tokens[-1] < 0:
+                raise ModelError(f"generate: the model gave logits for row {row.index} that are NaN or all -inf")
+        depths = np.concatenate([[0], node_depths(draft.tree)])
+        step: list[list[int]] = []
+        nodes, held = [], []
+        for row, count, emitted, path in zip(self.alive, draft.counts, judged.emitted, judged.paths, strict=True):
+            self.statistics.count(int(depths[: count + 1].max()), len(path))
+            tokens = emitted[: self._cut(row, emitted)]
+            nodes.append([0, *(node + 1 for node in path[: len(tokens) - 1])])
+            held.append([row.tokens[-1], *tokens[:-1]])
+            row.inside = self.rule.enters(row.inside, tokens)
+            row.tokens += tokens
+            step.append(tokens)
+        self.target.keep(nodes, held)
         if self.drafter is not None:
-            self.drafter.observe(draft.counts.tolist(), [len(path) for path in paths])
-        going = [i for i, b in enumerate(self.alive) if not self.reasons[b]]
+            self.drafter.observe(draft.counts.tolist(), [len(path) for path in judged.paths])
+        told = [(row.index, tokens) for row, tokens in zip(self.alive, step, strict=True)]
+        self._drop_done()
+        if self.on_tokens is not None and any([self.on_tokens(*each) for each in told]):
+            for row in self.alive:
+                row.reason = "cancelled"
+            self.alive = []
+
+    def _drop_done(self) -> None:
+        going = [i for i, row in enumerate(self.alive) if not row.reason]
         if going and len(going) < len(self.alive):
             self.target.select(going)
             if self.drafter is not None:
                 self.drafter.select(going)
         self.alive = [self.alive[i] for i in going]
-        if self.on_tokens is not None and any([self.on_tokens(b, tokens) for b, tokens in step.items()]):
-            for b in self.alive:
-                self.reasons[b] = "cancelled"
-            self.alive = []
 
-    def _cut(self, b: int, tokens: list[int]) -> int:
-        """How many of the emitted tokens row `b` takes; sets the row's reason if it ends there."""
-        tokens = tokens[: self.rule.cut(self.inside[b], tokens)]
-        room = self.ends[b] - len(self.sequences[b])
+    def _cut(self, row: Row, tokens: list[int]) -> int:
+        """How many of the emitted tokens the row takes; sets its reason if it ends there."""
+        tokens = tokens[: self.rule.cut(row.inside, tokens)]
         for n, token in enumerate(tokens, start=1):
             if token in self.eos:
-                self.reasons[b] = "eos"
-            elif self.criteria and self._stopped([*self.sequences[b], *tokens[:n]]):
-                self.reasons[b] = "stopped"
-            elif n == room:
-                self.reasons[b] = "length"
-            if self.reasons[b]:
+                row.reason = "eos"
+            elif self.criteria and self._stopped([*row.tokens, *tokens[:n]]):
+                row.reason = "stopped"
+            elif n == row.room:
+                row.reason = "length"
+            if row.reason:
                 return n
         return len(tokens)
 
@@ -388,34 +336,11 @@ class _Loop:
         return bool(torch.as_tensor(self.criteria(ids, None)).any())
 
 
-def _rows(input_ids: Any, attention_mask: Any) -> list[list[int]]:
-    """The tokens of each row without padding."""
-    if isinstance(input_ids, Tensor):
-        if input_ids.dim() != 2 or input_ids.is_floating_point():
-            raise ArgumentError(
-                f"generate: input_ids must be integers [B, T], got {input_ids.dtype} {list(input_ids.shape)}"
-            )
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            raise ArgumentError(
-                f"generate: attention_mask must be {list(input_ids.shape)} as input_ids, got "
-                f"{list(attention_mask.shape)}"
-            )
-        ids = input_ids.tolist()
-        mask = [[1] * len(row) for row in ids] if attention_mask is None else attention_mask.tolist()
-        rows = [[t for t, m in zip(row, seen, strict=True) if m] for row, seen in zip(ids, mask, strict=True)]
-    else:
-        if attention_mask is not None:
-            raise ArgumentError("generate: attention_mask goes with input_ids as a tensor, not with lists")
-        try:
-            rows = [array("q", row).tolist() for row in input_ids]  # long prompts: faster than int() of each
-        except (TypeError, OverflowError) as error:
-            raise ArgumentError(f"generate: input_ids must be rows of whole numbers: {error}") from error
-    if not rows or not all(rows):
-        raise ArgumentError("generate: every row must have at least one token")
-    return rows
+def _vocabulary(model: Decoder) -> int:
+    return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
-def _drafter(drafter: Any, model: Any, num_draft_tokens: int) -> Drafter | None:
+def _drafter(drafter: str | torch.nn.Module | Drafter | None, model: Decoder, num_draft_tokens: int) -> Drafter | None:
     if drafter == "lookup":
         return LookupDrafter(num_draft_tokens)
     if drafter == "streaming":
@@ -425,11 +350,3 @@ def _drafter(drafter: Any, model: Any, num_draft_tokens: int) -> Drafter | None:
     if isinstance(drafter, torch.nn.Module):
         return ModelDrafter(drafter, stop=num_draft_tokens)
     return drafter
-
-
-def _eos(model: Any, eos_token_id: int | Sequence[int] | None) -> frozenset[int]:
-    if eos_token_id is None:
-        eos_token_id = getattr(model.generation_config, "eos_token_id", None)
-    if eos_token_id is None:
-        return frozenset()
-    return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)

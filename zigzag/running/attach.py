@@ -3,17 +3,14 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from zigzag import ops
-from zigzag.caches.mixed import apart, heads_of, held, layer_heads, new_layer, split, streaming_parts
+from zigzag.caches.mixed import full_groups_of, held, new_layer, streaming_parts
 from zigzag.plans.heads import Plan
-from zigzag.plans.layers import FULL
-from zigzag.reference.errors import ArgumentError, CacheError, ModelError, PlanError
-from zigzag.running.interception import NAME, Interception, decoder_config, full_attention
-
-FEW_QUERIES = 32  # up to so many, both caches of a head-mixed layer are attended in one call
+from zigzag.reference.errors import ArgumentError, CacheError, ModelError
+from zigzag.running.attention import Attention
+from zigzag.running.interception import NAME, Interception, attachment_of, check_plan, decoder_config, full_attention
 
 
 def attach(model: Any, plan: Plan, *, spare: int = 64) -> Any:
@@ -36,16 +33,7 @@ def attach(model: Any, plan: Plan, *, spare: int = 64) -> Any:
     config = decoder_config(model)
     if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
         raise ArgumentError(f"attach: spare must be a whole number of slots, 0 or more, got {spare!r}")
-    if plan.num_layers != config.num_hidden_layers:
-        raise PlanError(
-            f"attach: the plan is for {plan.num_layers} layers, the model has {config.num_hidden_layers}; "
-            f"make a plan for this model"
-        )
-    if plan.num_kv_heads is not None and plan.num_kv_heads != config.num_key_value_heads:
-        raise PlanError(
-            f"attach: the plan was made for {plan.num_kv_heads} KV heads a layer, the model has "
-            f"{config.num_key_value_heads}; make a plan for this model"
-        )
+    check_plan("attach", plan, config)
     detach(model)
     model._zigzag_attachment = _Attachment(model, plan, spare)
     return model
@@ -53,7 +41,7 @@ def attach(model: Any, plan: Plan, *, spare: int = 64) -> Any:
 
 def detach(model: Any) -> Any:
     """Undo `attach`; does nothing to a model without a plan. Caches made under the plan cannot be used after."""
-    attachment = getattr(model, "_zigzag_attachment", None)
+    attachment = attachment_of(model)
     if attachment is not None:
         attachment.interception.remove()
         model._zigzag_attachment = None
@@ -67,7 +55,8 @@ def cache_bytes(cache: Cache) -> int:
 
 def cache_lengths(cache: Cache) -> list[int]:
     """Slots a row that each layer stores; of a head-mixed one, those of its full heads."""
-    return [0 if layer.keys is None else layer.keys.shape[-2] for layer in cache.layers]
+    layers: list[Any] = cache.layers
+    return [0 if layer.keys is None else layer.keys.shape[-2] for layer in layers]
 
 
 def kv_size(model: Any) -> dict[str, int]:
@@ -104,8 +93,14 @@ class _Attachment:
         positions = columns[:, columns.shape[1] - inputs.shape[1] :]
         for layer in streaming:
             layer.receive(positions, padding)
-        first = seen == 0 and padding == 0
-        kwargs[NAME] = _Attend(self.plan, cache, positions, columns if padding else None, contiguous=first)
+        kwargs[NAME] = Attention(
+            self.plan,
+            None if cache is None else cache.layers,
+            full_attention,
+            now=positions,
+            columns=columns if padding else None,
+            from_start=seen == 0 and padding == 0,
+        )
 
     def _fit(self, cache: Any, config: Any) -> None:
         if not isinstance(cache, Cache) or getattr(cache, "offloading", False):
@@ -114,20 +109,18 @@ class _Attachment:
             self._check_ours(cache)
         elif cache.get_seq_length() == 0:
             self._install(cache, config.num_hidden_layers)
-        elif self.plan.num_full < self.plan.num_layers:
+        elif self.plan.streams:
             raise CacheError(
                 "the cache was filled without this plan, so its streaming layers hold too much and in another form; "
                 "start with an empty cache"
             )
 
     def _check_ours(self, cache: Cache) -> None:
-        plan = self.plan
-        ours = [heads_of(layer) for layer in cache.layers]
-        same = ours == [layer_heads(plan, i) for i in range(plan.num_layers)] and all(
-            (part.sink, part.recent, part.spare) == (plan.sink, plan.recent, self.spare)
-            for part in streaming_parts(cache.layers)
-        )
-        if not same:
+        layers = range(self.plan.num_layers)
+        ours = [full_groups_of(layer) for layer in cache.layers]
+        kept = [(part.window, part.spare) for part in streaming_parts(cache.layers)]
+        windows = [window for window in map(self.plan.window, layers) if window is not None]
+        if ours != [self.plan.full_groups(i) for i in layers] or kept != [(window, self.spare) for window in windows]:
             raise CacheError("the cache was filled under another plan or spare; start with an empty cache")
 
     def _install(self, cache: Any, num_layers: int) -> None:
@@ -138,70 +131,6 @@ class _Attachment:
                 f"{', '.join(sorted(k.__name__ for k in kinds)) or 'other'} layers; leave cache_implementation unset"
             )
         cache.layers[:] = [new_layer(self.plan, i, self.spare, DynamicLayer) for i in range(num_layers)]
-
-
-class _Attend:
-    """The attention of one forward: full layers by transformers, streaming layers by `zigzag.ops.attention`.
-
-    positions: [B, Tq] of the tokens; columns: [B, T] of all tokens seen and new where rows are padded, else None
-    contiguous: whether the tokens are whole prompts without padding
-    """
-
-    def __init__(self, plan: Plan, cache: Any, positions: Tensor, columns: Tensor | None, *, contiguous: bool) -> None:
-        self.plan, self.cache, self.contiguous = plan, cache, contiguous
-        self.positions, self.columns = positions, columns
-        self.window = {"sink": plan.sink, "recent": plan.recent, "align": plan.align}
-
-    def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
-    ) -> Tensor:
-        index: int = module.layer_idx  # type: ignore[assignment]
-        heads, layer = layer_heads(self.plan, index), None if self.cache is None else self.cache.layers[index]
-        if heads == FULL:
-            return full_attention(module, query, key, value, mask, scaling)
-        if not isinstance(heads, str):
-            return self._mixed(module, heads, layer, query, key, value, mask, scaling)
-        return self._streaming(layer, query, key, value, scaling)
-
-    def _streaming(self, layer: Any, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        where: dict[str, Tensor] = {}
-        if not self.contiguous:
-            where = {"query_positions": self.positions, "key_positions": self._held(layer)}
-        return ops.attention(query, key, value, **self.window, scale=scale, **where)[0]
-
-    def _held(self, layer: Any) -> Tensor:
-        """[B, slots + Tq] positions of what the streaming heads attend to."""
-        return self.positions if layer is None else layer.attended_positions
-
-    def _mixed(
-        self,
-        module: nn.Module,
-        groups: tuple[bool, ...],
-        layer: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scale: float | None,
-    ) -> Tensor:
-        streaming = None
-        if layer is None:
-            (key, other_key), (value, other_value) = (split(groups, states) for states in (key, value))
-        else:
-            streaming = layer.streaming
-            other_key, other_value = layer.take_streaming()
-        if self.contiguous or query.shape[2] > FEW_QUERIES:
-            return apart(
-                groups,
-                query,
-                lambda mine: full_attention(module, mine, key, value, mask, scale),
-                lambda mine: self._streaming(streaming, mine, other_key, other_value, scale),
-            )
-        where = {"streaming_positions": self._held(streaming)}
-        if self.columns is not None:
-            where |= {"query_positions": self.positions, "key_positions": self.columns}
-        caches = (key, value, other_key, other_value)
-        return ops.mixed_attention(query, *caches, full_groups=groups, **self.window, scale=scale, **where)[0]
 
 
 def _check_mask(mask: Any, batch: int, length: int) -> None:

@@ -16,6 +16,7 @@ from transformers.activations import SiLUActivation
 from transformers.integrations.moe import ExpertsInterface, _default_apply_gate, grouped_mm_experts_forward
 
 from zigzag import ops
+from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ModelError
 
 NAME = "zigzag"
@@ -34,14 +35,14 @@ NEEDED = {
 
 
 @contextmanager
-def few_token_experts(model: nn.Module) -> Iterator[None]:
+def few_token_experts(model: Decoder) -> Iterator[None]:
     """Run the experts of `model` through `apply_experts` inside the block, as this module says.
 
     model: any module, an `MtpHead` too; one without experts stays as it is. `zigzag.use_backend` chooses the backend.
 
     Raises ModelError for experts that `apply_experts` does not compute; the model is then unchanged.
     """
-    experts = [module for module in model.modules() if is_experts(module)]
+    experts: list[Any] = [module for module in model.modules() if is_experts(module)]
     for module in experts:
         check_experts(module)
     configs = {id(module.config): module.config for module in experts}.values()
@@ -85,7 +86,8 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
     if not _takes(hidden_states, self.gate_up_proj, self.down_proj):
         return grouped_mm_experts_forward(self, hidden_states, top_k_index, top_k_weights)
     weights = self.gate_up_proj, self.down_proj
-    return ops.apply_experts(hidden_states, top_k_index, top_k_weights, *weights, validate=False)
+    output: Tensor = ops.apply_experts(hidden_states, top_k_index, top_k_weights, *weights, validate=False)
+    return output
 
 
 def _takes(hidden: Tensor, *weights: Tensor) -> bool:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm
 
 from zigzag import ops
+from zigzag.models.decoder import Decoder
 
 ROUNDINGS = 4  # of the model's dtype, that a replacement may be off by
 _compared: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a module gave what its replacement gives
 
 
 @contextmanager
-def fused_modules(model: nn.Module) -> Iterator[int]:
+def fused_modules(model: Decoder) -> Iterator[int]:
     """Replace what can be replaced inside the block; gives how many modules were."""
     replaced = [module for module in model.modules() if _replace(module)]
     try:

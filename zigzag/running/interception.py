@@ -14,7 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from zigzag.reference.errors import ModelError
+from zigzag.plans.heads import Plan
+from zigzag.reference.errors import ModelError, PlanError
 
 NAME = "zigzag"
 Attend = Callable[..., Tensor]  # (module, query, key, value, attention_mask, scaling) -> [B, H, Tq, Dv]
@@ -66,6 +67,27 @@ def decoder_config(model: Any) -> Any:
     return config
 
 
+def check_plan(op: str, plan: Plan | None, config: Any) -> None:
+    """PlanError unless the plan is for a decoder of this configuration."""
+    if plan is None:
+        return
+    if plan.num_layers != config.num_hidden_layers:
+        raise PlanError(
+            f"{op}: the plan is for {plan.num_layers} layers, the model has {config.num_hidden_layers}; "
+            f"make a plan for this model"
+        )
+    if plan.num_kv_heads not in (None, config.num_key_value_heads):
+        raise PlanError(
+            f"{op}: the plan was made for {plan.num_kv_heads} KV heads a layer, the model has "
+            f"{config.num_key_value_heads}; make a plan for this model"
+        )
+
+
+def attachment_of(model: Any) -> Any:
+    """What `zigzag.attach` has put on the model, with its `plan` and `spare`; None without a plan."""
+    return getattr(model, "_zigzag_attachment", None)
+
+
 class Interception:
     """The model's attention is ours while this is installed; `remove` restores what was there."""
 
@@ -81,7 +103,9 @@ class Interception:
                 f"cannot be replaced"
             )
 
-        def pre_hook(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        def pre_hook(
+            decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             if len(args) > 1:
                 raise ModelError("with zigzag, give a model's inputs other than input_ids by keyword")
             prepare(decoder, args, kwargs := dict(kwargs))
@@ -102,7 +126,7 @@ class Interception:
 @contextmanager
 def intercepted(model: Any, attend: Attend) -> Iterator[None]:
     """Within the block every attention layer of `model` calls `attend`; forwards keep no cache."""
-    if getattr(model, "_zigzag_attachment", None) is not None:
+    if attachment_of(model) is not None:
         raise ModelError("the model already runs a plan: call zigzag.detach(model) first")
 
     def prepare(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

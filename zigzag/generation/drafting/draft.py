@@ -7,6 +7,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from zigzag.reference.errors import ArgumentError
+from zigzag.reference.trees import chain, check_tree
+
 Law = Literal["dense", "one-hot", "unknown"]
 
 
@@ -26,6 +29,37 @@ class Draft:
     probs: Any = None
     parents: tuple[int, ...] | None = None
     replacement: bool = True
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The tokens of each row that count."""
+        return [ids[:count].tolist() for ids, count in zip(self.token_ids, self.counts, strict=True)]
+
+    @property
+    def tree(self) -> list[int]:
+        """The parent of each token, of a chain too."""
+        return chain(self.token_ids.shape[1]) if self.parents is None else list(self.parents)
+
+    def check(self, drafter: "Drafter", rows: int, vocabulary: int) -> None:
+        """ArgumentError if this cannot be what the drafter says that it drafts, for so many rows."""
+        ids, counts, name, width = self.token_ids, self.counts, type(drafter).__name__, self.token_ids.shape[1]
+        if ids.shape != (rows, width) or counts.shape != (rows,) or ((counts < 0) | (counts > width)).any():
+            raise ArgumentError(f"{name} must give token_ids [{rows}, K] and counts [{rows}] in [0, K]")
+        if self.parents is not None:
+            check_tree(name, self.parents, width)
+        if width > drafter.longest:
+            raise ArgumentError(f"{name} drafted {width} tokens, but says that it drafts at most {drafter.longest}")
+        read = np.arange(width) < counts[:, None]
+        outside = ids[read & ((ids < 0) | (ids >= vocabulary))]
+        if len(outside):
+            raise ArgumentError(f"{name} drafted token {outside[0]}, outside the vocabulary [0, {vocabulary})")
+        if drafter.law == "dense" and width:
+            shape = None if self.probs is None else tuple(self.probs.shape)
+            if shape != (rows, width, vocabulary):
+                raise ArgumentError(
+                    f"{name} says that its law is dense, so probs [{rows}, {width}, {vocabulary}] are needed, got "
+                    f"{None if shape is None else list(shape)}"
+                )
 
 
 @dataclass(frozen=True)

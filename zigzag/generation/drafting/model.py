@@ -12,10 +12,10 @@ from zigzag.generation.drafting.draft import Draft, Law, Request
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.uniform_blocks import UniformBlocks
 from zigzag.plans.layers import LayerPlan
-from zigzag.reference.errors import ArgumentError
+from zigzag.reference.errors import ArgumentError, CacheError
 from zigzag.reference.trees import check_tree, children, node_depths
-from zigzag.running.fixed_runner import open_runner
-from zigzag.running.runner import Host, Runner
+from zigzag.running.host import Host
+from zigzag.running.runner import Runner, open_runner
 
 SIBLINGS = ("top", "without replacement", "with replacement")
 
@@ -47,7 +47,14 @@ class ModelDrafter:
         self.stop = Fixed(stop) if isinstance(stop, int) else stop
         self.parents = None if parents is None else _sorted_tree(parents)
         self.law: Law = "one-hot" if parents is not None and siblings == "top" else "dense"
-        self.runner: Runner | None = None
+        self._runner: Runner | None = None
+
+    @property
+    def runner(self) -> Runner:
+        """Feeds the draft model; CacheError before `open`."""
+        if self._runner is None:
+            raise CacheError(f"{type(self).__name__}: zigzag.generate must open it on a model before it can draft")
+        return self._runner
 
     @property
     def longest(self) -> int:
@@ -55,34 +62,30 @@ class ModelDrafter:
 
     def open(self, host: Host) -> None:
         """Take a fresh cache on `host`; called by the loop, which holds the model's attention."""
-        self.runner = open_runner(host, self.plan, spare=max(64, self.longest + 1), trees=self.parents is not None)
+        self._runner = open_runner(host, self.plan, spare=max(64, self.longest + 1), trees=self.parents is not None)
         self.uniforms = UniformBlocks("draft", self.runner.device, slots=self.longest)
 
     def draft(self, request: Request) -> Draft:
-        assert self.runner is not None
         logits = self._start(request)
-        return self._chain(request, logits) if self.parents is None else self._tree(request, logits)
+        return self._chain(request, logits) if self.parents is None else self._tree(request, logits, self.parents)
 
     def _start(self, request: Request) -> Tensor:
         """Logits [B, V] of the first draft."""
-        assert self.runner is not None
-        return self.runner.sync(request.sequences)
+        return self.runner.sync(request.sequences).logits[:, -1]
 
     def _feed(self, tokens: Tensor, parents: Sequence[int] | None = None) -> Tensor:
-        assert self.runner is not None
-        return self.runner.feed(tokens, parents=parents)
+        return self.runner.feed(tokens, parents=parents).logits
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         self.stop.observe(drafted, accepted)
 
     def select(self, rows: Sequence[int]) -> None:
-        if self.runner is not None and self.runner.tokens:
-            self.runner.select(rows)
+        if self._runner is not None and self._runner.tokens:
+            self._runner.select(rows)
 
     def _chain(self, request: Request, logits: Tensor) -> Draft:
-        assert self.runner is not None
         most = np.minimum(request.most, self.stop.length)
-        coins, before = self.uniforms(request.seeds, request.round_, int(most.max())), self.runner.width
+        coins = self.uniforms(request.seeds, request.round_, int(most.max()))
         ids: list[Tensor] = []
         rows: list[Tensor] = []
         for step in range(int(most.max())):
@@ -102,16 +105,14 @@ class ModelDrafter:
         if not ids:
             return Draft(np.empty((len(most), 0), np.int64), np.zeros(len(most), np.int64))
         tokens = torch.stack(ids, dim=1).cpu().numpy()
-        fed = self.runner.width - before
-        for row, drafted in zip(self.runner.tokens, tokens.tolist(), strict=True):
-            row.extend(drafted[:fed])
+        fed = self.runner.fed
+        self.runner.keep([range(fed)] * len(tokens), tokens[:, :fed].tolist())
         tokens[np.arange(len(ids)) >= most[:, None]] = -1
         return Draft(tokens, most, torch.stack(rows, dim=1))
 
-    def _tree(self, request: Request, logits: Tensor) -> Draft:
+    def _tree(self, request: Request, logits: Tensor, parents: tuple[int, ...]) -> Draft:
         """Level by level; the levels before are fed again, since a forward can only see one tree."""
-        assert self.runner is not None and self.parents is not None
-        parents, coins = self.parents, self.uniforms(request.seeds, request.round_, len(self.parents))
+        coins = self.uniforms(request.seeds, request.round_, len(parents))
         depths = node_depths(parents)
         chosen: list[Tensor] = []
         sources: list[Tensor] = []
@@ -120,7 +121,7 @@ class ModelDrafter:
             if chosen:
                 above = len(chosen)
                 fed = self._feed(torch.stack(chosen, dim=1), parents[:above])
-                self.runner.keep([[]] * len(request.sequences), above)
+                self.runner.keep([[]] * len(coins), [[]] * len(coins))
             for row in dict.fromkeys(parents[n] + 1 for n in nodes):
                 before = logits if row == 0 else fed[:, row - 1]
                 path = [chosen[n] for n in _path(parents, row - 1)]

@@ -12,7 +12,7 @@ from zigzag.generation.drafting.termination import Fixed
 from zigzag.models.mtp_head import MtpHead
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import CacheError
-from zigzag.running.runner import Host
+from zigzag.running.host import Host
 
 
 class MtpDrafter(ModelDrafter):
@@ -44,7 +44,8 @@ class MtpDrafter(ModelDrafter):
         self._waiting = []
 
     def draft(self, request: Request) -> Draft:
-        assert self.runner is not None and request.hidden is not None
+        if request.hidden is None:
+            raise CacheError("MtpDrafter: the target's states are needed, the request holds none")
         self._waiting = self._waiting or [[] for _ in request.sequences]
         for row, new in zip(self._waiting, request.hidden, strict=True):
             row.append(new)
@@ -55,7 +56,6 @@ class MtpDrafter(ModelDrafter):
         return super().draft(replace(request, most=most))
 
     def _start(self, request: Request) -> Tensor:
-        assert self.runner is not None
         rows = [row[1:] for row in request.sequences]
         pairs = [torch.cat(row) for row in self._waiting]
         self._waiting = [[] for _ in rows]
@@ -64,16 +64,16 @@ class MtpDrafter(ModelDrafter):
             raise CacheError("MtpDrafter: the states of some tokens are missing; start with an empty cache")
         if self.runner.tokens:
             self.runner.take_back([len(held) - n for held, n in zip(self.runner.tokens, true, strict=True)])
-        logits = self.runner.sync(rows, hidden=pairs)
-        self._states = self.runner.last_hidden[:, -1:]
-        return logits
+        output = self.runner.sync(rows, hidden=pairs)
+        self._states = output.states[:, -1:]
+        return output.logits[:, -1]
 
     def _feed(self, tokens: Tensor, parents: Sequence[int] | None = None) -> Tensor:
         """A chain goes on from the last state; a tree's nodes from those of their parents."""
-        assert self.runner is not None and self._states is not None
+        if self._states is None:
+            raise CacheError("MtpDrafter: no state to go on from: draft starts a round")
         above = [0] if parents is None else [parent + 1 for parent in parents]
-        logits = self.runner.feed(tokens, parents=parents, hidden=self._states[:, above])
-        new = self.runner.last_hidden
+        logits, new = self.runner.feed(tokens, parents=parents, hidden=self._states[:, above])
         self._states = new if parents is None else torch.cat([self._states[:, :1], new], dim=1)
         return logits
 

@@ -1,0 +1,65 @@
+"""Steps as CUDA graphs: a forward of one shape is run, captured when it comes again, and replayed from then on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zigzag.reference.errors import CacheError
+from zigzag.running.host import Output
+
+Forward = Callable[[Tensor, Tensor, Tensor | None], Output]  # (ids, places, hidden)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A captured forward: the buffers that it reads, and what it leaves in others of its own."""
+
+    graph: torch.cuda.CUDAGraph
+    ids: Tensor  # [B, T]
+    places: Tensor  # [3, B, T]: positions, slots of full layers, slots of rings
+    hidden: Tensor | None
+    output: Output
+
+
+class Steps:
+    """The captured forwards of a store, by shape (rows, tokens)."""
+
+    def __init__(self) -> None:
+        self._steps: dict[tuple[int, ...], Step | None] = {}  # None: ran once, to be captured
+
+    def forget(self) -> None:
+        """Capture anew: buffers that the graphs read have moved."""
+        self._steps.clear()
+
+    def captured(self, shape: tuple[int, ...]) -> Step:
+        """The step of a shape that has been run twice; CacheError for another."""
+        step = self._steps.get(shape)
+        if step is None:
+            raise CacheError(f"no step of shape {list(shape)} has been captured: run it twice")
+        return step
+
+    def run(self, forward: Forward, ids: Tensor, places: Tensor, hidden: Tensor | None, *, keep_states: bool) -> Output:
+        """What `forward` gives. `places` is on the host; the next run overwrites the states unless they are kept."""
+        shape = tuple(ids.shape)
+        if shape not in self._steps:
+            self._steps[shape] = None
+            return forward(ids, places.to(ids.device), hidden)
+        step = self._steps[shape] = self._steps[shape] or _captured(forward, ids, hidden)
+        step.ids.copy_(ids)
+        step.places.copy_(places, non_blocking=True)
+        if step.hidden is not None and hidden is not None:
+            step.hidden.copy_(hidden)
+        step.graph.replay()
+        return step.output._replace(states=step.output.states.clone()) if keep_states else step.output
+
+
+def _captured(forward: Forward, ids: Tensor, hidden: Tensor | None) -> Step:
+    ids, hidden = ids.clone(), None if hidden is None else hidden.clone()
+    places = torch.zeros((3, *ids.shape), dtype=torch.int64, device=ids.device)
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        output = forward(ids, places, hidden)
+    return Step(graph, ids, places, hidden, output)

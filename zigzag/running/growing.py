@@ -1,0 +1,115 @@
+"""A store that grows: full layers append, streaming layers keep their window; for chains, trees and head-wise plans."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from zigzag.caches.full import FullLayer
+from zigzag.caches.mixed import growing_parts, new_layer, streaming_parts
+from zigzag.plans.heads import Plan
+from zigzag.reference.errors import CacheError
+from zigzag.running.attention import Attention, FullHeads
+from zigzag.running.host import Output
+from zigzag.running.interception import check_plan
+from zigzag.running.stores import Call, Counts, Feed, too_many
+
+
+class GrowingStore:
+    """Columns of all rows side by side; a row's padding and rejected drafts are holes in its columns.
+
+    plan: None where every layer is full; config: of the decoder
+    spare: most tokens that streaming layers can take back
+    """
+
+    takes_trees = True
+
+    def __init__(self, plan: Plan | None, config: Any, device: torch.device, *, spare: int = 64) -> None:
+        check_plan("GrowingStore", plan, config)
+        self.plan, self.device, self.spare = plan, device, spare
+        layers: list[Any] = [new_layer(plan, index, spare, FullLayer) for index in range(config.num_hidden_layers)]
+        self.cache, self.layers = Cache(layers=layers), layers
+        self.full, self.streaming = growing_parts(layers), streaming_parts(layers)
+        self.restart(0)
+
+    def restart(self, rows: int) -> None:
+        self.positions: Counts = np.empty((rows, 0), dtype=np.int64)  # of the full layers' columns, -1 for holes
+        self.aligned = True  # no holes: column c holds position c in every row
+
+    def run(self, call: Call, feed: Feed) -> Output:
+        before = self.positions.shape[1]
+        self.positions = np.concatenate([self.positions, feed.positions], axis=1)
+        self.aligned = self.aligned and not feed.padded
+        now = torch.from_numpy(feed.positions).to(self.device)
+        padding = self.positions.shape[1] - int(feed.positions[:, -1].min()) - 1
+        for layer in self.streaming:
+            layer.receive(now, padding)
+        attention = self._attention(now, feed.parents, from_start=before == 0)
+        return call(feed.ids, now, attention, feed.keep_logits, feed.hidden)
+
+    def _attention(self, now: Tensor, parents: Sequence[int] | None, *, from_start: bool) -> Attention:
+        plain = self.aligned and parents is None
+        columns = None if plain else torch.from_numpy(self.positions).to(self.device)
+        from_start = from_start and plain
+        full = FullHeads(now, columns, parents, from_start=from_start, by_positions=now.is_cuda)
+        return Attention(self.plan, self.layers, full, now=now, columns=columns, parents=parents, from_start=from_start)
+
+    def drop_padding(self, positions: Counts) -> None:
+        """At the start it may stay where it is."""
+        if self.positions.shape[1] > positions.shape[1]:
+            self._keep([np.flatnonzero(row >= 0).tolist() for row in positions], positions.shape[1])
+
+    def keep(self, nodes: Sequence[Sequence[int]], fed: int, lengths: Counts) -> None:
+        self._keep(nodes, fed)
+
+    def _keep(self, nodes: Sequence[Sequence[int]], fed: int) -> None:
+        start = self.positions.shape[1] - fed
+        index = np.zeros((len(nodes), max(map(len, nodes))), dtype=np.int64)
+        dead = np.ones(index.shape, dtype=bool)
+        for b, row in enumerate(nodes):
+            index[b, : len(row)], dead[b, : len(row)] = row, False
+        self._shorten_streaming(fed, index, dead)
+        moved = not (dead | (index == np.arange(index.shape[1]))).all()
+        where = torch.from_numpy(index).to(self.device) if moved else None
+        for full in self.full:
+            full.length = start + index.shape[1]
+            if where is not None:
+                full.move(start, where)
+        tail = np.where(dead, -1, np.take_along_axis(self.positions[:, start:], index, axis=1))
+        self.positions = np.concatenate([self.positions[:, :start], tail], axis=1)
+        self.aligned = self.aligned and not dead.any()
+
+    def take_back(self, counts: Counts, lengths: Counts) -> None:
+        most = int(counts.max())
+        stay = most - counts[:, None]
+        self._shorten_streaming(most, *np.broadcast_arrays(np.arange(stay.max()), np.arange(stay.max()) >= stay))
+        self.positions[self.positions >= lengths[:, None]] = -1
+        columns = int(np.flatnonzero((self.positions >= 0).any(axis=0)).max(initial=-1)) + 1
+        self.positions = self.positions[:, :columns]
+        self.aligned = self.aligned and len(set(lengths.tolist())) == 1
+        for full in self.full:
+            full.length = columns
+
+    def _shorten_streaming(self, fed: int, index: Counts, dead: NDArray[np.bool_]) -> None:
+        """Of the last `fed` columns of the streaming layers, whose rows all end with their last token, keep `index`."""
+        dropped = fed - int((~dead).sum(axis=1).min())
+        if not self.streaming or dropped == 0:
+            return
+        if dropped > self.spare:
+            raise CacheError(too_many(dropped, self.spare))
+        if not dead.any() and (index == np.arange(index.shape[1])).all():
+            for streaming in self.streaming:
+                streaming.crop(-dropped)
+            return
+        where, gone = (torch.from_numpy(np.array(a)).to(self.device) for a in (index, dead))
+        for streaming in self.streaming:
+            streaming.rearrange(fed, where, gone)
+
+    def select(self, rows: Sequence[int], index: Tensor) -> None:
+        for layer in self.layers:
+            layer.batch_select_indices(index)
+        self.positions = self.positions[list(rows)]

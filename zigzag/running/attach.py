@@ -1,19 +1,30 @@
 """Running a model under a plan: `attach`, `detach`, and what its cache really holds."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from zigzag.caches.mixed import full_groups_of, held, new_layer, streaming_parts
+from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
 from zigzag.running.attention import Attention
-from zigzag.running.interception import NAME, Interception, attachment_of, check_plan, decoder_config, full_attention
+from zigzag.running.interception import (
+    ATTACHMENT,
+    NAME,
+    Interception,
+    attachment_of,
+    check_plan,
+    decoder_config,
+    full_attention,
+)
+
+Model = TypeVar("Model", bound=Decoder)
 
 
-def attach(model: Any, plan: Plan, *, spare: int = 64) -> Any:
+def attach(model: Model, plan: Plan, *, spare: int = 64) -> Model:
     """Make `model` run under `plan`: streaming layers see, and keep, only sink + recent tokens.
 
     Afterwards `model(...)` and `model.generate(...)` work as before, with one-shot or chunked prefill,
@@ -35,16 +46,16 @@ def attach(model: Any, plan: Plan, *, spare: int = 64) -> Any:
         raise ArgumentError(f"attach: spare must be a whole number of slots, 0 or more, got {spare!r}")
     check_plan("attach", plan, config)
     detach(model)
-    model._zigzag_attachment = _Attachment(model, plan, spare)
+    setattr(model, ATTACHMENT, _Attachment(model, plan, spare))
     return model
 
 
-def detach(model: Any) -> Any:
+def detach(model: Model) -> Model:
     """Undo `attach`; does nothing to a model without a plan. Caches made under the plan cannot be used after."""
     attachment = attachment_of(model)
     if attachment is not None:
         attachment.interception.remove()
-        model._zigzag_attachment = None
+        setattr(model, ATTACHMENT, None)
     return model
 
 
@@ -59,7 +70,7 @@ def cache_lengths(cache: Cache) -> list[int]:
     return [0 if layer.keys is None else layer.keys.shape[-2] for layer in layers]
 
 
-def kv_size(model: Any) -> dict[str, int]:
+def kv_size(model: Decoder) -> dict[str, int]:
     """head_size, num_kv_heads and itemsize of a model, as `LayerPlan.kv_bytes` takes them."""
     config = model.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -67,7 +78,7 @@ def kv_size(model: Any) -> dict[str, int]:
 
 
 class _Attachment:
-    def __init__(self, model: Any, plan: Plan, spare: int) -> None:
+    def __init__(self, model: Decoder, plan: Plan, spare: int) -> None:
         self.plan, self.spare = plan, spare
         self.interception = Interception(model, self._prepare)
 

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ModelError, PlanError
 
@@ -83,15 +84,18 @@ def check_plan(op: str, plan: Plan | None, config: Any) -> None:
         )
 
 
-def attachment_of(model: Any) -> Any:
+ATTACHMENT = "_zigzag_attachment"  # where `zigzag.attach` leaves what it needs to undo itself
+
+
+def attachment_of(model: Decoder) -> Any:
     """What `zigzag.attach` has put on the model, with its `plan` and `spare`; None without a plan."""
-    return getattr(model, "_zigzag_attachment", None)
+    return getattr(model, ATTACHMENT, None)
 
 
 class Interception:
     """The model's attention is ours while this is installed; `remove` restores what was there."""
 
-    def __init__(self, model: Any, prepare: Prepare) -> None:
+    def __init__(self, model: Decoder, prepare: Prepare) -> None:
         """`prepare(decoder, args, kwargs)` runs before each forward and puts an Attend in kwargs["zigzag"]."""
         decoder_config(model)
         self.model = model
@@ -111,7 +115,7 @@ class Interception:
             prepare(decoder, args, kwargs := dict(kwargs))
             return args, kwargs
 
-        self.modules = [m for m in model.get_decoder().modules() if hasattr(m, "layer_idx")]
+        self.modules: list[Any] = [m for m in model.get_decoder().modules() if hasattr(m, "layer_idx")]
         for module in self.modules:
             module._zigzag_intercepted = True
         self.hook = model.get_decoder().register_forward_pre_hook(pre_hook, with_kwargs=True)
@@ -124,7 +128,7 @@ class Interception:
 
 
 @contextmanager
-def intercepted(model: Any, attend: Attend) -> Iterator[None]:
+def intercepted(model: Decoder, attend: Attend) -> Iterator[None]:
     """Within the block every attention layer of `model` calls `attend`; forwards keep no cache."""
     if attachment_of(model) is not None:
         raise ModelError("the model already runs a plan: call zigzag.detach(model) first")

@@ -23,6 +23,7 @@ def dependent(device: torch.device) -> dict[str, bool]:
 
 
 def is_able(device: torch.device) -> bool:
+    """Whether the device has dependent launches."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
 
 

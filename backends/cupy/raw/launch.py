@@ -1,4 +1,4 @@
-"""Launches of raw kernels, from Hopper on dependent ones (triton/launch.py): CuPy has no call for those, the driver has.
+"""Launches of raw kernels; from Hopper on dependent ones (triton/launch.py): CuPy has no call for them, the driver has.
 
 NVRTC must know these cards, as CUDA 12's does: the kernels' text has its wait from their architecture on.
 """

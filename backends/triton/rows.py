@@ -35,9 +35,9 @@ def chunk_of(rows: int, vocabulary: int) -> int:
     return int(min(chunk, max(16, triton.next_power_of_2(vocabulary))))
 
 
-def warps_of(chunk: int) -> int:
+def warps_of(chunk: int, most: int = MOST_WARPS) -> int:
     """Of a program: 16 tokens a thread, in whole chunks 32, since sums over few threads are quick."""
-    return max(1, min(MOST_WARPS, chunk // 512))
+    return max(1, min(most, chunk // 512))
 
 
 class Parts:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from zigzag.backends.triton.dtypes import check_dtypes
 from zigzag.backends.triton.launch import dependent
-from zigzag.backends.triton.rows import Parts, chunk_of, mode_of
+from zigzag.backends.triton.rows import Parts, chunk_of, mode_of, warps_of
 from zigzag.backends.triton.sampling import draw_rows
 from zigzag.backends.triton.verification_kernels import judge, recover, sum_terms, weigh
 from zigzag.reference.verification import Verdict
@@ -199,7 +199,7 @@ def _verdict(
         "PLACES": max(2, triton.next_power_of_2(drafts + 1)),
         "CHUNKS": triton.next_power_of_2(chunks),
         "CHUNK": chunk,
-        "num_warps": max(1, min(MOST_WARPS, chunk // 512)),
+        "num_warps": warps_of(chunk, MOST_WARPS),
         **dependent(ids.device),
     }
     if rule in ("block", "typical") and drafts:

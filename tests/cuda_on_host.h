@@ -97,6 +97,19 @@ static unsigned __byte_perm(unsigned low, unsigned high, unsigned choice) {
     return chosen;
 }
 
+static float half_to_float(unsigned short bits) {
+    const int exponent = bits >> 10 & 31, rest = bits & 1023;
+    const float size = exponent == 31 ? (rest ? NAN : INFINITY)
+                                      : std::ldexp(exponent ? rest + 1024 : rest, std::max(exponent, 1) - 25);
+    return bits >> 15 ? -size : size;
+}
+static unsigned short float_to_half(float x) {  // to nearest, ties to even, as the processor rounds
+    const float size = std::fabs(x);
+    const int sign = std::signbit(x) << 15, step = size < 0x1p-14f ? -24 : std::ilogb(size) - 10;
+    if (!(size < 65520)) return sign | (x != x ? 0x7e00 : 0x7c00);
+    return sign | (((step + 24) << 10) + (int)std::nearbyint(std::ldexp(size, -step)));
+}
+
 // c += a b on the fragments of mma.m16n8k16 in half precision: the warp lays both matrices out, then each thread sums.
 static float to_float(unsigned short);  // of the kernel's text
 static float left[64][16][16], right[64][16][8];

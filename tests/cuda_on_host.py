@@ -1,6 +1,6 @@
 """Runs a raw CUDA kernel on NumPy arrays: its own text, compiled by the C++ compiler with `cuda_on_host.h` before it.
 
-`launch` stands in for `cupy_kernels.launch`, so the code that chooses grids and orders arguments runs too.
+`launch` stands in for `kernels.launch`, so the code that chooses grids and orders arguments runs too.
 """
 
 import ctypes
@@ -13,28 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from zigzag.backends.cupy.raw import kernels as cupy_kernels
+from zigzag.backends.cupy.raw import kernels
 
 COMPILER = shutil.which("g++")
-ELEMENTS = {
-    "float32": cupy_kernels.ELEMENTS["float32"],
-    "float16": """
-typedef unsigned short element;
-static float to_float(element bits) {
-    const int exponent = bits >> 10 & 31, rest = bits & 1023;
-    const float size = exponent == 31 ? (rest ? NAN : INFINITY)
-                                      : std::ldexp(exponent ? rest + 1024 : rest, std::max(exponent, 1) - 25);
-    return bits >> 15 ? -size : size;
-}
-static element to_element(float x) {  // to nearest, ties to even, as the processor rounds
-    const float size = std::fabs(x);
-    const int sign = std::signbit(x) << 15, step = size < 0x1p-14f ? -24 : std::ilogb(size) - 10;
-    if (!(size < 65520)) return sign | (x != x ? 0x7e00 : 0x7c00);
-    return sign | (((step + 24) << 10) + (int)std::nearbyint(std::ldexp(size, -step)));
-}
-""",
-    "bfloat16": cupy_kernels.ELEMENTS["bfloat16"],
-}
 
 
 def kernels_in(code: str) -> list[str]:
@@ -50,7 +31,7 @@ def launch(source, name, element, constants, grid, threads, arguments, seed: int
     held = [_held(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(h) for h in held))
     sizes = (ctypes.c_int * 3)(*grid, *[1] * (3 - len(grid)))
-    library = _compiled(cupy_kernels.code_of(source, element, constants, ELEMENTS))
+    library = _compiled(kernels.code_of(source, element, constants))
     if stuck := getattr(library, f"run_{name}")(sizes, threads, seed, pointers):
         raise DeadlockError(f"{name}: {stuck} threads never came back")
 

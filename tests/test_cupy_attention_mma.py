@@ -18,7 +18,7 @@ from test_cupy_attention_kernel import (
     to_bits,
     use_host,
 )
-from test_cupy_kernels import HOPPER, FakeArray, fake
+from test_cupy_kernels import HOPPER, SPILLS, FakeArray, code_of, fake
 
 from zigzag import reference
 from zigzag.backends.cupy.raw import attention as cupy_attention_kernel
@@ -161,13 +161,6 @@ def test_keys_are_split_over_blocks_that_fit() -> None:
     assert splits(64, 32_768) == 4 and splits(1, 10**6) == cupy_attention_kernel.MAX_SPLITS
 
 
-def code(element: str, size: int, value_size: int, streaming: int, explicit: int, rows: int = 16) -> str:
-    constants = {"ROWS": rows, "THREADS": cupy_attention_kernel.THREADS, "SIZE": size}
-    constants |= {"VALUE_SIZE": value_size, "STREAMING": streaming, "EXPLICIT": explicit}
-    constants |= {"BFLOAT16": int(element == "bfloat16"), "WAVES": mma.WAVES}
-    return cupy_kernels.code_of(mma.SOURCE, element, constants)
-
-
 @pytest.mark.parametrize("streaming", [0, 1])
 @pytest.mark.parametrize("element", mma.DTYPES)
 def test_compiles_for_hopper(element: str, streaming: int) -> None:
@@ -175,14 +168,14 @@ def test_compiles_for_hopper(element: str, streaming: int) -> None:
     sizes = {("float16", 0): (64, 32), ("float16", 1): (32, 64), ("bfloat16", 1): (96, 96), ("bfloat16", 0): (128, 128)}
     for explicit in (0, 1):
         for rows in (cupy_attention_kernel.ROWS, mma.MANY):
-            given = code(element, *sizes[element, streaming], streaming, explicit, rows)
-            assert compiled(given, (*HOPPER, "--ptxas-options=--warn-on-spills")) == (True, "")
-    assert cuda_on_host.kernels_in(given) == [mma.NAME]
+            given = {"ROWS": rows} | dict(zip(("SIZE", "VALUE_SIZE"), sizes[element, streaming], strict=True))
+            code = code_of("attention_mma.cu", element, (streaming, explicit), given)
+            assert compiled(code, SPILLS) == (True, "")
 
 
 def test_compile_check_can_fail() -> None:
-    given = code("float16", 32, 64, 0, 0).replace("multiply(score[n], low.x", "multiply(score, low.x")
-    is_fine, log = compiled(given, HOPPER)
+    code = code_of("attention_mma.cu", "float16", (0, 0))
+    is_fine, log = compiled(code.replace("multiply(score[n], low.x", "multiply(score, low.x"), HOPPER)
     assert not is_fine and "kernel.cu(" in log
 
 

@@ -1,6 +1,7 @@
 """The raw CUDA kernels: each compiles for Hopper without a warning, for each dtype; none is chosen without a record."""
 
 import re
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,48 +19,69 @@ from zigzag.backends.cupy.raw import attention_mma as cupy_attention_mma
 from zigzag.backends.cupy.raw import kernels as cupy_kernels
 from zigzag.backends.cupy.raw import verification as cupy_verification_kernel
 
-BACKENDS = Path(__file__).resolve().parents[1] / "backends"
+RAW = Path(__file__).resolve().parents[1] / "backends/cupy/raw"
 HOPPER = (*cupy_kernels.OPTIONS, "--gpu-architecture=sm_90")
-SWITCHES = {cupy_attention_kernel: ("STREAMING", "EXPLICIT"), cupy_verification_kernel: ("LOGITS", "DRAFT")}
 KERNELS = {
-    cupy_attention_kernel: ["decode_attention"],
-    cupy_verification_kernel: [
-        "best_of_chunks",
-        "mass_of_chunks",
-        "decide_greedy",
-        "judge_residual",
-        "recover",
-        "settle_one_hot",
-    ],
+    "attention.cu": ["decode_attention"],
+    "attention_merge.cu": ["merge_parts"],
+    "attention_mma.cu": ["decode_attention_mma"],
+    "verification_greedy.cu": ["best_of_chunks", "decide_greedy"],
+    "verification_residual.cu": ["mass_of_chunks", "judge_residual", "recover", "settle_one_hot"],
+}
+SWITCHES = {
+    "attention.cu": ("STREAMING", "EXPLICIT"),
+    "attention_merge.cu": (),
+    "attention_mma.cu": ("STREAMING", "EXPLICIT"),
+    "verification_greedy.cu": (),
+    "verification_residual.cu": ("LOGITS", "DRAFT"),
+}
+ROWS, THREADS = cupy_attention_kernel.ROWS, cupy_attention_kernel.THREADS
+OF_A_ROW = {"THREADS": cupy_verification_kernel.THREADS, "EIGHTS": cupy_verification_kernel.EIGHTS}
+SIZES = {
+    "attention.cu": {
+        **{"ROWS": ROWS, "THREADS": THREADS, "KEYS": cupy_attention_kernel.KEYS},
+        **{"SIZE": 32, "VALUE_SIZE": 32},
+    },
+    "attention_merge.cu": {
+        **{"ROWS": 64, "THREADS": cupy_attention_merge.THREADS, "PARTS": cupy_attention_merge.PARTS},
+        **{"SPLITS": 16, "VALUE_SIZE": 128},
+    },
+    "attention_mma.cu": {
+        **{"ROWS": 64, "THREADS": THREADS, "WAVES": cupy_attention_mma.WAVES},
+        **{"SIZE": 128, "VALUE_SIZE": 128},
+    },
+    "verification_greedy.cu": OF_A_ROW,
+    "verification_residual.cu": OF_A_ROW,
 }
 
 
-def constants(family, **switches: int) -> dict[str, int]:
-    sizes = {cupy_attention_kernel: ["ROWS", "KEYS"], cupy_verification_kernel: ["EIGHTS"]}[family]
-    chosen = {name: getattr(family, name) for name in ["THREADS", *sizes]} | switches
-    return chosen | ({"SIZE": 32, "VALUE_SIZE": 32} if family is cupy_attention_kernel else {})
+def code_of(file: str, element: str, switches: tuple[int, ...] = (), sizes: Mapping[str, int] | None = None) -> str:
+    given = dict(zip(SWITCHES[file], switches, strict=True))
+    return cupy_kernels.code_of(cupy_kernels.source_of(file), element, {**SIZES[file], **given, **(sizes or {})})
 
 
 # All switches with float32; with the other dtypes each switch on and off.
 VARIANTS = [("float32", switches) for switches in product([0, 1], repeat=2)]
 VARIANTS += [(element, switches) for element in cupy_kernels.ELEMENTS for switches in [(0, 1), (1, 0)]][2:]
+SWITCHED = [(file, *variant) for file in ("attention.cu", "verification_residual.cu") for variant in VARIANTS]
+GREEDY = [("verification_greedy.cu", element, ()) for element in cupy_kernels.ELEMENTS]
 
 
-@pytest.mark.parametrize(("element", "switches"), VARIANTS, ids=str)
-@pytest.mark.parametrize("family", KERNELS, ids=lambda family: family.__name__.rpartition(".")[2])
-def test_compiles_for_hopper(family, element: str, switches: tuple[int, int]) -> None:
-    made = constants(family, **dict(zip(SWITCHES[family], switches, strict=True)))
-    assert compiled(cupy_kernels.code_of(family.SOURCE, element, made), HOPPER) == (True, "")
+@pytest.mark.parametrize(("file", "element", "switches"), SWITCHED + GREEDY, ids=str)
+def test_compiles_for_hopper(file: str, element: str, switches: tuple[int, ...]) -> None:
+    assert compiled(code_of(file, element, switches), HOPPER) == (True, "")
 
 
 def test_largest_heads_fit() -> None:
     """Shared memory is limited, and the compiler counts it."""
     largest = {"SIZE": cupy_attention_kernel.MAX_SIZE, "VALUE_SIZE": cupy_attention_kernel.MAX_SIZE}
-    made = {**constants(cupy_attention_kernel, STREAMING=1, EXPLICIT=0), **largest}
-    assert compiled(cupy_kernels.code_of(cupy_attention_kernel.SOURCE, "bfloat16", made), HOPPER) == (True, "")
-    made["SIZE"] *= 4
-    is_fine, log = compiled(cupy_kernels.code_of(cupy_attention_kernel.SOURCE, "bfloat16", made), HOPPER)
+    assert compiled(code_of("attention.cu", "bfloat16", (1, 0), largest), HOPPER) == (True, "")
+    largest["SIZE"] *= 4
+    is_fine, log = compiled(code_of("attention.cu", "bfloat16", (1, 0), largest), HOPPER)
     assert not is_fine and "shared" in log
+
+
+SPILLS = (*HOPPER, "--ptxas-options=--warn-on-spills")
 
 
 @pytest.mark.parametrize(
@@ -68,17 +90,21 @@ def test_largest_heads_fit() -> None:
 @pytest.mark.parametrize("logits", [0, 1])
 def test_no_registers_are_spilled(element: str, draft: int, logits: int) -> None:
     """2: draft rows of float32 beside half precision."""
-    made = constants(cupy_verification_kernel, LOGITS=logits, DRAFT=draft)
-    code = cupy_kernels.code_of(cupy_verification_kernel.SOURCE, element, made)
-    options = (*HOPPER, "--ptxas-options=--warn-on-spills")
-    assert compiled(code, options) == (True, "")
+    code = code_of("verification_residual.cu", element, (logits, draft))
+    assert compiled(code, SPILLS) == (True, "")
     if draft and logits:
-        assert "spilled" in compiled(code.replace("(THREADS, AT_ONCE)", "(THREADS, 8)"), options)[1]
+        assert "spilled" in compiled(code.replace("(THREADS, AT_ONCE)", "(THREADS, 8)"), SPILLS)[1]
 
 
-@pytest.mark.parametrize("family", KERNELS)
-def test_every_kernel_is_compiled(family) -> None:
-    assert kernels_in(family.SOURCE) == KERNELS[family]
+@pytest.mark.parametrize("element", cupy_kernels.ELEMENTS)
+def test_greedy_spills_no_registers(element: str) -> None:
+    assert compiled(code_of("verification_greedy.cu", element), SPILLS) == (True, "")
+
+
+@pytest.mark.parametrize("file", KERNELS)
+def test_every_kernel_is_compiled(file: str) -> None:
+    source = cupy_kernels.source_of(file)
+    assert kernels_in(source) == KERNELS[file] and "#include" not in source
     assert {element for element, _ in VARIANTS} == set(cupy_kernels.ELEMENTS)
 
 
@@ -88,56 +114,45 @@ def test_every_kernel_is_compiled(family) -> None:
         ("fmaxf(highest[m], warp_max(score))", "fmaxf(highest, warp_max(score))", "error"),
         ("__syncthreads();", "__syncthread();", "undefined"),
         ("const int split = blockIdx.x", "int unused; const int split = blockIdx.x", "never referenced"),
+        ("#define ELEMENT FLOAT32", "", "element"),
     ],
-    ids=["type", "name", "warning"],
+    ids=["type", "name", "warning", "no element"],
 )
 def test_compile_check_can_fail(right: str, wrong: str, said: str) -> None:
-    assert right in cupy_attention_kernel.SOURCE
-    source = cupy_attention_kernel.SOURCE.replace(right, wrong)
-    made = constants(cupy_attention_kernel, STREAMING=0, EXPLICIT=0)
-    is_fine, log = compiled(cupy_kernels.code_of(source, "float32", made), HOPPER)
+    code = code_of("attention.cu", "float32", (0, 0))
+    assert right in code
+    is_fine, log = compiled(code.replace(right, wrong), HOPPER)
     assert (is_fine, log) != (True, "") and said in log and "kernel.cu(" in log
-
-
-MERGE = {"ROWS": 64, "THREADS": cupy_attention_merge.THREADS, "PARTS": cupy_attention_merge.PARTS}
 
 
 @pytest.mark.parametrize("element", cupy_kernels.ELEMENTS)
 @pytest.mark.parametrize(("splits", "value_size"), [(2, 5), (64, 128)])
 def test_merge_compiles_for_hopper(splits: int, value_size: int, element: str) -> None:
-    code = cupy_kernels.code_of(
-        cupy_attention_merge.SOURCE, element, MERGE | {"SPLITS": splits, "VALUE_SIZE": value_size}
-    )
-    assert kernels_in(code) == [cupy_attention_merge.NAME]
-    assert compiled(code, (*HOPPER, "--ptxas-options=--warn-on-spills")) == (True, "")
+    code = code_of("attention_merge.cu", element, sizes={"SPLITS": splits, "VALUE_SIZE": value_size})
+    assert compiled(code, SPILLS) == (True, "")
 
 
-SIZES = {"ROWS": 64, "THREADS": 128, "SIZE": 128, "VALUE_SIZE": 128, "BFLOAT16": 1, "WAVES": cupy_attention_mma.WAVES}
 WAITING = [
-    (cupy_attention_merge.SOURCE, MERGE | {"SPLITS": 16, "VALUE_SIZE": 128}),
-    *((cupy_attention_kernel.SOURCE, constants(cupy_attention_kernel, STREAMING=s, EXPLICIT=s)) for s in (0, 1)),
-    *((cupy_attention_mma.SOURCE, SIZES | {"STREAMING": s, "EXPLICIT": s}) for s in (0, 1)),
-    *(
-        (cupy_verification_kernel.SOURCE, constants(cupy_verification_kernel, LOGITS=logits, DRAFT=draft))
-        for logits, draft in product((0, 1), (0, 1, 2))
-    ),
+    ("attention_merge.cu", ()),
+    *((file, (s, s)) for file in ("attention.cu", "attention_mma.cu") for s in (0, 1)),
+    ("verification_greedy.cu", ()),
+    *(("verification_residual.cu", switches) for switches in product((0, 1), (0, 1, 2))),
 ]
 
 
-@pytest.mark.parametrize(("source", "made"), WAITING)
-def test_kernels_wait_before_they_read(source: str, made: dict[str, int]) -> None:
+@pytest.mark.parametrize(("file", "switches"), WAITING)
+def test_kernels_wait_before_they_read(file: str, switches: tuple[int, ...]) -> None:
     """They are launched before earlier ones are done; a compiler may move what it takes for constant."""
     options = (*cupy_kernels.OPTIONS, "--gpu-architecture=compute_90")
-    code = cupy_kernels.code_of(source, "bfloat16", made)
+    code = code_of(file, "bfloat16", switches)
     assert access_before_waiting(ptx_of(code, options)) == []
-    assert access_before_waiting(ptx_of(code.replace("    wait_for_earlier();", ""), options)) == kernels_in(code)
+    assert access_before_waiting(ptx_of(code.replace("    wait_for_earlier();", ""), options)) == KERNELS[file]
 
 
 def test_all_kernels_are_among_them() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in (BACKENDS / "cupy").rglob("*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in RAW.iterdir() if path.suffix in (".cu", ".cuh", ".py")]
     there = {name for text in texts for name in re.findall(r'extern "C" __global__ .* (\w+)\(', text)}
-    tested = {name for source, made in WAITING for name in kernels_in(cupy_kernels.code_of(source, "bfloat16", made))}
-    assert tested == there
+    assert {name for file, _ in WAITING for name in KERNELS[file]} == there
 
 
 @pytest.mark.parametrize(
@@ -256,7 +271,8 @@ def test_half_precision_conversions(element: str) -> None:
     bits = np.array(bits, dtype="uint16")
     given = np.array([0.0, -0.0, *ties, 65519, 65520, -1e30, 3e-8, np.inf, np.nan], dtype="float32")
     floats, rounded = np.empty(12, dtype="float32"), np.empty(12, dtype="uint16")
-    cuda_on_host.launch(ROUND_TRIP, "convert", element, {}, (1,), 32, (bits, given, floats, rounded, np.int32(12)))
+    source = cupy_kernels.source_of("elements.cuh") + ROUND_TRIP
+    cuda_on_host.launch(source, "convert", element, {}, (1,), 32, (bits, given, floats, rounded, np.int32(12)))
     if element == "float16":
         with np.errstate(over="ignore"):
             expected = bits.view("float16").astype("float32"), given.astype("float16")

@@ -55,7 +55,7 @@ def test_structures_are_those_of_the_header() -> None:
 
 def test_a_launch_is_dependent(monkeypatch: pytest.MonkeyPatch) -> None:
     card, array = Card(monkeypatch), fake(4)
-    cupy_launch.launch(card, (5, 6), 128, (array, np.int32(7), np.float32(1)))
+    cupy_launch.queue(card, (5, 6), 128, (array, np.int32(7), np.float32(1)))
     low = array.ctypes.data & 0xFFFFFFFF
     serialization = [(6, 1)]  # programmatic stream serialization, allowed
     launched = ((5, 6, 1), (128, 1, 1), 0, STREAM, serialization, FUNCTION, [low, 7, 0x3F800000])
@@ -64,7 +64,7 @@ def test_a_launch_is_dependent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_older_cards_have_no_dependent_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(monkeypatch, capability=80)
-    cupy_launch.launch(card, (5,), 128, (np.int32(7),))
+    cupy_launch.queue(card, (5,), 128, (np.int32(7),))
     assert card.asked == [("CuPy", (5,), (128,), (np.int32(7),))]
 
 
@@ -72,11 +72,11 @@ def test_without_the_driver_s_library_cupy_launches(monkeypatch: pytest.MonkeyPa
     driver, card = cupy_launch._driver.__wrapped__, Card(monkeypatch)
     monkeypatch.setattr(cupy_launch, "LIBRARY", "libcuda.not.there")
     monkeypatch.setattr(cupy_launch, "_driver", driver)
-    cupy_launch.launch(card, (5,), 128, ())
+    cupy_launch.queue(card, (5,), 128, ())
     assert card.asked == [("CuPy", (5,), (128,), ())]
 
 
 def test_the_driver_s_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(monkeypatch, error=700)
     with pytest.raises(RuntimeError, match="700"):
-        cupy_launch.launch(card, (1,), 32, ())
+        cupy_launch.queue(card, (1,), 32, ())

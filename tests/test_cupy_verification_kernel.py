@@ -280,7 +280,9 @@ def test_wrong_kernel_is_noticed(run, right: str, wrong: str, monkeypatch: pytes
     made.ids[4, 0], made.counts[4], made.uniforms[4] = 4, 1, [0.75, *3 * [0.625]]
     made.draft[4, 0], made.target[4, 0] = alike(4), alike(4, 4, 300, 1100)
     run(made)
-    assert right in cupy_verification_kernel.SOURCE
-    monkeypatch.setattr(cupy_verification_kernel, "SOURCE", cupy_verification_kernel.SOURCE.replace(right, wrong))
+    name = "GREEDY" if run is check_greedy else "RESIDUAL"
+    source = getattr(cupy_verification_kernel, name)
+    assert right in source
+    monkeypatch.setattr(cupy_verification_kernel, name, source.replace(right, wrong))
     with pytest.raises(AssertionError):
         run(made)

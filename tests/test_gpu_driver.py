@@ -140,6 +140,18 @@ def test_a_backend_that_is_missing_fails_its_part(tmp_path: Path) -> None:
 
 def test_sources_are_hashed() -> None:
     assert len(run.sources()) == 12 and run.sources() == run.sources()
+    kinds = {path.suffix for path in (run.ROOT / "backends").rglob("*") if path.is_file()} - {".pyc"}
+    assert {".py", ".cu", ".cuh"} <= kinds <= set(run.SOURCES)
+
+
+@pytest.mark.parametrize("name", ["zigzag/a.py", "backends/raw/a.cu", "backends/raw/a.cuh", "tests/a.h"])
+def test_a_changed_source_changes_the_hash(tmp_path: Path, name: str) -> None:
+    path, found = tmp_path / name, [run.sources(tmp_path)]
+    path.parent.mkdir(parents=True)
+    for text in ("one", "another"):
+        path.write_text(text)
+        found.append(run.sources(tmp_path))
+    assert len(set(found)) == 3
 
 
 def test_every_kernel_has_small_shapes() -> None:

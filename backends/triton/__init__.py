@@ -19,7 +19,8 @@ from zigzag.backends.torch import (  # noqa: F401  (ops of this backend, as the 
     visible,
 )
 from zigzag.backends.torch.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual  # noqa: F401
-from zigzag.backends.triton.attention import DTYPES, attention  # noqa: F401
+from zigzag.backends.triton.attention import attention  # noqa: F401
+from zigzag.backends.triton.dtypes import DTYPES
 from zigzag.backends.triton.experts import apply_experts  # noqa: F401
 from zigzag.backends.triton.head_scores import gate_gradient, lost_mass, output_deviation  # noqa: F401
 from zigzag.backends.triton.mixed_attention import mixed_attention  # noqa: F401

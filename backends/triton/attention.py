@@ -2,28 +2,30 @@
 
 A program takes a tile of rows, one row for each query and head of one KV group (so keys are read once for the whole
 group), and a share of the keys. With few tiles the keys are split over programs, and a second launch merges the parts
-(triton_merge). docs/kernels/attention.md has the reasons.
+(parts.py). docs/kernels/attention.md has the reasons.
 """
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends.torch import positions_of, related_nodes
-from zigzag.backends.triton import launch as triton_launch
+from zigzag.backends.triton.arguments import (
+    batch_strides,
+    factor_of,
+    launch_options,
+    may_have_gaps,
+    or_unused,
+    positions_for_kernel,
+)
 from zigzag.backends.triton.blocks import blocks_of, splits_of
-from zigzag.backends.triton.launch import wait_for_earlier
+from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.backends.triton.masks import causal, extremes, in_window, related, span, window_start, within
-from zigzag.backends.triton.parts import LOG2E, finish, merge_parts, width_of, workspace
+from zigzag.backends.triton.parts import finish, merge_parts, workspace
 from zigzag.reference.checks import check_window
-from zigzag.reference.errors import KindError
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def attention(
@@ -40,8 +42,7 @@ def attention(
     parents: Sequence[int] | None = None,
     block_table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if query.dtype not in DTYPES:
-        raise KindError(f"attention: triton takes float32, float16 or bfloat16, got {query.dtype}; use backend='torch'")
+    check_dtypes("attention", query=query)
     window = check_window("attention", sink, recent, align)
     batch, heads, num_queries, size = query.shape
     groups, value_size = key.shape[1], value.shape[3]
@@ -61,15 +62,13 @@ def attention(
         query, key, value, output, lse,
         *or_unused(query, where, keys_where, tree, block_table), parts, sums,
         *query.stride(), *key.stride(), *value.stride(),
-        *(0 if a is None or a.shape[0] == 1 else a.stride(0) for a in (where, keys_where, block_table)),
-        num_queries, num_keys, groups, 0 if parents is None else len(parents),
-        (size**-0.5 if scale is None else scale) * LOG2E.value,
+        *batch_strides(where, keys_where, block_table),
+        num_queries, num_keys, groups, 0 if parents is None else len(parents), factor_of(scale, size),
         *((0, 0) if window is None else window),
         ALIGN=align, STREAMING=window is not None, QUERY_AT=where is not None, KEY_AT=keys_where is not None,
         TREE=tree is not None, PAGE=0 if block_table is None else key.shape[2],
         GAPS=window is not None and may_have_gaps(where, num_queries), SHARE=heads // groups,
-        SPLIT=splits > 1, D=size, DV=value_size, **launch_options(blocks, size, value_size),
-        **triton_launch.dependent(query.device),
+        SPLIT=splits > 1, **launch_options(blocks, size, value_size), **dependent(query.device),
     )  # fmt: skip
     if splits > 1:
         merge_parts(output, lse, parts, sums, groups, splits, blocks.tile)
@@ -119,10 +118,9 @@ def rows_of(
     row = tile * TILE + tl.arange(0, TILE)
     token, head = row // SHARE, group * SHARE + row % SHARE
     is_row, column = token < num_queries, tl.arange(0, SIZE)
-    q = tl.load(
-        query + batch * q_batch + head[:, None] * q_head + token[:, None].to(tl.int64) * q_token + column * q_size,
-        mask=is_row[:, None] & (column < D), other=0.0,
-    )  # fmt: skip
+    is_number = is_row[:, None] & (column < D)
+    start = query + batch * q_batch + head[:, None] * q_head + token[:, None].to(tl.int64) * q_token
+    q = tl.load(start + column * q_size, mask=is_number, other=0.0)
     if QUERY_AT:
         at = tl.load(where + batch * where_batch + token, mask=is_row, other=-1).to(tl.int32)
     else:
@@ -207,39 +205,3 @@ def attend(
 @triton.jit
 def _positions(keys_where, place, num_keys):
     return tl.load(keys_where + place, mask=place < num_keys, other=-1).to(tl.int32)
-
-
-def positions_for_kernel(
-    query: Tensor, num_keys: int, query_positions: Tensor | None, key_positions: Tensor | None,
-    parents: Sequence[int] | None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """(query positions, key positions, tree) [B or 1, T], [B or 1, T], [N, N]; None: the kernel counts for itself."""
-    if parents is None:
-        where = None if query_positions is None else torch.atleast_2d(query_positions)
-        return where, None if key_positions is None else torch.atleast_2d(key_positions), None
-    where, keys_where = positions_of(query, num_keys, query_positions, key_positions, parents)
-    return where, keys_where, ancestors(tuple(parents), query.device)
-
-
-def may_have_gaps(where: Tensor | None, num_queries: int) -> bool:
-    """Whether queries may lie further apart than a window: only where their positions are given."""
-    return where is not None and num_queries > 1
-
-
-def or_unused(like: Tensor, *arrays: Tensor | None) -> list[Tensor]:
-    """Something to point at for what the kernel will not read."""
-    return [like if array is None else array for array in arrays]
-
-
-def launch_options(blocks: Any, size: int, value_size: int) -> dict[str, int]:
-    """The blocks as the kernel's arguments; products need sides of 16 or more."""
-    return {
-        "TILE": blocks.tile, "BLOCK": blocks.block, "SIZE": width_of(size), "VALUE_SIZE": width_of(value_size),
-        "num_warps": blocks.warps, "num_stages": blocks.stages,
-    }  # fmt: skip
-
-
-@cache
-def ancestors(parents: tuple[int, ...], device: torch.device) -> Tensor:
-    """[N, N] uint8: 1 where the column is the row's node itself or an ancestor."""
-    return related_nodes(parents, len(parents), len(parents), device).to(torch.uint8)

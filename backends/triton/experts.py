@@ -21,9 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from zigzag.backends.torch import experts as torch_experts
-from zigzag.reference.errors import ArgumentError, KindError
+from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.reference.errors import ArgumentError
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FEW = 16  # rows of the tile that tensor cores take
 
 
@@ -68,10 +68,7 @@ def apply_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, gate_up: 
 
 
 def _check(hidden: Tensor, gate_up: Tensor, down: Tensor) -> None:
-    if hidden.dtype not in DTYPES:
-        raise KindError(
-            f"apply_experts: triton takes float32, float16 or bfloat16, got {hidden.dtype}; use backend='torch'"
-        )
+    check_dtypes("apply_experts", hidden=hidden)
     for name, array in {"gate_up": gate_up, "down": down}.items():
         if array.stride(2) != 1:
             raise ArgumentError(
@@ -84,9 +81,12 @@ def _constants(launch: Launch, size: int, dtype: torch.dtype) -> dict[str, int |
     """What a kernel is compiled for: no more columns than the rows have, and as many bytes in every dtype."""
     columns = min(launch.columns * 2 // dtype.itemsize, max(16, triton.next_power_of_2(size)))
     return {
-        "ROWS": launch.rows, "COLUMNS": columns, "EVEN": size % columns == 0, "STAGES": launch.stages,
+        "ROWS": launch.rows,
+        "COLUMNS": columns,
+        "EVEN": size % columns == 0,
+        "STAGES": launch.stages,
         "num_warps": launch.warps,
-    }  # fmt: skip
+    }
 
 
 @triton.jit(do_not_specialize=["tokens", "top_k", "experts"])

@@ -13,9 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends.triton.attention import or_unused, positions_for_kernel, rows_of
+from zigzag.backends.triton.arguments import batch_strides, factor_of, or_unused, positions_for_kernel
+from zigzag.backends.triton.attention import rows_of
+from zigzag.backends.triton.dtypes import check_dtypes
 from zigzag.backends.triton.masks import causal, extremes, in_window, related, span, window_start
-from zigzag.backends.triton.sampling import LOG2E, check_dtypes
+from zigzag.backends.triton.parts import width_of
 from zigzag.reference.checks import check_streaming_window
 
 
@@ -68,35 +70,41 @@ def gate_gradient(
 ) -> Tensor:
     window, where = (sink, recent, align), (query_positions, key_positions, parents)
     by_row = _measure("gate_gradient", query, key, value, grad_output, scale, window, where)
-    return by_row.unflatten(1, (key.shape[1], -1)).sum(dim=(2, 3)).to(query.dtype)
+    by_group: Tensor = by_row.unflatten(1, (key.shape[1], -1)).sum(dim=(2, 3))
+    return by_group.to(query.dtype)
 
 
 def _measure(
-    op: str, query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, scale: float | None,
-    window: tuple[int, int, int], positions: tuple[Tensor | None, Tensor | None, Sequence[int] | None],
-) -> Tensor:  # fmt: skip
+    op: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gradient: Tensor,
+    scale: float | None,
+    window: tuple[int, int, int],
+    positions: tuple[Tensor | None, Tensor | None, Sequence[int] | None],
+) -> Tensor:
     """float32 [B, H, Tq]: what `op` says of each row; `gate_gradient` before it is summed."""
     check_dtypes(op, query=query, key=key, value=value, grad_output=gradient)
     sink, recent = check_streaming_window(op, *window)
     query, key, value, gradient = (states.detach() for states in (query, key, value, gradient))
     batch, heads, num_queries, size = query.shape
     groups, num_keys, value_size = key.shape[1], key.shape[2], value.shape[3]
-    result = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
+    result: Tensor = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
     if not result.numel() or not num_keys:
         return result.zero_()
     parents, share = positions[2], heads // groups
     where, keys_where, tree = positions_for_kernel(query, num_keys, *positions)
     tile = min(32 if query.dtype == torch.float32 else 128, max(16, triton.next_power_of_2(share * num_queries)))
-    width = max(16, triton.next_power_of_2(value_size))
+    width = width_of(value_size)
     _compare[(triton.cdiv(share * num_queries, tile), batch * groups)](
         query, key, value, gradient, result, *or_unused(query, where, keys_where, tree),
         *query.stride(), *key.stride(), *value.stride(), *gradient.stride(),
-        *(0 if a is None or a.shape[0] == 1 else a.stride(0) for a in (where, keys_where)),
-        num_queries, num_keys, groups, 0 if parents is None else len(parents),
-        (size**-0.5 if scale is None else scale) * LOG2E, sink, recent,
+        *batch_strides(where, keys_where), num_queries, num_keys, groups, 0 if parents is None else len(parents),
+        factor_of(scale, size), sink, recent,
         MEASURE=op, ALIGN=window[2], QUERY_AT=where is not None, KEY_AT=keys_where is not None, TREE=tree is not None,
         SHARE=share, TILE=tile, BLOCK=64 if max(size, value_size) <= 128 and query.dtype != torch.float32 else 32,
-        D=size, DV=value_size, SIZE=max(16, triton.next_power_of_2(size)), VALUE_SIZE=width,
+        D=size, DV=value_size, SIZE=width_of(size), VALUE_SIZE=width,
         num_warps=8 if tile * width >= 4096 else 4, num_stages=2,
     )  # fmt: skip
     return result
@@ -189,10 +197,9 @@ def _compare(
             result = tl.where(norm > 0, tl.sqrt(tl.sum(change * change, 1)) / tl.where(norm > 0, norm, 1.0), 0.0)
         else:
             value_column = tl.arange(0, VALUE_SIZE)
-            g = tl.load(
-                gradient + batch * g_batch + head[:, None] * g_head + token[:, None].to(tl.int64) * g_token
-                + value_column * g_size, mask=is_row[:, None] & (value_column < DV), other=0.0,
-            )  # fmt: skip
+            is_number = is_row[:, None] & (value_column < DV)
+            start = gradient + batch * g_batch + head[:, None] * g_head + token[:, None].to(tl.int64) * g_token
+            g = tl.load(start + value_column * g_size, mask=is_number, other=0.0)
             result = tl.sum(g.to(tl.float32) * change, 1)
     tl.store(measured + (batch * groups * SHARE + head) * num_queries + token, result, mask=is_row)
 
@@ -220,16 +227,14 @@ def _block(
 ):  # fmt: skip
     """(scores [tile, block], values [block, size]); values are not read for the lost mass."""
     column, value_column, is_key = tl.arange(0, SIZE), tl.arange(0, VALUE_SIZE), place < end
-    k = tl.load(
-        key + place[None, :].to(tl.int64) * k_token + column[:, None] * k_size,
-        mask=is_key[None, :] & (column < D)[:, None], other=0.0,
-    )  # fmt: skip
+    is_number = is_key[None, :] & (column < D)[:, None]
+    start = key + place[None, :].to(tl.int64) * k_token
+    k = tl.load(start + column[:, None] * k_size, mask=is_number, other=0.0)
     v = k
     if MEASURE != "lost_mass":
-        v = tl.load(
-            value + place[:, None].to(tl.int64) * v_token + value_column * v_size,
-            mask=is_key[:, None] & (value_column < DV), other=0.0,
-        )  # fmt: skip
+        is_number = is_key[:, None] & (value_column < DV)
+        start = value + place[:, None].to(tl.int64) * v_token
+        v = tl.load(start + value_column * v_size, mask=is_number, other=0.0)
     return tl.dot(q, k, input_precision="ieee") * scale, v
 
 

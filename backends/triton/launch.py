@@ -18,8 +18,13 @@ HOPPER = (9, 0)
 @cache
 def dependent(device: torch.device) -> dict[str, bool]:
     """What a launch on the device is given: DEPENDENT for the kernel, launch_pdl for Triton."""
-    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
+    able = is_able(device)
     return {"DEPENDENT": able, "launch_pdl": able}
+
+
+def is_able(device: torch.device) -> bool:
+    """Whether the device has dependent launches."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
 
 
 @triton.jit

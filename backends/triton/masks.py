@@ -18,9 +18,7 @@ def extremes(at, token, num_queries, num_keys, QUERY_AT: tl.constexpr):
 
 
 @triton.jit
-def span(
-    first, last, num_keys, sink, recent, ALIGN: tl.constexpr, STREAMING: tl.constexpr, KEY_AT: tl.constexpr
-):  # fmt: skip
+def span(first, last, num_keys, sink, recent, ALIGN: tl.constexpr, STREAMING: tl.constexpr, KEY_AT: tl.constexpr):
     """The keys that any row of a tile can see: places 0 to `sinks_end`, and `start` to `end`.
 
     With positions given for the keys nothing is known about their order.

@@ -13,21 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from zigzag.backends.torch import join_heads, positions_of
-from zigzag.backends.triton import launch as triton_launch
-from zigzag.backends.triton.attention import (
-    DTYPES,
-    attend,
-    attention,
-    launch_options,
-    may_have_gaps,
-    or_unused,
-    rows_of,
-)
+from zigzag.backends.triton.arguments import batch_strides, factor_of, launch_options, may_have_gaps, or_unused
+from zigzag.backends.triton.attention import attend, attention, rows_of
 from zigzag.backends.triton.blocks import blocks_of, mixed_blocks_of, splits_of
-from zigzag.backends.triton.launch import wait_for_earlier
+from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.backends.triton.masks import extremes
-from zigzag.backends.triton.parts import LOG2E, finish, merge_parts, workspace
-from zigzag.reference.errors import KindError
+from zigzag.backends.triton.parts import finish, merge_parts, workspace
 from zigzag.reference.mixed_attention import Calls, by_two_calls
 
 two_calls = partial(by_two_calls, Calls(attention, positions_of, join_heads))
@@ -50,16 +42,21 @@ def mixed_attention(
     streaming_positions: Tensor | None = None,
     parents: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    if query.dtype not in DTYPES:
-        raise KindError(
-            f"mixed_attention: triton takes float32, float16 or bfloat16, got {query.dtype}; use backend='torch'"
-        )
+    check_dtypes("mixed_attention", query=query)
     arrays = (query, full_key, full_value, streaming_key, streaming_value)
     if parents is not None or not all(array.numel() for array in arrays):
         return two_calls(
-            *arrays, full_groups=full_groups, sink=sink, recent=recent, align=align, scale=scale, parents=parents,
-            query_positions=query_positions, key_positions=key_positions, streaming_positions=streaming_positions,
-        )  # fmt: skip
+            *arrays,
+            full_groups=full_groups,
+            sink=sink,
+            recent=recent,
+            align=align,
+            scale=scale,
+            query_positions=query_positions,
+            key_positions=key_positions,
+            streaming_positions=streaming_positions,
+            parents=parents,
+        )
     key, value = streaming_key, streaming_value
     batch, heads, num_queries, size = query.shape
     groups, num_full, num_keys, value_size = len(full_groups), *full_key.shape[1:3], full_value.shape[3]
@@ -73,18 +70,16 @@ def mixed_attention(
     # The full heads have nearly all the work: their keys are split as if the others were not there.
     splits = splits_of(blocks, query.device, tiles * batch * num_full, -(-num_keys // blocks.block))
     parts, sums = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
-    positions = [None if a is None else torch.atleast_2d(a)
-                 for a in (query_positions, key_positions, streaming_positions)]  # fmt: skip
+    given = (query_positions, key_positions, streaming_positions)
+    positions = [None if a is None else torch.atleast_2d(a) for a in given]
     mixed[(tiles, splits, batch * groups)](
         query, full_key, full_value, key, value, output, lse, *or_unused(query, *positions),
         _places(tuple(full_groups), query.device), parts, sums,
         *query.stride(), *full_key.stride(), *full_value.stride(), *key.stride(), *value.stride(),
-        *(0 if a is None or a.shape[0] == 1 else a.stride(0) for a in positions),
-        num_queries, num_keys, key.shape[2], groups, (size**-0.5 if scale is None else scale) * LOG2E.value,
-        sink, recent, ALIGN=align, QUERY_AT=query_positions is not None, FULL_AT=key_positions is not None,
+        *batch_strides(*positions), num_queries, num_keys, key.shape[2], groups, factor_of(scale, size), sink, recent,
+        ALIGN=align, QUERY_AT=query_positions is not None, FULL_AT=key_positions is not None,
         STREAM_AT=streaming_positions is not None, GAPS=may_have_gaps(query_positions, num_queries), SHARE=share,
-        SPLIT=splits > 1, D=size, DV=value_size, **launch_options(blocks, size, value_size),
-        **triton_launch.dependent(query.device),
+        SPLIT=splits > 1, **launch_options(blocks, size, value_size), **dependent(query.device),
     )  # fmt: skip
     if splits > 1:
         merge_parts(output, lse, parts, sums, groups, splits, blocks.tile)

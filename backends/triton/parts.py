@@ -1,6 +1,6 @@
 """How the parts of rows whose keys were split over programs become one: in a launch of its own, with a program a row.
 
-It is a dependent launch (triton_launch), which costs less than one program needs that merges all rows of a tile, but
+It is a dependent launch (launch.py), which costs less than one program needs that merges all rows of a tile, but
 where there is little to merge (docs/decisions/0006-merging.md).
 """
 
@@ -11,16 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends.triton import launch as triton_launch
-from zigzag.backends.triton.launch import wait_for_earlier
-
-LOG2E = tl.constexpr(1.4426950408889634)
+from zigzag.backends.triton.dtypes import LOG2E
+from zigzag.backends.triton.launch import dependent, wait_for_earlier
 
 
 @cache
 def width_of(size: int) -> int:
     """Numbers of a row as products need them. Kept: Triton's host functions take microseconds of every call."""
-    return max(16, triton.next_power_of_2(size))
+    return int(max(16, triton.next_power_of_2(size)))
 
 
 def workspace(query: Tensor, lines: int, splits: int, tile: int, value_size: int) -> tuple[Tensor, Tensor]:
@@ -28,8 +26,9 @@ def workspace(query: Tensor, lines: int, splits: int, tile: int, value_size: int
     if splits == 1:
         return query, query
     rows = lines * splits * tile
-    return (query.new_empty(rows * width_of(value_size), dtype=torch.float32),
-            query.new_empty(2 * rows, dtype=torch.float32))  # fmt: skip
+    sizes = (rows * width_of(value_size), 2 * rows)
+    parts, sums = (query.new_empty(size, dtype=torch.float32) for size in sizes)
+    return parts, sums
 
 
 @triton.jit
@@ -48,8 +47,8 @@ def finish(
     else:
         result = result / _divisor(total)[:, None]
         row = (batch * heads + head) * num_queries + token
-        tl.store(output + row[:, None] * DV + column, result.to(output.dtype.element_ty),
-                 mask=is_row[:, None] & (column < DV))  # fmt: skip
+        is_number = is_row[:, None] & (column < DV)
+        tl.store(output + row[:, None] * DV + column, result.to(output.dtype.element_ty), mask=is_number)
         tl.store(lse + row, _logarithm(highest, total), mask=is_row)
 
 
@@ -60,7 +59,7 @@ def merge_parts(output: Tensor, lse: Tensor, parts: Tensor, sums: Tensor, groups
     _merge[(share * num_queries, batch * groups)](
         output, lse, parts, sums, splits, num_queries, SHARE=share, SPLITS=width, TILE=tile, DV=value_size,
         VALUE_SIZE=width_of(value_size), num_warps=max(1, min(8, width * width_of(value_size) // 2048)),
-        **triton_launch.dependent(output.device),
+        **dependent(output.device),
     )  # fmt: skip
 
 

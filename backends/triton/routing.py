@@ -9,12 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from zigzag.backends.torch import routing as torch_routing
-from zigzag.backends.triton import launch as triton_launch
-from zigzag.backends.triton.launch import wait_for_earlier
+from zigzag.backends.triton.dtypes import DTYPES, LOG2E
+from zigzag.backends.triton.launch import dependent, wait_for_earlier
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST = 1024  # experts that a program holds
-LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST, NOWHERE = tl.constexpr(float("-inf")), tl.constexpr(1 << 30)
 
 
@@ -28,11 +26,17 @@ def route_experts(
     normalize: bool = True,
     scaling: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    options = {"top_k": top_k, "num_groups": num_groups, "top_groups": top_groups, "normalize": normalize,
-               "scaling": scaling}  # fmt: skip
     experts = router_logits.shape[-1]
     if router_logits.dtype not in DTYPES or bias.dtype not in DTYPES or experts > MOST:
-        return torch_routing.route_experts(router_logits, bias, **options)
+        return torch_routing.route_experts(
+            router_logits,
+            bias,
+            top_k=top_k,
+            num_groups=num_groups,
+            top_groups=top_groups,
+            normalize=normalize,
+            scaling=scaling,
+        )
     rows = router_logits.detach().reshape(-1, experts).contiguous()
     ids = torch.empty((len(rows), top_k), dtype=torch.int64, device=rows.device)
     weights = torch.empty((len(rows), top_k), dtype=torch.float32, device=rows.device)
@@ -41,7 +45,7 @@ def route_experts(
             rows, bias.detach().contiguous(), ids, weights, float(scaling), EXPERTS=experts, TOP_K=top_k,
             GROUPS=num_groups if top_groups < num_groups else 1, TOP_GROUPS=top_groups, NORMALIZE=normalize,
             WIDTH=triton.next_power_of_2(experts), SLOTS=triton.next_power_of_2(top_k), num_warps=1,
-            **triton_launch.dependent(rows.device),
+            **dependent(rows.device),
         )  # fmt: skip
     shape = (*router_logits.shape[:-1], top_k)
     return ids.view(shape), weights.view(shape)

@@ -2,7 +2,7 @@
 
 At most five launches, one after the other, none waits, and nothing is allocated but outputs and a small workspace:
 
-1. `scan` (triton_sampling): largest value, sum and argmax of every chunk of every row, and how many tokens precede the
+1. `scan` (rows.py): largest value, sum and argmax of every chunk of every row, and how many tokens precede the
    draft. Not for the rules that need only the drafted tokens of probabilities.
 2. `sum_terms`: what block and typical sum of a row. From logits this reads the rows again: both need the row's mass
    first, and block that of all rows before.
@@ -21,9 +21,11 @@ import torch
 import triton
 from torch import Tensor
 
-from zigzag.backends.triton import launch as triton_launch
-from zigzag.backends.triton.acceptance import judge, recover, sum_terms, weigh
-from zigzag.backends.triton.sampling import Parts, check_dtypes, chunk_of, draw_rows, mode_of
+from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.launch import dependent
+from zigzag.backends.triton.rows import Parts, chunk_of, mode_of, warps_of
+from zigzag.backends.triton.sampling import draw_rows
+from zigzag.backends.triton.verification_kernels import judge, recover, sum_terms, weigh
 from zigzag.reference.verification import Verdict
 
 RANKING = ("relaxed", "top_k")
@@ -61,9 +63,15 @@ def verify_lenient(
     num_draft_tokens: Tensor | None = None,
 ) -> Verdict:
     return _verdict(
-        "residual", draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature,
+        "residual",
+        draft_token_ids,
+        draft_probs,
+        target_probs,
+        uniforms,
+        num_draft_tokens,
+        temperature,
         scale_of_q=float(lenience),
-    )  # fmt: skip
+    )
 
 
 def verify_block(
@@ -100,9 +108,16 @@ def verify_typical(
     num_draft_tokens: Tensor | None = None,
 ) -> Verdict:
     return _verdict(
-        "typical", draft_token_ids, None, target_probs, uniforms, num_draft_tokens, temperature,
-        epsilon=float(epsilon), delta=float(delta),
-    )  # fmt: skip
+        "typical",
+        draft_token_ids,
+        None,
+        target_probs,
+        uniforms,
+        num_draft_tokens,
+        temperature,
+        epsilon=float(epsilon),
+        delta=float(delta),
+    )
 
 
 def verify_relaxed(
@@ -115,9 +130,16 @@ def verify_relaxed(
     num_draft_tokens: Tensor | None = None,
 ) -> Verdict:
     return _verdict(
-        "relaxed", draft_token_ids, None, target_probs, None, num_draft_tokens, temperature,
-        delta=float(delta), most=top_n,
-    )  # fmt: skip
+        "relaxed",
+        draft_token_ids,
+        None,
+        target_probs,
+        None,
+        num_draft_tokens,
+        temperature,
+        delta=float(delta),
+        most=top_n,
+    )
 
 
 def verify_top_k(
@@ -132,9 +154,19 @@ def verify_top_k(
 
 
 def _verdict(
-    rule: str, ids: Tensor, draft: Tensor | None, target: Tensor, uniforms: Tensor | None, counts: Tensor | None,
-    temperature: float | None, *, scale_of_q: float = 1.0, epsilon: float = 0.0, delta: float = 0.0, most: int = 0,
-) -> Verdict:  # fmt: skip
+    rule: str,
+    ids: Tensor,
+    draft: Tensor | None,
+    target: Tensor,
+    uniforms: Tensor | None,
+    counts: Tensor | None,
+    temperature: float | None,
+    *,
+    scale_of_q: float = 1.0,
+    epsilon: float = 0.0,
+    delta: float = 0.0,
+    most: int = 0,
+) -> Verdict:
     check_dtypes(f"verify_{rule}", target=target, draft_probs=draft)
     (batch, drafts), vocabulary = ids.shape, target.shape[2]
     tokens = torch.empty((batch, drafts + 1), dtype=torch.int64, device=ids.device)
@@ -145,7 +177,7 @@ def _verdict(
     counts = None if counts is None else counts.contiguous()
     uniforms = None if uniforms is None else uniforms.detach().contiguous()
     mode, scale = mode_of(temperature)
-    own = draw_rows(target, uniforms, mode, scale, counts) if rule == "exact" else tokens
+    own = tokens if rule != "exact" or uniforms is None else draw_rows(target, uniforms, mode, scale, counts)
     chunk = chunk_of(batch, vocabulary)
     chunks = triton.cdiv(vocabulary, chunk)
     parts = None
@@ -160,10 +192,16 @@ def _verdict(
         *target.stride(), *source.stride(), drafts, vocabulary, chunks, scale,
     )  # fmt: skip
     shape = {
-        "RULE": rule, "MODE": mode, "DRAWN": draft is not None, "RAGGED": counts is not None,
-        "PLACES": max(2, triton.next_power_of_2(drafts + 1)), "CHUNKS": triton.next_power_of_2(chunks), "CHUNK": chunk,
-        "num_warps": max(1, min(MOST_WARPS, chunk // 512)), **triton_launch.dependent(ids.device),
-    }  # fmt: skip
+        "RULE": rule,
+        "MODE": mode,
+        "DRAWN": draft is not None,
+        "RAGGED": counts is not None,
+        "PLACES": max(2, triton.next_power_of_2(drafts + 1)),
+        "CHUNKS": triton.next_power_of_2(chunks),
+        "CHUNK": chunk,
+        "num_warps": warps_of(chunk, MOST_WARPS),
+        **dependent(ids.device),
+    }
     if rule in ("block", "typical") and drafts:
         sum_terms[(batch * drafts, chunks)](*given, terms, **shape)
     coins = terms if uniforms is None else uniforms

@@ -32,6 +32,7 @@ LIMIT = 530  # seconds of a part
 RACE_LIMIT = 240
 PASSED, FAILED, UNFINISHED, LEFT = "passed", "failed", "did not finish", "left"
 KEPT = (PASSED, UNFINISHED)
+SOURCES = (".py", ".cu", ".cuh", ".h")
 
 _FACTS = """
 import importlib, json, platform
@@ -266,12 +267,12 @@ def commit() -> str:
         return "unknown"
 
 
-def sources() -> str:
-    """A hash of all Python files, which a dirty tree changes and its commit does not."""
+def sources(root: Path = ROOT) -> str:
+    """A hash of all Python and CUDA files, which a dirty tree changes and its commit does not."""
     digest = hashlib.sha256()
     for folder in ("reference", "backends", "zigzag", "tests"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+        for path in sorted(path for path in (root / folder).rglob("*") if path.suffix in SOURCES):
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -270,7 +270,7 @@ def test_triton_says_what_it_cannot_do(backend: str) -> None:
     if backend != "triton":
         pytest.skip("its limits only")
     tensors = {name: convert(array, "torch", "float64") for name, array in GOOD.items()}
-    with pytest.raises(KindError, match=r"triton takes float32, float16 or bfloat16, got torch\.float64"):
+    with pytest.raises(KindError, match=r"triton takes hidden in float32, float16 or bfloat16, got torch\.float64"):
         ops.apply_experts(**tensors, backend=backend)
     tensors = {name: convert(array, "torch", "float32") for name, array in GOOD.items()}
     tensors["down"] = tensors["down"].mT.contiguous().mT

@@ -1,9 +1,8 @@
 """Finds the block tables of the attention and experts kernels: `python -m zigzag.bench.tuning` on the GPU they are for.
 
 Every candidate is compiled first, by several processes at once, and then timed on every shape of its class, cold and
-from importlib import import_module
 from a CUDA graph. The winner of a class is the candidate whose times are, in the geometric mean, nearest to the best
-time of each shape. The result goes into `zigzag/backends/triton_blocks.py` and `triton_experts.py` by hand: nothing is
+time of each shape. The result goes into `backends/triton/blocks.py` and `experts.py` by hand: nothing is
 timed when a model runs.
 """
 

@@ -1,4 +1,4 @@
-"""Launches of raw kernels, dependent ones (triton_launch) from Hopper on: CuPy has no call for those, the driver has.
+"""Launches of raw kernels; from Hopper on dependent ones (triton/launch.py): CuPy has no call for them, the driver has.
 
 NVRTC must know these cards, as CUDA 12's does: the kernels' text has its wait from their architecture on.
 """
@@ -27,18 +27,22 @@ class Config(ctypes.Structure):
     """CUlaunchConfig."""
 
     _fields_ = [
-        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared_bytes", ctypes.c_uint),
-        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(Attribute)), ("num_attributes", ctypes.c_uint),
-    ]  # fmt: skip
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(Attribute)),
+        ("num_attributes", ctypes.c_uint),
+    ]
 
 
 _DEPENDENT = Attribute(id=_SERIALIZATION, value=1)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], threads: int, arguments: tuple[Any, ...]) -> None:
+def queue(kernel: Any, grid: tuple[int, ...], threads: int, arguments: tuple[Any, ...]) -> None:
     """Queue a `cupy.RawKernel` on the current stream, as a dependent of what is before it where that is known."""
-    queue = _driver() if capability() >= HOPPER else None
-    if queue is None:
+    launch = _driver() if capability() >= HOPPER else None
+    if launch is None:
         kernel(grid, (threads,), arguments)
         return
     cuda = import_module("cupy").cuda
@@ -46,7 +50,7 @@ def launch(kernel: Any, grid: tuple[int, ...], threads: int, arguments: tuple[An
     config = Config((*grid, 1, 1)[:3], (threads, 1, 1), 0, cuda.get_current_stream().ptr, ctypes.pointer(_DEPENDENT), 1)
     held = [_held(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(each) for each in held))
-    error = queue(ctypes.byref(config), ctypes.c_void_p(kernel.kernel.ptr), pointers, None)
+    error = launch(ctypes.byref(config), ctypes.c_void_p(kernel.kernel.ptr), pointers, None)
     if error:
         raise cuda.driver.CUDADriverError(error)
 

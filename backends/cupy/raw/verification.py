@@ -6,34 +6,31 @@ Two or three launches, none of which waits or walks along a row; a row is split 
    drafts `settle_one_hot`, else `judge_residual`, whose blocks then sum what is left of a chunk each.
 3. `recover`, or the same block of `settle_one_hot`: picks a chunk by these sums, then the token in it, each by a sum
    that runs over the block's threads.
-
-Probabilities of logits are made where they are read and never stored. Sums are float32.
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from zigzag.backends.cupy.arrays import Array, namespace
-from zigzag.backends.cupy.raw import kernels as cupy_kernels
-from zigzag.backends.cupy.raw import verification_chunks as cupy_verification_chunks
-from zigzag.backends.cupy.raw import verification_decisions as cupy_verification_decisions
+from zigzag.backends.cupy.raw import kernels
 from zigzag.reference.verification import Verdict
 
 THREADS = 256  # of a block; also the most chunks, and one more than the most drafts
 EIGHTS = 4  # times eight neighbours of a chunk are a thread's, or once where blocks would be few
 FEW = 256  # blocks; with fewer the chunks are made smaller, so that more multiprocessors have work
-LOG2E = 1.4426950408889634
 
-SOURCE = cupy_verification_chunks.SOURCE + cupy_verification_decisions.SOURCE
+GREEDY = kernels.source_of("verification_greedy.cu")
+RESIDUAL = kernels.source_of("verification_residual.cu")
 
 
 def chosen(draft_token_ids: Array, target: Array, draft_probs: Array | None = None) -> bool:
     """Whether the kernels are to be used: they may run, and take arrays like these; draft rows may be float32."""
     rows = [target] if draft_probs is None else [target, draft_probs]
     return (
-        cupy_kernels.may_run(draft_token_ids, *rows)
-        and cupy_kernels.has_element(target)
+        kernels.may_run(draft_token_ids, *rows)
+        and kernels.has_element(target)
         and str(rows[-1].dtype) in (str(target.dtype), "float32")
         and draft_token_ids.shape[0] > 0
         and draft_token_ids.shape[1] < THREADS
@@ -50,34 +47,36 @@ def greedy(draft_token_ids: Array, target: Array, num_draft_tokens: Array | None
     best_id = xp.empty((batch, rows, chunks), dtype=np.int32)
     ids, counts, verdict = _tokens(draft_token_ids, num_draft_tokens)
     drafts, size, parts, is_ragged = map(np.int32, (rows - 1, vocabulary, chunks, num_draft_tokens is not None))
-    launch = partial(_launch, target=target, eights=eights)
+    launch = partial(_launch, GREEDY, target, {"EIGHTS": eights})
     launch("best_of_chunks", (batch * rows, chunks), (target, counts, best, best_id, drafts, size, is_ragged))
     launch("decide_greedy", (batch,), (ids, counts, best, best_id, *verdict[:2], drafts, size, parts, is_ragged))
     return verdict
 
 
 def residual(
-    draft_token_ids: Array, draft_probs: Array | None, target: Array, uniforms: Array,
-    num_draft_tokens: Array | None, temperature: float | None,
-) -> Verdict:  # fmt: skip
+    draft_token_ids: Array,
+    draft_probs: Array | None,
+    target: Array,
+    uniforms: Array,
+    num_draft_tokens: Array | None,
+    temperature: float | None,
+) -> Verdict:
     """`temperature`: the target rows are logits; 0 is not taken."""
     xp = namespace(target)
     batch, rows, vocabulary = target.shape
     eights, chunks = split(batch, vocabulary)
-    scale = np.float32(min(LOG2E / temperature, 3e38) if temperature is not None else 1)
+    scale = np.float32(min(kernels.LOG2E / temperature, 3e38) if temperature is not None else 1)
     highest, mass = xp.empty((2, batch, rows, chunks), dtype=np.float32)
     ids, counts, verdict = _tokens(draft_token_ids, num_draft_tokens)
     coins = xp.ascontiguousarray(uniforms.astype(np.float32, copy=False))
     draft = target if draft_probs is None else draft_probs
     drafts, size, parts, is_ragged = map(np.int32, (rows - 1, vocabulary, chunks, num_draft_tokens is not None))
-    launch = partial(
-        _launch, target=target, eights=eights, LOGITS=int(temperature is not None),
-        DRAFT=0 if draft_probs is None else 1 if draft.dtype == target.dtype else 2,
-    )  # fmt: skip
+    draft_kind = 0 if draft_probs is None else 1 if draft.dtype == target.dtype else 2
+    constants = {"EIGHTS": eights, "LOGITS": int(temperature is not None), "DRAFT": draft_kind}
+    launch = partial(_launch, RESIDUAL, target, constants)
     if temperature is not None:
-        launch(
-            "mass_of_chunks", (batch * rows, chunks), (target, counts, highest, mass, drafts, size, is_ragged, scale)
-        )  # fmt: skip
+        summed = (target, counts, highest, mass, drafts, size, is_ragged, scale)
+        launch("mass_of_chunks", (batch * rows, chunks), summed)
     if temperature is not None and draft_probs is None:
         launch(
             "settle_one_hot", (batch,),
@@ -111,10 +110,9 @@ def split(batch: int, vocabulary: int) -> tuple[int, int]:
 
 
 def _launch(
-    name: str, grid: tuple[int, ...], arguments: tuple, *, target: Array, eights: int, LOGITS: int = 0, DRAFT: int = 0
+    source: str, target: Array, constants: dict[str, int], name: str, grid: tuple[int, ...], arguments: tuple[Any, ...]
 ) -> None:
-    constants = {"THREADS": THREADS, "EIGHTS": eights, "LOGITS": LOGITS, "DRAFT": DRAFT}
-    cupy_kernels.launch(SOURCE, name, str(target.dtype), constants, grid, THREADS, arguments)
+    kernels.launch(source, name, str(target.dtype), {"THREADS": THREADS, **constants}, grid, THREADS, arguments)
 
 
 def _tokens(draft_token_ids: Array, num_draft_tokens: Array | None) -> tuple[Array, Array, Verdict]:

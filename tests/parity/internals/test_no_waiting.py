@@ -132,10 +132,11 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from zigzag.backends import triton as triton_ops
     from zigzag.backends.triton import experts as triton_experts
     from zigzag.backends.triton import head_scores as triton_scores
+    from zigzag.backends.triton import rows as triton_rows
     from zigzag.backends.triton import sampling as triton_sampling
     from zigzag.backends.triton import verification as triton_verification
 
-    for module in (triton_sampling, triton_verification, triton_scores, triton_experts):
+    for module in (triton_rows, triton_sampling, triton_verification, triton_scores, triton_experts):
         for name in launched(module):
             monkeypatch.setattr(module, name, Idle())
     ids, draft, target, uniforms, rest = inputs(True, False)

@@ -12,7 +12,7 @@ from zigzag import KindError, ops, reference  # noqa: E402
 from zigzag.backends import registry  # noqa: E402
 from zigzag.backends import triton as triton_ops  # noqa: E402
 from zigzag.backends.triton import blocks as triton_blocks  # noqa: E402
-from zigzag.backends.triton import sampling as triton_sampling  # noqa: E402
+from zigzag.backends.triton import rows as triton_rows  # noqa: E402
 from zigzag.conformance.arrays import DEVICE  # noqa: E402
 
 triton_attention = import_module("zigzag.backends.triton.attention")  # the package has the op under this name
@@ -32,8 +32,8 @@ BEST = {"verify_relaxed": {"top_n": 3, "delta": 0.3}, "verify_top_k": {"k": 3}}
 
 @pytest.fixture
 def chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_sampling, "CHUNK", CHUNK)
-    monkeypatch.setattr(triton_sampling, "FEW", 0)
+    monkeypatch.setattr(triton_rows, "CHUNK", CHUNK)
+    monkeypatch.setattr(triton_rows, "FEW", 0)
 
 
 def table(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The kernels of the acceptance rules; triton_verification says which runs when.
+"""The kernels of the acceptance rules; verification.py says which runs when.
 
 All take the arguments of one call in the same order: ids [B, K], counts [B], target [B, K + 1, V], draft [B, K, V] (the
 target where there is none), the parts that `scan` left of the target rows, strides and sizes; then their own. One batch
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from zigzag.backends.triton.launch import wait_for_earlier
-from zigzag.backends.triton.sampling import (
+from zigzag.backends.triton.rows import (
     choose,
     choose_chunk,
     chunk_weights,
@@ -65,49 +65,28 @@ def _capped(p, q, count, PLACES: tl.constexpr):
 
 
 @triton.jit
-def _owed(
-    p, draft, token, place, capped, batch, row, draft_batch, draft_row, draft_token, vocabulary, DRAWN: tl.constexpr
-):
-    """max(capped * p - q, 0) in one chunk of a row; NaN stays."""
-    if DRAWN:
-        start = draft + batch * draft_batch + row.to(tl.int64) * draft_row
-        q = load_row(start, place, draft_token, vocabulary, 0.0)
-    else:
-        q = tl.where(place == token, 1.0, 0.0)
+def _row(rows, batch, row, batch_stride, row_stride):
+    """Where a row of [B, rows, V] begins."""
+    return rows + batch * batch_stride + row.to(tl.int64) * row_stride
+
+
+@triton.jit
+def _owed(p, draft, token, place, capped, token_stride, vocabulary, DRAWN: tl.constexpr):
+    """max(capped * p - q, 0) in one chunk of a row; NaN stays. draft: where the draft's row begins."""
+    q = load_row(draft, place, token_stride, vocabulary, 0.0) if DRAWN else tl.where(place == token, 1.0, 0.0)
     owed = capped * p - q
     return tl.where(owed < 0, 0.0, owed)
 
 
 @triton.jit
 def _weights(
-    target, batch, row, chunk, target_batch, target_row, target_token, highest, inverse, best, vocabulary, scale,
-    MODE: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """(ids, probabilities) of one chunk of a row; 0 beyond the vocabulary."""
+    start, chunk, token_stride, highest, inverse, best, vocabulary, scale, MODE: tl.constexpr, CHUNK: tl.constexpr
+):
+    """(ids, probabilities) of one chunk of the row that begins at `start`; 0 beyond the vocabulary."""
     place = chunk * CHUNK + tl.arange(0, CHUNK)
     is_place = (place >= 0) & (place < vocabulary)
-    start = target + batch * target_batch + row.to(tl.int64) * target_row
-    x = tl.load(start + place.to(tl.int64) * target_token, mask=is_place, other=0.0).to(tl.float32)
+    x = tl.load(start + place.to(tl.int64) * token_stride, mask=is_place, other=0.0).to(tl.float32)
     return place, tl.where(is_place, probability(x, place, highest, inverse, best, scale, MODE), 0.0)
-
-
-@triton.jit
-def _chunk_of_row(
-    target, batch, row, chunk, target_batch, target_row, target_token, high, total, best, length, vocabulary, chunks,
-    scale, MODE: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """(ids, probabilities) of one chunk of a row; 0 beyond the vocabulary."""
-    line = batch * length + row + tl.arange(0, 1)
-    if MODE == "probs":
-        highest, inverse, argmax = 0.0, 1.0, -1
-    else:
-        highest, inverse, argmax = row_statistics(
-            high, total, best, line, tl.full((1,), True, tl.int1), chunks, scale, MODE, CHUNKS
-        )  # fmt: skip
-    return _weights(
-        target, batch, row, chunk, target_batch, target_row, target_token, highest, inverse, argmax, vocabulary, scale,
-        MODE, CHUNK,
-    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["drafts", "chunks"])
@@ -121,17 +100,20 @@ def sum_terms(
     batch, row = (tl.program_id(0) // drafts).to(tl.int64), tl.program_id(0) % drafts
     token, count = _read_drafts(ids, counts, batch, drafts, vocabulary, RAGGED, PLACES)
     if row < count:
-        place, p = _chunk_of_row(
-            target, batch, row, tl.program_id(1), target_batch, target_row, target_token, high, total, best, drafts + 1,
-            vocabulary, chunks, scale, MODE, CHUNKS, CHUNK,
-        )  # fmt: skip
+        highest, inverse, argmax = 0.0, 1.0, -1
+        if MODE != "probs":
+            line = batch * (drafts + 1) + row + tl.arange(0, 1)
+            is_row = tl.full((1,), True, tl.int1)
+            highest, inverse, argmax = row_statistics(high, total, best, line, is_row, chunks, scale, MODE, CHUNKS)
+        start, chunk = _row(target, batch, row, target_batch, target_row), tl.program_id(1)
+        place, p = _weights(start, chunk, target_token, highest, inverse, argmax, vocabulary, scale, MODE, CHUNK)
         if RULE == "typical":
             term = p * tl.log(p + 1e-5)
         else:
             drafted = tl.arange(0, PLACES)
             highest, inverse, argmax = _statistics(
                 high, total, best, batch, count, drafts + 1, chunks, scale, MODE, PLACES, CHUNKS
-            )  # fmt: skip
+            )
             before, q = _of_tokens(
                 target, draft, token, count, batch, target_batch, target_row, target_token, draft_batch, draft_row,
                 draft_token, highest, inverse, argmax, scale, MODE, DRAWN, PLACES,
@@ -139,9 +121,8 @@ def sum_terms(
             after = _capped(before, q, row, PLACES)
             capped = tl.where(row == 0, 1.0, tl.sum(tl.where(drafted == row - 1, after, 0.0), 0))
             own = tl.sum(tl.where(drafted == row, token, 0), 0)
-            term = _owed(
-                p, draft, own, place, capped, batch, row, draft_batch, draft_row, draft_token, vocabulary, DRAWN
-            )  # fmt: skip
+            drawn_from = _row(draft, batch, row, draft_batch, draft_row)
+            term = _owed(p, drawn_from, own, place, capped, draft_token, vocabulary, DRAWN)
         tl.store(terms + (batch * (drafts + 1) + row) * chunks + tl.program_id(1), tl.sum(term, 0))
 
 
@@ -207,7 +188,7 @@ def judge(
     else:
         highest, inverse, argmax = _statistics(
             high, total, best, batch, count, drafts + 1, chunks, scale, MODE, PLACES, CHUNKS
-        )  # fmt: skip
+        )
         p, q = _of_tokens(
             target, draft, token, count, batch, target_batch, target_row, target_token, draft_batch, draft_row,
             draft_token, highest, inverse, argmax, scale, MODE, DRAWN, PLACES,
@@ -267,19 +248,14 @@ def weigh(
     highest, inverse, argmax, capped, _, rejected = _noted(notes, chosen, batch)
     left = 0.0
     if (MODE == "probs") | (rejected >= 0):
-        place, p = _weights(
-            target, batch, accepted, part, target_batch, target_row, target_token, highest, inverse, argmax, vocabulary,
-            scale, MODE, CHUNK,
-        )  # fmt: skip
+        start = _row(target, batch, accepted, target_batch, target_row)
+        place, p = _weights(start, part, target_token, highest, inverse, argmax, vocabulary, scale, MODE, CHUNK)
         if MODE == "probs":
             tl.store(plains + batch * chunks + part, tl.sum(clean(p), 0))
         if RULE != "typical":  # noqa: SIM102  (known when compiled, the other is not)
             if rejected >= 0:
-                rest = _owed(
-                    p, draft, rejected, place, capped, batch, accepted, draft_batch, draft_row, draft_token, vocabulary,
-                    DRAWN,
-                )  # fmt: skip
-                left = tl.sum(rest, 0)
+                drawn_from = _row(draft, batch, accepted, draft_batch, draft_row)
+                left = tl.sum(_owed(p, drawn_from, rejected, place, capped, draft_token, vocabulary, DRAWN), 0)
     tl.store(lefts + batch * chunks + part, left)
 
 
@@ -298,6 +274,8 @@ def recover(
     batch, chunk = tl.program_id(0).to(tl.int64), tl.arange(0, CHUNKS)
     accepted = tl.load(accepteds + batch).to(tl.int32)
     highest, inverse, argmax, capped, uniform, rejected = _noted(notes, chosen, batch)
+    start = _row(target, batch, accepted, target_batch, target_row)
+    drawn_from = _row(draft, batch, accepted, draft_batch, draft_row)
     if MODE == "probs":
         weight = tl.load(plains + batch * chunks + chunk, mask=chunk < chunks, other=0.0)
     else:
@@ -311,23 +289,14 @@ def recover(
         if RULE != "typical":  # noqa: SIM102  (known when compiled, the other is not)
             if rejected >= 0:
                 place, p = _weights(
-                    target, batch, accepted, rejected // CHUNK, target_batch, target_row, target_token, highest,
-                    inverse, argmax, vocabulary, scale, MODE, CHUNK,
-                )  # fmt: skip
-                rest = _owed(
-                    p, draft, rejected, place, capped, batch, accepted, draft_batch, draft_row, draft_token, vocabulary,
-                    DRAWN,
-                )  # fmt: skip
+                    start, rejected // CHUNK, target_token, highest, inverse, argmax, vocabulary, scale, MODE, CHUNK
+                )
+                rest = _owed(p, drawn_from, rejected, place, capped, draft_token, vocabulary, DRAWN)
                 left = tl.where(chunk == rejected // CHUNK, tl.sum(rest, 0), capped * weight)
     is_left = tl.sum(left, 0) > 0  # not by rounding nor with a NaN: then the target row itself
     weight = tl.where(is_left, left, weight)
     drawn, before, threshold = choose_chunk(weight, uniform, CHUNKS)
-    place, p = _weights(
-        target, batch, accepted, drawn, target_batch, target_row, target_token, highest, inverse, argmax, vocabulary,
-        scale, MODE, CHUNK,
-    )  # fmt: skip
+    place, p = _weights(start, drawn, target_token, highest, inverse, argmax, vocabulary, scale, MODE, CHUNK)
     if is_left:
-        p = _owed(
-            p, draft, rejected, place, capped, batch, accepted, draft_batch, draft_row, draft_token, vocabulary, DRAWN
-        )
+        p = _owed(p, drawn_from, rejected, place, capped, draft_token, vocabulary, DRAWN)
     tl.store(tokens + batch * (drafts + 1) + accepted, choose(clean(p), place, before, threshold).to(tl.int64))

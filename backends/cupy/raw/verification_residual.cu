@@ -1,71 +1,56 @@
-"""CUDA text: the kernels that accept drafts and draw the token that follows; after that of cupy_verification_chunks."""
+// Residual verification, from probabilities or from logits. Constants beside those of verification.cuh: LOGITS: the
+// target's rows are logits, whose probabilities are made where they are read and never stored; DRAFT: 0 without rows of
+// the draft, 1 with rows of elements, 2 with rows of floats. Sums are float32.
 
-SOURCE = r"""
-// A draft as its thread knows it; threads beyond the last hold none.
-struct Draft {
-    int token;
-    bool is_real;  // by its count and its id; the first that is not ends the drafts of its row
-};
+#include "elements.cuh"
+#include "launch.cuh"
+#include "warps.cuh"
+#include "exponentials.cuh"
+#include "verification.cuh"
 
-__device__ __forceinline__ Draft own_draft(const long long* ids, int most, int vocabulary) {
-    const int thread = threadIdx.x;
-    const long long id = thread < most ? ids[thread] : -1;
-    const bool is_real = id >= 0 && id < vocabulary;
-    return {is_real ? (int)id : -1, is_real};
-}
+#if DRAFT == 2
+typedef float draft_element;
+#else
+typedef element draft_element;
+#endif
 
-// The first thread of the block whose flag is false, for each of two flags. One barrier.
-__device__ __forceinline__ void first_false(bool one, bool other, int& first_one, int& first_other) {
-    __shared__ int ones[WARPS], others[WARPS];
-    const int thread = threadIdx.x;
-    first_one = warp_min_int(one ? FAR : thread);
-    first_other = warp_min_int(other ? FAR : thread);
-    if (thread % 32 == 0) {
-        ones[thread / 32] = first_one;
-        others[thread / 32] = first_other;
-    }
-    __syncthreads();
-    for (int w = 0; w < WARPS; ++w) {
-        first_one = min(first_one, ones[w]);
-        first_other = min(first_other, others[w]);
-    }
-}
-
-// One block a row of the batch.
-extern "C" __global__ void __launch_bounds__(THREADS) decide_greedy(
-    const long long* __restrict__ ids, const long long* __restrict__ counts, const float* __restrict__ best,
-    const int* __restrict__ best_id, long long* tokens, long long* num_accepted, int drafts, int vocabulary, int chunks,
-    int is_ragged
+// The largest logit of each chunk, and the sum of exp2((logit - largest) * scale); NaN where one is NaN or +inf.
+extern "C" __global__ void __launch_bounds__(THREADS) mass_of_chunks(
+    const element* __restrict__ rows, const long long* __restrict__ counts, float* highest, float* mass, int drafts,
+    int vocabulary, int is_ragged, float scale
 ) {
     wait_for_earlier();
-    __shared__ int own[THREADS];
-    const int b = blockIdx.x, thread = threadIdx.x, lane = thread % 32;
-    const int most = most_of(counts, b, is_ragged, drafts);
-    const Draft draft = own_draft(ids + (long long)b * drafts, most, vocabulary);
-    for (int row = thread / 32; row <= most; row += WARPS) {
-        const long long part = ((long long)b * (drafts + 1) + row) * chunks;
-        float value[WARPS], highest = NOTHING;
-        int id[WARPS], lowest = FAR;
+    __shared__ float tops[WARPS], sums[WARPS];
+    const int thread = threadIdx.x, line = blockIdx.x, chunk = blockIdx.y, b = line / (drafts + 1);
+    if (line % (drafts + 1) > most_of(counts, b, is_ragged, drafts)) return;
+    const element* row = rows + (long long)line * vocabulary;
+    const int start = chunk * CHUNK + 8 * thread, step = 8 * THREADS;
+    float x[EIGHTS][8], top = NOTHING, sum = 0.0f;
+    if (is_even(row, vocabulary)) read<true>(row, start, step, vocabulary, NOTHING, x);
+    else read<false>(row, start, step, vocabulary, NOTHING, x);
 #pragma unroll
-        for (int n = 0; n < WARPS; ++n) {
-            const int c = 32 * n + lane;
-            value[n] = c < chunks ? best[part + c] : NOTHING;
-            id[n] = c < chunks ? best_id[part + c] : FAR;
-            highest = fmaxf(highest, value[n]);
-        }
-        highest = warp_max(highest);
+    for (int n = 0; n < EIGHTS; ++n)
 #pragma unroll
-        for (int n = 0; n < WARPS; ++n) lowest = value[n] == highest ? min(lowest, id[n]) : lowest;
-        lowest = warp_min_int(lowest);
-        if (lane == 0) own[row] = lowest == FAR ? -1 : lowest;
+        for (int i = 0; i < 8; ++i) top = fmaxf(top, x[n][i]);
+    top = warp_max(top);
+    float base = base_of(top);
+#pragma unroll
+    for (int n = 0; n < EIGHTS; ++n)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum += exp2f((x[n][i] - base) * scale);
+    sum = warp_sum(sum);
+    if (thread % 32 == 0) {  // warps meet once, each with a largest logit of its own
+        tops[thread / 32] = top;
+        sums[thread / 32] = sum;
     }
     __syncthreads();
-    int accepted, count;
-    first_false(draft.is_real && draft.token == own[thread], draft.is_real, accepted, count);
-    if (thread <= drafts)
-        tokens[(long long)b * (drafts + 1) + thread] =
-            thread < accepted ? draft.token : thread == accepted ? own[thread] : -1;
-    if (thread == 0) num_accepted[b] = accepted;
+    if (thread > 0) return;
+    for (int w = 0; w < WARPS; ++w) top = fmaxf(top, tops[w]);
+    base = base_of(top);
+    sum = 0.0f;
+    for (int w = 0; w < WARPS; ++w) sum += sums[w] * exp2f((tops[w] - base) * scale);
+    highest[(long long)line * gridDim.y + chunk] = top;
+    mass[(long long)line * gridDim.y + chunk] = sum;
 }
 
 // What the recovery of a row of the batch needs beside its sums.
@@ -395,4 +380,3 @@ extern "C" __global__ void __launch_bounds__(THREADS) settle_one_hot(
     const int token = drawn(own, unused, row, judged.coin, plain, left, vocabulary);
     if (thread == 0) tokens[line] = token;
 }
-"""

@@ -1,0 +1,67 @@
+"""What the attention kernels and those of the head scores are given beside queries, keys and values."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from zigzag.backends.torch import positions_of, related_nodes
+from zigzag.backends.triton.blocks import Blocks
+from zigzag.backends.triton.dtypes import LOG2E
+from zigzag.backends.triton.parts import width_of
+
+
+def positions_for_kernel(
+    query: Tensor,
+    num_keys: int,
+    query_positions: Tensor | None,
+    key_positions: Tensor | None,
+    parents: Sequence[int] | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(query positions, key positions, tree) [B or 1, T], [B or 1, T], [N, N]; None: the kernel counts for itself."""
+    if parents is None:
+        where = None if query_positions is None else torch.atleast_2d(query_positions)
+        return where, None if key_positions is None else torch.atleast_2d(key_positions), None
+    where, keys_where = positions_of(query, num_keys, query_positions, key_positions, parents)
+    return where, keys_where, ancestors(tuple(parents), query.device)
+
+
+def may_have_gaps(where: Tensor | None, num_queries: int) -> bool:
+    """Whether queries may lie further apart than a window: only where their positions are given."""
+    return where is not None and num_queries > 1
+
+
+def or_unused(like: Tensor, *arrays: Tensor | None) -> list[Tensor]:
+    """Something to point at for what the kernel will not read."""
+    return [like if array is None else array for array in arrays]
+
+
+def batch_strides(*arrays: Tensor | None) -> list[int]:
+    """From one row of the batch to the next; 0 where all have the same, or none."""
+    return [0 if array is None or array.shape[0] == 1 else array.stride(0) for array in arrays]
+
+
+def factor_of(scale: float | None, size: int) -> float:
+    """Of products of queries and keys: scores whose exponentials are powers of two."""
+    return (size**-0.5 if scale is None else scale) * float(LOG2E.value)
+
+
+def launch_options(blocks: Blocks, size: int, value_size: int) -> dict[str, int]:
+    """The blocks as the kernel's arguments; products need sides of 16 or more."""
+    return {
+        "TILE": blocks.tile,
+        "BLOCK": blocks.block,
+        "D": size,
+        "DV": value_size,
+        "SIZE": width_of(size),
+        "VALUE_SIZE": width_of(value_size),
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+    }
+
+
+@cache
+def ancestors(parents: tuple[int, ...], device: torch.device) -> Tensor:
+    """[N, N] uint8: 1 where the column is the row's node itself or an ancestor."""
+    return related_nodes(parents, len(parents), len(parents), device).to(torch.uint8)

@@ -1,6 +1,6 @@
 """Decode with drafts: the tokens of plain greedy decoding, in fewer forwards of the model.
 
-python examples/speculate.py --new-tokens 24
+python examples/speculate.py --new-tokens 48
 """
 
 import argparse
@@ -10,18 +10,24 @@ import torch
 import zigzag
 from zigzag.generation.drafting import LookupDrafter, streaming_drafter
 
-TEXT = """Repeat this list.
-1. The harbour opens at seven in the morning.
-2. The old library closes at six in the evening.
-3. The museum is closed on Mondays.
-Here is the list again.
-1."""
+TEXT = """\
+class Point:
+    def __init__(self, x, y, z):
+        self.x = x
+        self.y = y
+        self.z = z
+
+    def __add__(self, other):
+        return Point(self.x + other.x, self.y + other.y, self.z + other.z)
+
+    def __sub__(self, other):
+        return"""
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="smollm2", help="folder, hub id or .gguf file; smollm2 is a small one")
-    options.add_argument("--new-tokens", type=int, default=24)
+    options.add_argument("--model", default="tiny-glm", help="folder, hub id, .gguf file, or smollm2")
+    options.add_argument("--new-tokens", type=int, default=48)
     given = options.parse_args()
 
     model, tokenizer = zigzag.load_model(given.model)

@@ -49,14 +49,12 @@ def test_plan_a_model() -> None:
     assert found(r"on paper: (\d+) bytes; full attention: (\d+)", printed) == [str(held), str(slot * 30 * tokens)]
 
 
-@SMOLLM2
 def test_speculate() -> None:
-    printed = output_of("speculate.py", "--new-tokens", "20")
-    assert "The harbour opens at seven in the morning." in printed
+    printed = output_of("speculate.py", "--new-tokens", "32")
     for drafter in ("lookup", "streaming"):
-        assert f"{drafter}: the same tokens\n20 tokens in " in printed
-    rounds = [int(count) for count in re.findall(r"20 tokens in (\d+) verifications", printed)]
-    assert len(rounds) == 2 and max(rounds) < 14
+        assert f"{drafter}: the same tokens\n32 tokens in " in printed
+    rounds = [int(count) for count in re.findall(r"32 tokens in (\d+) verifications", printed)]
+    assert len(rounds) == 2 and max(rounds) <= 16
 
 
 def test_own_backend() -> None:

@@ -207,6 +207,24 @@ def test_unknown_name_is_noticed() -> None:
     assert unknown_names("`zigzag.ops.merge(x)`, `zigzag.drafting`, `zigzag.no`") == ["zigzag.drafting", "zigzag.no"]
 
 
+@EACH_PAGE
+def test_paths_exist(page: Path) -> None:
+    assert unknown_paths(page.read_text()) == []
+
+
+def unknown_paths(text: str) -> list[str]:
+    """What stands in backticks as a path below a folder of the project and is not there."""
+    found = re.findall(r"`((?:reference|backends|zigzag|tests|docs|examples)/[\w./-]*)`", FENCES.sub("", text))
+    return sorted({path for path in found if not (ROOT / path).exists()})
+
+
+def test_unknown_path_is_noticed() -> None:
+    assert unknown_paths("`tests/parity/`, `zigzag/plans.py`, `reference/x/y.py`") == [
+        "reference/x/y.py",
+        "zigzag/plans.py",
+    ]
+
+
 def test_architecture_page_has_the_floors() -> None:
     assert floors((ROOT / "docs/architecture.md").read_text()) == {room: floor + 1 for room, floor in FLOOR.items()}
 

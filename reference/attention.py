@@ -45,7 +45,7 @@ def attention(
     block_table: [B, N] for a paged cache: key is [pages, G, page_size, D], value [pages, G, page_size, Dv],
         and row b's keys are those of the pages block_table[b], in this order; Tk = N * page_size. -1: no page,
         its keys are never visible.
-    return: output [B, H, Tq, Dv], lse [B, H, Tq], float64.
+    return: output [B, H, Tq, Dv] in the dtype of `query`, lse [B, H, Tq] at least in float32 (the reference: float64)
 
     Raises ArgumentError or KindError for shapes that do not fit, H not a multiple of G, a bad window, or page
     numbers out of range (a GPU backend does not look at them).

@@ -57,7 +57,7 @@ def mixed_attention(
     streaming_positions: of the streaming cache, [Ts] or [B, Ts], -1 for an empty slot. Default: the cache holds, in
         order, the first min(sink, Ts) of the Tk tokens and then the last ones; with Ts = Tk that is all of them.
     parents: as in `visible`; the nodes are the last columns of both caches
-    return: output [B, H, Tq, Dv], lse [B, H, Tq], float64
+    return: output [B, H, Tq, Dv] in the dtype of `query`, lse [B, H, Tq] at least in float32 (the reference: float64)
 
     Raises ArgumentError or KindError for shapes that do not fit, a bad window, positions of which some are missing, and
     without streaming_positions for a streaming cache that cannot hold the window of every query, or whose gap
@@ -219,7 +219,7 @@ def check_mixed_attention(
     check_positions(OP, "query_positions", query_positions, sizes["Tq"], sizes["B"])
     check_positions(OP, "key_positions", key_positions, sizes["Tk"], sizes["B"])
     check_positions(OP, "streaming_positions", streaming_positions, sizes["Ts"], sizes["B"])
-    check_parents(OP, parents, sizes["Tq"], sizes["Tk"])
+    check_parents(OP, parents, sizes["Tk"])
     if query_positions is None and key_positions is not None:
         raise ArgumentError(f"{OP}: with key_positions, query_positions are needed too")
     if parents is not None and (query_positions is None) != (key_positions is None):

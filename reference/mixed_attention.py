@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from zigzag.reference.attention import Floats, attention
+from zigzag.reference.attention import Floats, as_array, attention
 from zigzag.reference.checks import (
     check_floating,
     check_heads,
@@ -76,9 +76,9 @@ def mixed_attention(
         "sink": sink,
         "recent": recent,
         "align": align,
-        "query_positions": _array(query_positions),
-        "key_positions": _array(key_positions),
-        "streaming_positions": _array(streaming_positions),
+        "query_positions": as_array(query_positions),
+        "key_positions": as_array(key_positions),
+        "streaming_positions": as_array(streaming_positions),
         "parents": parents,
     }
     check_mixed_attention(*arrays, **options)
@@ -254,10 +254,6 @@ def _check_streaming_cache(window: tuple[int, int], align: int, sizes: dict[str,
         raise ArgumentError(
             f"{OP}: without streaming_positions Tk - Ts must be a multiple of align={align}, got {keys - sizes['Ts']}"
         )
-
-
-def _array(positions: ArrayLike | None) -> NDArray[Any] | None:
-    return None if positions is None else np.asarray(positions)
 
 
 _NUMPY = Calls(

@@ -28,7 +28,7 @@ GENERAL = {
     "verify_tree_residual, distinct": ({"replacement": False}, {"tree": True, "replacement": False}),
     "verify_tree_k_seq": ({}, {"tree": True, "alike": True}),
 }
-CASES = {**EXACT, **{case: [options] for case, (options, _) in GENERAL.items()}}
+CASES = {case: [options] for case, (options, _) in GENERAL.items()} | EXACT
 OPTIONS = {case.partition(",")[0]: options[-1] for case, options in CASES.items()}
 
 

@@ -45,7 +45,7 @@ GENERAL = {
     "verify_block": ({}, {"honest": None}),
     "verify_typical": ({"epsilon": 0.2, "delta": 0.5}, {}),
 }
-CASES = {**EXACT, **{case: [options] for case, (options, _) in GENERAL.items()}}
+CASES = {case: [options] for case, (options, _) in GENERAL.items()} | EXACT
 OPTIONS = {case.partition(",")[0]: options[-1] for case, options in CASES.items()}
 
 

@@ -1,7 +1,8 @@
 """The exact semantics of every op, in NumPy: short, plain, float64 inside.
 
 Also the `numpy` backend. Read `visibility.py` first: it says who sees whom. For speculative decoding read
-`acceptance.py`: one function a rule; `verification.py` compares uniform numbers with it, `laws.py` integrates it.
+`acceptance.py`: one function a rule; `verification.py` compares uniform numbers with it, `laws.py` integrates it;
+`rules.py` is the table of them all.
 """
 
 from zigzag.reference.assignment import CRITERIA, assign_heads, assign_layers
@@ -9,14 +10,14 @@ from zigzag.reference.attention import attention, gated_attention, merge
 from zigzag.reference.expectations import best_draft_length, best_tree, expected_speedup, expected_tokens
 from zigzag.reference.experts import apply_experts
 from zigzag.reference.head_scores import gate_gradient, lost_mass, output_deviation
-from zigzag.reference.laws import RULES, continued, expected_accepted, law, target_law, total_variation
+from zigzag.reference.laws import continued, expected_accepted, law, target_law, total_variation
 from zigzag.reference.mixed_attention import mixed_attention
 from zigzag.reference.routing import route_experts
+from zigzag.reference.rules import LOSSY_RULES, RULES, AcceptanceRule
 from zigzag.reference.sampling import sample, to_probs
+from zigzag.reference.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
 from zigzag.reference.trees import chain, node_depths
 from zigzag.reference.verification import (
-    LOSSLESS_RULES,
-    LOSSY_RULES,
     Verdict,
     verify_block,
     verify_exact,
@@ -25,9 +26,6 @@ from zigzag.reference.verification import (
     verify_relaxed,
     verify_residual,
     verify_top_k,
-    verify_tree_greedy,
-    verify_tree_k_seq,
-    verify_tree_residual,
     verify_typical,
 )
 from zigzag.reference.visibility import visible
@@ -78,10 +76,10 @@ ANALYSES = (
 __all__ = [
     "ANALYSES",
     "CRITERIA",
-    "LOSSLESS_RULES",
     "LOSSY_RULES",
     "OPS",
     "RULES",
+    "AcceptanceRule",
     "Verdict",
     "apply_experts",
     "assign_heads",

@@ -32,6 +32,22 @@ class Tables(NamedTuple):
     weights: list[Row]
 
 
+def first(tables: Tables, coins: Sequence[Any], parents: Sequence[int]) -> list[int]:
+    """The accepted path: from the root on, the first child that passes, until none does."""
+    row, path = 0, []
+    for node, parent in enumerate(parents):
+        if parent == row - 1 and coins[node] * tables.scale[node] < tables.threshold[node]:
+            row = node + 1
+            path.append(node)
+    return path
+
+
+def last(tables: Tables, coins: Sequence[Any], parents: Sequence[int]) -> list[int]:
+    """All drafts up to the last one that passes."""
+    passed = [n for n in range(len(parents)) if coins[n] * tables.scale[n] < tables.threshold[n]]
+    return list(range(passed[-1] + 1)) if passed else []
+
+
 def residual(
     draft_token_ids: Sequence[int],
     draft_probs: Rows | None,

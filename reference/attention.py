@@ -45,7 +45,7 @@ def attention(
     block_table: [B, N] for a paged cache: key is [pages, G, page_size, D], value [pages, G, page_size, Dv],
         and row b's keys are those of the pages block_table[b], in this order; Tk = N * page_size. -1: no page,
         its keys are never visible.
-    return: output [B, H, Tq, Dv], lse [B, H, Tq], float64.
+    return: output [B, H, Tq, Dv] in the dtype of `query`, lse [B, H, Tq] at least in float32 (the reference: float64)
 
     Raises ArgumentError or KindError for shapes that do not fit, H not a multiple of G, a bad window, or page
     numbers out of range (a GPU backend does not look at them).
@@ -61,7 +61,7 @@ def attention(
         key, value, query_positions, key_positions = _gathered(
             query, key, value, query_positions, key_positions, parents, np.asarray(block_table)
         )
-    scores, seen = _masked_scores(
+    scores, seen = masked_scores(
         "attention", query, key, value, sink, recent, align, scale, query_positions, key_positions, parents
     )
     probs, lse = softmax(scores)
@@ -124,18 +124,34 @@ def gated_attention(
     array([1.  , 1.75, 4.5 ])
     """
     query, key, value, gate = (np.asarray(a) for a in (query, key, value, gate))
-    check_streaming_window("gated_attention", sink, recent, align)
-    sizes = check_attention(
-        "gated_attention",
-        query,
-        key,
-        value,
-        query_positions=_array(query_positions),
-        key_positions=_array(key_positions),
-        parents=parents,
-    )
+    window, where = (sink, recent, align), (query_positions, key_positions, parents)
+    full, streaming, sizes = full_and_streaming("gated_attention", query, key, value, window, scale, *where)
     check_shape("gated_attention", "gate", gate, "G", sizes)
-    full, streaming = full_and_streaming(
+    weight = np.repeat(gate.astype(np.float64), query.shape[1] // key.shape[1])[:, None, None]
+    return weight * full + (1 - weight) * streaming
+
+
+def full_and_streaming(
+    op: str,
+    query: NDArray[Any],
+    key: NDArray[Any],
+    value: NDArray[Any],
+    window: tuple[int, int, int],
+    scale: float | None,
+    query_positions: ArrayLike | None,
+    key_positions: ArrayLike | None,
+    parents: Sequence[int] | None,
+) -> tuple[Floats, Floats, dict[str, int]]:
+    """The outputs [B, H, Tq, Dv] of full and of streaming attention on the same arrays, and the sizes of these.
+
+    window: sink, recent, align
+    """
+    sink, recent, align = window
+    check_streaming_window(op, sink, recent, align)
+    queries, keys = as_array(query_positions), as_array(key_positions)
+    sizes = check_attention(op, query, key, value, query_positions=queries, key_positions=keys, parents=parents)
+    full, _ = attention(query, key, value, scale=scale, query_positions=queries, key_positions=keys, parents=parents)
+    streaming, _ = attention(
         query,
         key,
         value,
@@ -143,21 +159,11 @@ def gated_attention(
         recent=recent,
         align=align,
         scale=scale,
-        query_positions=query_positions,
-        key_positions=key_positions,
+        query_positions=queries,
+        key_positions=keys,
         parents=parents,
     )
-    weight = np.repeat(gate.astype(np.float64), query.shape[1] // key.shape[1])[:, None, None]
-    return weight * full + (1 - weight) * streaming
-
-
-def full_and_streaming(
-    query: ArrayLike, key: ArrayLike, value: ArrayLike, *, sink: int, recent: int, align: int, **rest: object
-) -> tuple[Floats, Floats]:
-    """The outputs [B, H, Tq, Dv] of full and of streaming attention on the same arrays."""
-    full, _ = attention(query, key, value, **rest)  # type: ignore[arg-type]
-    streaming, _ = attention(query, key, value, sink=sink, recent=recent, align=align, **rest)  # type: ignore[arg-type]
-    return full, streaming
+    return full, streaming, sizes
 
 
 def softmax(scores: Floats) -> tuple[Floats, Floats]:
@@ -170,7 +176,7 @@ def softmax(scores: Floats) -> tuple[Floats, Floats]:
     return exps / np.where(total > 0, total, 1.0), lse[..., 0]
 
 
-def _masked_scores(
+def masked_scores(
     op: str,
     query: NDArray[Any],
     key: NDArray[Any],
@@ -184,7 +190,7 @@ def _masked_scores(
     parents: Sequence[int] | None,
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """(scores [B, H, Tq, Tk] with -inf where not visible, the visibility [B or 1, Tq, Tk])."""
-    query_positions, key_positions = _array(query_positions), _array(key_positions)
+    query_positions, key_positions = as_array(query_positions), as_array(key_positions)
     sizes = check_attention(
         op, query, key, value, query_positions=query_positions, key_positions=key_positions, parents=parents
     )
@@ -206,7 +212,7 @@ def _gathered(
     block_table: NDArray[Any],
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """The keys, values and positions of a paged cache, row by row: what `attention` is without pages."""
-    given = {"query_positions": _array(query_positions), "key_positions": _array(key_positions)}
+    given = {"query_positions": as_array(query_positions), "key_positions": as_array(key_positions)}
     sizes = check_attention("attention", query, key, value, parents=parents, block_table=block_table, **given)
     if ((block_table < -1) | (block_table >= sizes["pages"])).any():
         raise ArgumentError(
@@ -227,5 +233,5 @@ def _per_query_head(states: NDArray[Any], num_query_heads: int) -> Floats:
     return np.repeat(states.astype(np.float64), num_query_heads // states.shape[1], axis=1)
 
 
-def _array(positions: ArrayLike | None) -> NDArray[Any] | None:
+def as_array(positions: ArrayLike | None) -> NDArray[Any] | None:
     return None if positions is None else np.asarray(positions)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zigzag.reference.attention import _array, _masked_scores, full_and_streaming, softmax
-from zigzag.reference.checks import check_attention, check_shape, check_streaming_window
-from zigzag.reference.visibility import default_positions, visible
+from zigzag.reference.attention import as_array, full_and_streaming, masked_scores, softmax
+from zigzag.reference.checks import check_shape, check_streaming_window
+from zigzag.reference.visibility import positions_of, visible
 
 Floats = NDArray[np.float64]
 
@@ -37,12 +37,12 @@ def lost_mass(
     """
     query, key = np.asarray(query), np.asarray(key)
     check_streaming_window("lost_mass", sink, recent, align)
-    scores, _ = _masked_scores(
+    scores, _ = masked_scores(
         "lost_mass", query, key, None, None, None, 1, scale, query_positions, key_positions, parents
     )
-    if query_positions is None or key_positions is None:
-        query_positions, key_positions = default_positions(query.shape[2], key.shape[2], parents)
-    streamed = visible(query_positions, key_positions, sink=sink, recent=recent, align=align, parents=parents)
+    given = as_array(query_positions), as_array(key_positions)
+    positions = positions_of(query.shape[2], key.shape[2], *given, parents)
+    streamed = visible(*positions, sink=sink, recent=recent, align=align, parents=parents)
     streamed = streamed[:, None] if streamed.ndim == 3 else streamed
     probs, _ = softmax(scores)
     lost: Floats = np.where(streamed, 0.0, probs).sum(axis=-1)
@@ -75,19 +75,8 @@ def output_deviation(
     array([0.   , 0.333, 1.   ])
     """
     query, key, value = (np.asarray(a) for a in (query, key, value))
-    check_streaming_window("output_deviation", sink, recent, align)
-    full, streaming = full_and_streaming(
-        query,
-        key,
-        value,
-        sink=sink,
-        recent=recent,
-        align=align,
-        scale=scale,
-        query_positions=query_positions,
-        key_positions=key_positions,
-        parents=parents,
-    )
+    window, where = (sink, recent, align), (query_positions, key_positions, parents)
+    full, streaming, _ = full_and_streaming("output_deviation", query, key, value, window, scale, *where)
     size = np.linalg.norm(full, axis=-1)
     change = np.linalg.norm(full - streaming, axis=-1)
     return np.where(size > 0, change / np.where(size > 0, size, 1.0), 0.0)
@@ -123,29 +112,9 @@ def gate_gradient(
     array([[-3.5]])
     """
     query, key, value, grad_output = (np.asarray(a) for a in (query, key, value, grad_output))
-    check_streaming_window("gate_gradient", sink, recent, align)
-    sizes = check_attention(
-        "gate_gradient",
-        query,
-        key,
-        value,
-        query_positions=_array(query_positions),
-        key_positions=_array(key_positions),
-        parents=parents,
-    )
+    window, where = (sink, recent, align), (query_positions, key_positions, parents)
+    full, streaming, sizes = full_and_streaming("gate_gradient", query, key, value, window, scale, *where)
     check_shape("gate_gradient", "grad_output", grad_output, "B H Tq Dv", sizes)
-    full, streaming = full_and_streaming(
-        query,
-        key,
-        value,
-        sink=sink,
-        recent=recent,
-        align=align,
-        scale=scale,
-        query_positions=query_positions,
-        key_positions=key_positions,
-        parents=parents,
-    )
     by_head = (grad_output.astype(np.float64) * (full - streaming)).sum(axis=(-1, -2))
     by_group: Floats = by_head.reshape(sizes["B"], sizes["G"], -1).sum(axis=-1)
     return by_group

@@ -7,45 +7,24 @@ A table maps a prefix of tokens to the row of Fractions that the next token has 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from zigzag.reference import acceptance
-from zigzag.reference.acceptance import Tables
+from zigzag.reference.acceptance import Tables, last
 from zigzag.reference.errors import ArgumentError
+from zigzag.reference.rules import RULES, AcceptanceRule
 from zigzag.reference.sampling import Row
 from zigzag.reference.trees import chain, check_tree, children
-from zigzag.reference.verification import first, last
 
 Prefix = tuple[int, ...]
 Table = Mapping[Prefix, Sequence[Fraction]]
 Law = dict[Prefix, Fraction]
 
 
-class Rule(NamedTuple):
-    """How a rule walks (`first`, `last`, or None for the sampler match), its tables, and whether it is lossless."""
-
-    tables: Callable[..., Tables] | None
-    walk: Callable[..., list[int]] | None
-    lossless: bool
-
-
-RULES = {
-    "greedy": Rule(acceptance.greedy, first, True),
-    "residual": Rule(acceptance.residual, first, True),
-    "block": Rule(acceptance.block, last, True),
-    "exact": Rule(None, None, True),
-    "k_seq": Rule(acceptance.k_seq, first, True),
-    "typical": Rule(acceptance.typical, first, False),
-    "relaxed": Rule(acceptance.relaxed, first, False),
-    "top_k": Rule(acceptance.top_k, first, False),
-    "lenient": Rule(acceptance.residual, first, False),
-}
-
-
 def law(
-    rule: str | Rule,
+    rule: str | AcceptanceRule,
     draft_tables: Table,
     target_tables: Table,
     *,
@@ -57,7 +36,7 @@ def law(
 ) -> Law:
     """Probability of each sequence of emitted tokens: draft, verify, emit, with fresh noise in each round.
 
-    rule: a name of `RULES`, or a Rule
+    rule: a name of `RULES`, or a rule that is not in it
     num_draft_tokens: length of the chain, default as deep as draft_tables goes; parents: a tree instead
     deterministic: the rule is told `draft_probs=None`; the draft tables must then be one-hot
     options: of the rule, as `lenience=Fraction(1, 2)` or `replacement=False`
@@ -139,7 +118,7 @@ def _share(scale: Any, threshold: Any) -> Any:
 
 
 def _one_round(
-    rule: Rule,
+    rule: AcceptanceRule,
     draft_tables: Table,
     target_tables: Table,
     tree: list[int],
@@ -152,7 +131,7 @@ def _one_round(
     for ids, rows, chance in drafts(draft_tables, tree, done, replacement=replacement):
         paths = _paths(ids, tree)
         targets = [_row(target_tables, done + path, "target") for path in paths]
-        if rule.tables is None or rule.walk is None:
+        if rule.tables is None:
             ends = _match_ends(ids, targets)
         else:
             tables = rule.tables(ids, None if deterministic else rows, targets, tree, **options)

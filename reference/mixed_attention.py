@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from zigzag.reference.attention import Floats, attention
+from zigzag.reference.attention import Floats, as_array, attention
 from zigzag.reference.checks import (
     check_floating,
     check_heads,
@@ -57,7 +57,7 @@ def mixed_attention(
     streaming_positions: of the streaming cache, [Ts] or [B, Ts], -1 for an empty slot. Default: the cache holds, in
         order, the first min(sink, Ts) of the Tk tokens and then the last ones; with Ts = Tk that is all of them.
     parents: as in `visible`; the nodes are the last columns of both caches
-    return: output [B, H, Tq, Dv], lse [B, H, Tq], float64
+    return: output [B, H, Tq, Dv] in the dtype of `query`, lse [B, H, Tq] at least in float32 (the reference: float64)
 
     Raises ArgumentError or KindError for shapes that do not fit, a bad window, positions of which some are missing, and
     without streaming_positions for a streaming cache that cannot hold the window of every query, or whose gap
@@ -76,9 +76,9 @@ def mixed_attention(
         "sink": sink,
         "recent": recent,
         "align": align,
-        "query_positions": _array(query_positions),
-        "key_positions": _array(key_positions),
-        "streaming_positions": _array(streaming_positions),
+        "query_positions": as_array(query_positions),
+        "key_positions": as_array(key_positions),
+        "streaming_positions": as_array(streaming_positions),
         "parents": parents,
     }
     check_mixed_attention(*arrays, **options)
@@ -219,7 +219,7 @@ def check_mixed_attention(
     check_positions(OP, "query_positions", query_positions, sizes["Tq"], sizes["B"])
     check_positions(OP, "key_positions", key_positions, sizes["Tk"], sizes["B"])
     check_positions(OP, "streaming_positions", streaming_positions, sizes["Ts"], sizes["B"])
-    check_parents(OP, parents, sizes["Tq"], sizes["Tk"])
+    check_parents(OP, parents, sizes["Tk"])
     if query_positions is None and key_positions is not None:
         raise ArgumentError(f"{OP}: with key_positions, query_positions are needed too")
     if parents is not None and (query_positions is None) != (key_positions is None):
@@ -254,10 +254,6 @@ def _check_streaming_cache(window: tuple[int, int], align: int, sizes: dict[str,
         raise ArgumentError(
             f"{OP}: without streaming_positions Tk - Ts must be a multiple of align={align}, got {keys - sizes['Ts']}"
         )
-
-
-def _array(positions: ArrayLike | None) -> NDArray[Any] | None:
-    return None if positions is None else np.asarray(positions)
 
 
 _NUMPY = Calls(

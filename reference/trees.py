@@ -41,6 +41,10 @@ def children(parents: Sequence[int], row: int) -> list[int]:
 def check_tree(op: str, parents: Sequence[int], num_nodes: int) -> None:
     if len(parents) != num_nodes:
         raise ArgumentError(f"{op}: parents must name one parent for each of the {num_nodes} nodes, got {len(parents)}")
+    check_earlier(op, parents)
+
+
+def check_earlier(op: str, parents: Sequence[int]) -> None:
     for node, parent in enumerate(parents):
         if not -1 <= int(parent) < node:
             raise ArgumentError(f"{op}: parents[{node}] must be -1 or an earlier node, got {int(parent)}")

@@ -14,19 +14,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from zigzag.reference import acceptance
-from zigzag.reference.acceptance import Tables
-from zigzag.reference.checks import check_count, check_drafts, check_fraction, check_range, check_sampling
+from zigzag.reference.acceptance import Tables, first
+from zigzag.reference.checks import check_drafts, check_rule_options
+from zigzag.reference.rules import RULES
 from zigzag.reference.sampling import Row, draw, to_probs
 from zigzag.reference.trees import chain, check_tree, node_depths
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-LOSSLESS_RULES = ("greedy", "residual", "block", "exact")
-LOSSY_RULES = ("typical", "relaxed", "top_k", "lenient")
+# drafts, draft rows, target rows, uniform numbers, numbers of drafts
+Arrays = tuple[ArrayLike, ArrayLike | None, ArrayLike, ArrayLike | None, ArrayLike | None]
 
 
 class Verdict(NamedTuple):
@@ -53,7 +50,8 @@ def verify_greedy(
     >>> verify_greedy([[2, 1]], [[[0.0, 1, 5], [7, 1, 0], [0, 0, 0]]]).output_token_ids
     array([[ 2,  0, -1]])
     """
-    return _verify("verify_greedy", acceptance.greedy, draft_token_ids, None, target_logits, None, num_draft_tokens)
+    arrays = draft_token_ids, None, target_logits, None, num_draft_tokens
+    return judged("greedy", arrays)
 
 
 def verify_residual(
@@ -80,16 +78,8 @@ def verify_residual(
     >>> verify_residual([[0]], [[[1.0, 0.0]]], [[[0.25, 0.75], [0.5, 0.5]]], [[0.25, 0.0]]).output_token_ids
     array([[ 1, -1]])
     """
-    return _verify(
-        "verify_residual",
-        acceptance.residual,
-        draft_token_ids,
-        draft_probs,
-        target_probs,
-        uniforms,
-        num_draft_tokens,
-        temperature=temperature,
-    )
+    arrays = draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens
+    return judged("residual", arrays, temperature=temperature)
 
 
 def verify_block(
@@ -108,17 +98,8 @@ def verify_block(
 
     Arguments as `verify_residual`.
     """
-    return _verify(
-        "verify_block",
-        acceptance.block,
-        draft_token_ids,
-        draft_probs,
-        target_probs,
-        uniforms,
-        num_draft_tokens,
-        last,
-        temperature=temperature,
-    )
+    arrays = draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens
+    return judged("block", arrays, temperature=temperature)
 
 
 def verify_exact(
@@ -137,11 +118,8 @@ def verify_exact(
     temperature: None: the target rows are probabilities; a number: they are logits (0: the argmax's)
     num_draft_tokens: [B] drafts to read in each row, default K
     """
-    ids, _, target, coins, counts = check_drafts(
-        "verify_exact", draft_token_ids, None, target_probs, uniforms, num_draft_tokens
-    )
-    target = _probabilities("verify_exact", target, temperature)
-    return _assembled([match(ids[b, :n].tolist(), target[b], coins[b]) for b, n in enumerate(counts)], ids.shape[1])
+    arrays = draft_token_ids, None, target_probs, uniforms, num_draft_tokens
+    return judged("exact", arrays, temperature=temperature)
 
 
 def verify_typical(
@@ -161,11 +139,8 @@ def verify_typical(
 
     Arguments as `verify_exact`; epsilon, delta: 0 or more.
     """
-    check_range("verify_typical", epsilon=epsilon, delta=delta)
-    rule = _bind(acceptance.typical, epsilon=epsilon, delta=delta)
-    return _verify(
-        "verify_typical", rule, draft_token_ids, None, target_probs, uniforms, num_draft_tokens, temperature=temperature
-    )
+    arrays = draft_token_ids, None, target_probs, uniforms, num_draft_tokens
+    return judged("typical", arrays, temperature=temperature, epsilon=epsilon, delta=delta)
 
 
 def verify_relaxed(
@@ -185,12 +160,8 @@ def verify_relaxed(
     draft_token_ids: [B, K]; target_probs: [B, K + 1, V]
     temperature: None: the target rows are probabilities; a number: they are logits (0: the argmax's)
     """
-    check_range("verify_relaxed", delta=delta)
-    check_count("verify_relaxed", "top_n", top_n)
-    rule = _bind(acceptance.relaxed, top_n=top_n, delta=delta)
-    return _verify(
-        "verify_relaxed", rule, draft_token_ids, None, target_probs, None, num_draft_tokens, temperature=temperature
-    )
+    arrays = draft_token_ids, None, target_probs, None, num_draft_tokens
+    return judged("relaxed", arrays, temperature=temperature, top_n=top_n, delta=delta)
 
 
 def verify_top_k(
@@ -208,11 +179,8 @@ def verify_top_k(
     draft_token_ids: [B, K]; target_probs: [B, K + 1, V] logits or probabilities
     temperature: None: the target rows are probabilities; a number: they are logits (0: the argmax's)
     """
-    check_count("verify_top_k", "k", k)
-    rule = _bind(acceptance.top_k, k=k)
-    return _verify(
-        "verify_top_k", rule, draft_token_ids, None, target_probs, None, num_draft_tokens, temperature=temperature
-    )
+    arrays = draft_token_ids, None, target_probs, None, num_draft_tokens
+    return judged("top_k", arrays, temperature=temperature, k=k)
 
 
 def verify_lenient(
@@ -232,118 +200,36 @@ def verify_lenient(
 
     Arguments as `verify_residual`; lenience: in [0, 1].
     """
-    check_fraction("verify_lenient", "lenience", lenience)
-    rule = _bind(acceptance.residual, lenience=lenience)
-    return _verify(
-        "verify_lenient",
-        rule,
-        draft_token_ids,
-        draft_probs,
-        target_probs,
-        uniforms,
-        num_draft_tokens,
-        temperature=temperature,
-    )
+    arrays = draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens
+    return judged("lenient", arrays, temperature=temperature, lenience=lenience)
 
 
-def verify_tree_greedy(
-    draft_token_ids: ArrayLike,
-    target_logits: ArrayLike,
+def judged(
+    name: str,
+    arrays: Arrays,
     *,
-    parents: Sequence[int],
-    num_draft_tokens: ArrayLike | None = None,
+    parents: Sequence[int] | None = None,
+    temperature: float | None = None,
+    **options: Any,
 ) -> Verdict:
-    """From the root, walk to the child that is the target's argmax; then the argmax. Lossless for greedy decoding.
-
-    draft_token_ids: [B, N]; target_logits: [B, N + 1, V], row 0 after the last committed token, n + 1 after node n
-    parents: [N] earlier node or -1; num_draft_tokens: [B] how many first nodes a row has, default N
-    """
-    return _verify(
-        "verify_tree_greedy",
-        acceptance.greedy,
-        draft_token_ids,
-        None,
-        target_logits,
-        None,
-        num_draft_tokens,
-        parents=parents,
-    )
-
-
-def verify_tree_residual(
-    draft_token_ids: ArrayLike,
-    draft_probs: ArrayLike | None,
-    target_probs: ArrayLike,
-    uniforms: ArrayLike,
-    *,
-    parents: Sequence[int],
-    replacement: bool = True,
-    num_draft_tokens: ArrayLike | None = None,
-) -> Verdict:
-    """Multi-round residual sampling down a tree; lossless. On a chain it is `verify_residual`.
-
-    The children of a node are tested in the order of their index, which must be the order in which they were drawn;
-    each rejection takes its share out of the target row. With replacement: SpecInfer (arXiv 2305.09781), and
-    deterministic candidates (`draft_probs=None`). Without: EAGLE, Sequoia (arXiv 2402.12374) with its uniform
-    fallback; a sibling that comes twice is then never accepted.
-
-    draft_token_ids: [B, N]
-    draft_probs: [B, N, V] for each node the row that its siblings were drawn from, before any was taken out
-    target_probs: [B, N + 1, V]; uniforms: [B, N + 1]: a coin for each node, then the draw
-    parents: [N] earlier node or -1; num_draft_tokens: [B] how many first nodes a row has, default N
-    """
-    rule = _bind(acceptance.residual, replacement=replacement)
-    return _verify(
-        "verify_tree_residual",
-        rule,
-        draft_token_ids,
-        draft_probs,
-        target_probs,
-        uniforms,
-        num_draft_tokens,
-        parents=parents,
-    )
-
-
-def verify_tree_k_seq(
-    draft_token_ids: ArrayLike,
-    draft_probs: ArrayLike | None,
-    target_probs: ArrayLike,
-    uniforms: ArrayLike,
-    *,
-    parents: Sequence[int],
-    num_draft_tokens: ArrayLike | None = None,
-) -> Verdict:
-    """K-SEQ down a tree; lossless. Siblings must be drawn independently from one q (SpecTr, arXiv 2310.15141).
-
-    Arguments as `verify_tree_residual`. Siblings that are deterministic and equal count as drawn from a one-hot q.
-    """
-    return _verify(
-        "verify_tree_k_seq",
-        acceptance.k_seq,
-        draft_token_ids,
-        draft_probs,
-        target_probs,
-        uniforms,
-        num_draft_tokens,
-        parents=parents,
-    )
-
-
-def first(tables: Tables, coins: Sequence[Any], parents: Sequence[int]) -> list[int]:
-    """The accepted path: from the root on, the first child that passes, until none does."""
-    row, path = 0, []
-    for node, parent in enumerate(parents):
-        if parent == row - 1 and coins[node] * tables.scale[node] < tables.threshold[node]:
-            row = node + 1
-            path.append(node)
-    return path
-
-
-def last(tables: Tables, coins: Sequence[Any], parents: Sequence[int]) -> list[int]:
-    """All drafts up to the last one that passes."""
-    passed = [n for n in range(len(parents)) if coins[n] * tables.scale[n] < tables.threshold[n]]
-    return list(range(passed[-1] + 1)) if passed else []
+    """The verdict by the rule of this name, row by row; `options` are its own."""
+    rule = RULES[name]
+    op = rule.chain if parents is None else rule.tree
+    check_rule_options(op, temperature=temperature, **options)
+    ids, q, p, coins, counts = check_drafts(op, *arrays)
+    p = p if temperature is None else to_probs(p, temperature=temperature)
+    tree = chain(ids.shape[1]) if parents is None else list(map(int, parents))
+    check_tree(op, tree, ids.shape[1])
+    decisions = []
+    for b, n in enumerate(counts):
+        drafts, own = ids[b, :n].tolist(), coins[b].tolist()
+        if rule.tables is None:
+            decisions.append(match(drafts, p[b], own))
+            continue
+        tables = rule.tables(drafts, None if q is None else q[b, :n], p[b, : n + 1], tree[:n], **options)
+        decisions.append(decide(tables, drafts, own, tree[:n], rule.walk))
+    depth = max(node_depths(tree), default=0)
+    return _assembled(decisions, depth, with_nodes=parents is not None)
 
 
 def match(
@@ -369,43 +255,6 @@ def decide(
     path = walk(tables, coins, parents)
     final = draw(tables.weights[path[-1] + 1 if path else 0], coins[len(draft_token_ids)])
     return path, [*(draft_token_ids[n] for n in path), final]
-
-
-def _bind(rule: Callable[..., Tables], **options: Any) -> Callable[..., Tables]:
-    return lambda *tables: rule(*tables, **options)
-
-
-def _verify(
-    op: str,
-    rule: Callable[..., Tables],
-    draft_token_ids: ArrayLike,
-    draft_probs: ArrayLike | None,
-    target: ArrayLike,
-    uniforms: ArrayLike | None,
-    num_draft_tokens: ArrayLike | None,
-    walk: Callable[..., list[int]] = first,
-    parents: Sequence[int] | None = None,
-    temperature: float | None = None,
-) -> Verdict:
-    ids, q, p, coins, counts = check_drafts(op, draft_token_ids, draft_probs, target, uniforms, num_draft_tokens)
-    p = _probabilities(op, p, temperature)
-    tree = chain(ids.shape[1]) if parents is None else list(map(int, parents))
-    check_tree(op, tree, ids.shape[1])
-    decisions = []
-    for b, n in enumerate(counts):
-        drafts = ids[b, :n].tolist()
-        tables = rule(drafts, None if q is None else q[b, :n], p[b, : n + 1], tree[:n])
-        decisions.append(decide(tables, drafts, coins[b].tolist(), tree[:n], walk))
-    depth = max(node_depths(tree), default=0)
-    return _assembled(decisions, depth, with_nodes=parents is not None)
-
-
-def _probabilities(op: str, target: Floats, temperature: float | None) -> Floats:
-    """The target rows as probabilities: they are, or with a temperature they are logits."""
-    if temperature is None:
-        return target
-    check_sampling(op, temperature, 0, 1.0, 0.0)
-    return to_probs(target, temperature=temperature)
 
 
 def _assembled(decisions: list[tuple[list[int], list[int]]], depth: int, *, with_nodes: bool = False) -> Verdict:

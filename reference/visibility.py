@@ -64,7 +64,7 @@ def visible(
         in_recent = j // align >= -(-(i + 1) // align) - last // align
         seen = seen & (in_sink | in_recent)
     if parents is not None:
-        check_parents("visible", parents, queries.shape[-1], keys.shape[-1])
+        check_parents("visible", parents, keys.shape[-1])
         seen = seen & _tree(parents, queries.shape[-1], keys.shape[-1])
     return seen
 

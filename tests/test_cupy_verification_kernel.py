@@ -15,7 +15,8 @@ from zigzag.backends.cupy.raw import kernels as cupy_kernels
 from zigzag.backends.cupy.raw import verification as cupy_verification_kernel
 from zigzag.conformance.drafts import Round, rounds, settle
 from zigzag.reference import acceptance
-from zigzag.reference.verification import Verdict, first
+from zigzag.reference.acceptance import first
+from zigzag.reference.verification import Verdict
 
 BY = st.sampled_from([1, 37, 301, 304])  # to a vocabulary of one chunk or three; a multiple of 8, or not
 

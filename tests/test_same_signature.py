@@ -1,14 +1,23 @@
-"""One op, one signature: names, kinds and defaults are equal in the reference, every backend and the front door."""
+"""One op, one signature and one meaning: names, kinds and defaults are equal in the reference, every backend and the
+front door, and what the reference's docstring says the front door's says too.
+"""
 
-from collections.abc import Callable
+import ast
+from collections.abc import Callable, Collection
 from importlib import import_module
 from importlib.util import find_spec
-from inspect import Parameter, isfunction, signature
+from inspect import Parameter, cleandoc, getsource, isfunction, signature
+from textwrap import dedent
 from typing import Any
 
 import pytest
 
 from zigzag import backends, ops, reference
+
+OWN = {  # what a front door's docstring says of the parameters that it adds
+    "backend": 'backend: a name of `zigzag.list_backends()`, or "auto";',
+    "validate": "validate: check the ",
+}
 
 
 def outline(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
@@ -79,3 +88,53 @@ def test_front_door_check_can_fail() -> None:
     assert disagreements(reference, type("Added", (), lambdas), front_door_extra) == ["sample"]
     lambdas = {"verify_greedy": lambda draft_token_ids, target_logits, *, num_draft_tokens=None, backend="auto": None}
     assert disagreements(reference, type("Lacking", (), lambdas), front_door_extra) == ["verify_greedy"]
+
+
+# --- Docstrings.
+
+
+def meaning(function: Callable[..., Any]) -> str:
+    """The docstring without its examples."""
+    return cleandoc((function.__doc__ or "").partition(">>>")[0]).rstrip()
+
+
+def written(function: Callable[..., Any]) -> str:
+    """The docstring as it stands in the source, where editors, type checkers and documentation sites see it."""
+    (node,) = ast.parse(dedent(getsource(function))).body
+    assert isinstance(node, ast.FunctionDef)
+    return ast.get_docstring(node) or ""
+
+
+def drifted(text: str, told: str, parameters: Collection[str]) -> bool:
+    """Whether a front door's text is not the reference's, followed by what is said of the parameters of its own."""
+    rest = text.removeprefix(told)
+    said = {name for name, words in OWN.items() if f"\n{words}" in rest}
+    return not told or not text.startswith(told) or said != {name for name in OWN if name in parameters}
+
+
+@pytest.mark.parametrize("op", reference.OPS)
+def test_the_front_door_says_what_the_reference_says(op: str) -> None:
+    front = getattr(ops, op)
+    assert not drifted(written(front), meaning(getattr(reference, op)), signature(front).parameters)
+
+
+def test_drift_is_noticed() -> None:
+    text, told = written(ops.verify_greedy), meaning(reference.verify_greedy)
+    assert not drifted(text, told, ("backend", "validate"))
+    for wrong in (
+        "",
+        told,
+        text.replace("argmax", "maximum"),
+        *(text.replace(f"\n{words}", "") for words in OWN.values()),
+    ):
+        assert drifted(wrong, told, ("backend", "validate"))
+    assert drifted(text, told, ("backend",))
+    assert drifted(text, "", ("backend", "validate"))
+
+
+def test_a_docstring_that_is_set_at_run_time_is_noticed() -> None:
+    def late() -> None:
+        pass
+
+    late.__doc__ = "Seen by nobody who only reads."
+    assert written(late) == ""

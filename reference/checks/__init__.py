@@ -1,63 +1,55 @@
-"""Checks of arguments, one message style: shapes and dtypes, values, and those of the experts' ops."""
+"""Checks of arguments, one message style: what the reference and the front door `zigzag.ops` share."""
 
 from zigzag.reference.checks.experts import (
     check_expert_ids,
     check_experts,
+    check_routing,
+)
+from zigzag.reference.checks.options import (
+    check_count,
+    check_rule_options,
+    check_sampling,
+    check_streaming_window,
+    check_window,
 )
 from zigzag.reference.checks.shapes import (
     check_attention,
-    check_count,
     check_draft_shapes,
-    check_drafts,
     check_floating,
-    check_fraction,
     check_heads,
-    check_ids,
     check_integers,
     check_parents,
     check_positions,
-    check_range,
-    check_routing,
     check_rows,
     check_sample,
-    check_sampling,
     check_shape,
-    check_streaming_window,
-    check_window,
     same_kind,
 )
 from zigzag.reference.checks.values import (
-    check_distributions,
     check_draft_values,
-    check_drawn,
-    check_uniforms,
+    check_drafts,
 )
 
 __all__ = [
     "check_attention",
     "check_count",
-    "check_distributions",
     "check_draft_shapes",
     "check_draft_values",
     "check_drafts",
-    "check_drawn",
     "check_expert_ids",
     "check_experts",
     "check_floating",
-    "check_fraction",
     "check_heads",
-    "check_ids",
     "check_integers",
     "check_parents",
     "check_positions",
-    "check_range",
     "check_routing",
     "check_rows",
+    "check_rule_options",
     "check_sample",
     "check_sampling",
     "check_shape",
     "check_streaming_window",
-    "check_uniforms",
     "check_window",
     "same_kind",
 ]

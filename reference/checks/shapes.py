@@ -1,43 +1,12 @@
-"""Argument checks: one message style, used by the reference and by the front door `zigzag.ops`.
-
-They look at shapes and dtypes only, so they serve NumPy, torch and CuPy arrays alike and never
-read device memory.
-"""
+"""Checks of shapes and dtypes: they serve NumPy, torch and CuPy arrays alike and never read device memory."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zigzag.reference.errors import ArgumentError, KindError
-
-
-def check_window(op: str, sink: int | None, recent: int | None, align: int) -> tuple[int, int] | None:
-    """(sink, recent) with the missing one set to 0, or None where both are None: full attention."""
-    if isinstance(align, bool) or not isinstance(align, int) or align < 1:
-        raise ArgumentError(f"{op}: align must be an integer of at least 1, got {align!r}")
-    if sink is None and recent is None:
-        return None
-    sizes = {"sink": 0 if sink is None else sink, "recent": 0 if recent is None else recent}
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise KindError(f"{op}: {name} must be an integer number of tokens, got {size!r}")
-        if size < 0:
-            raise ArgumentError(f"{op}: {name} must not be negative, got {size}")
-        if size % align:
-            raise ArgumentError(f"{op}: {name} must be a multiple of align={align}, got {size}")
-    if sizes["sink"] + sizes["recent"] == 0:
-        raise ArgumentError(f"{op}: sink + recent must be at least 1, got 0 + 0; leave both out for full attention")
-    return sizes["sink"], sizes["recent"]
-
-
-def check_streaming_window(op: str, sink: int, recent: int, align: int) -> tuple[int, int]:
-    """As `check_window`, for ops that compare full attention with streaming and so need a window."""
-    window = check_window(op, sink, recent, align)
-    if window is None:
-        raise ArgumentError(f"{op}: sink and recent are needed, got None for both")
-    return window
+from zigzag.reference.trees import check_earlier
 
 
 def check_shape(op: str, name: str, array: Any, letters: str, sizes: dict[str, int]) -> None:
@@ -84,15 +53,11 @@ def check_positions(op: str, name: str, positions: Any, count: int, batch: int |
         raise ArgumentError(f"{op}: {name} must have shape [{count}] or [{rows}, {count}], got {list(shape)}")
 
 
-def check_parents(op: str, parents: Sequence[int] | None, num_queries: int, num_keys: int) -> None:
+def check_parents(op: str, parents: Sequence[int] | None, num_keys: int) -> None:
     """Tree parents are earlier nodes, or -1 for the last committed token; the nodes are the last keys."""
     if parents is None:
         return
-    for node, parent in enumerate(parents):
-        if not -1 <= int(parent) < node:
-            raise ArgumentError(
-                f"{op}: parents[{node}] must be -1 or an earlier node (0 to {node - 1}), got {int(parent)}"
-            )
+    check_earlier(op, parents)
     if len(parents) > num_keys:
         raise ArgumentError(f"{op}: the {len(parents)} tree nodes must be the last keys, but there are {num_keys} keys")
 
@@ -133,20 +98,8 @@ def check_attention(
         raise ArgumentError(f"{op}: with key_positions, query_positions are needed too")
     if parents is not None and (query_positions is None) != (key_positions is None):
         raise ArgumentError(f"{op}: with parents, give query_positions and key_positions together, or neither")
-    check_parents(op, parents, sizes["Tq"], sizes["Tk"])
+    check_parents(op, parents, sizes["Tk"])
     return sizes
-
-
-def check_sampling(op: str, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-    """The parameters of `to_probs`."""
-    if not (temperature >= 0 and np.isfinite(temperature)):
-        raise ArgumentError(f"{op}: temperature must be a finite number, 0 or more, got {temperature}")
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
-        raise ArgumentError(f"{op}: top_k must be a whole number, 0 (keep all) or more, got {top_k!r}")
-    if not 0 < top_p <= 1:
-        raise ArgumentError(f"{op}: top_p must be in (0, 1], got {top_p}")
-    if not 0 <= min_p <= 1:
-        raise ArgumentError(f"{op}: min_p must be in [0, 1], got {min_p}")
 
 
 def check_rows(op: str, **arrays: Any) -> None:
@@ -215,75 +168,3 @@ def check_integers(op: str, **arrays: Any) -> None:
     for name, array in arrays.items():
         if "int" not in str(array.dtype):
             raise KindError(f"{op}: {name} must be integers, got {array.dtype}")
-
-
-def check_ids(op: str, draft_token_ids: list[list[int]], counts: list[int], vocabulary: int) -> None:
-    """Each row's count of drafts, and the ids among those that it counts."""
-    for b, (row, count) in enumerate(zip(draft_token_ids, counts, strict=True)):
-        if not 0 <= count <= len(row):
-            raise ArgumentError(f"{op}: num_draft_tokens[{b}] must be in [0, {len(row)}], got {count}")
-        for n, token in enumerate(row[:count]):
-            if not 0 <= token < vocabulary:
-                raise ArgumentError(
-                    f"{op}: draft ids must be in [0, {vocabulary}), got {token} in row {b}, draft {n}; "
-                    f"give num_draft_tokens if the rows have different numbers of drafts"
-                )
-
-
-def check_range(op: str, **numbers: float) -> None:
-    for name, number in numbers.items():
-        if not number >= 0:
-            raise ArgumentError(f"{op}: {name} must be 0 or more, got {number}")
-
-
-def check_fraction(op: str, name: str, number: float) -> None:
-    if not 0 <= number <= 1:
-        raise ArgumentError(f"{op}: {name} must be in [0, 1], got {number}")
-
-
-def check_count(op: str, name: str, count: int) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ArgumentError(f"{op}: {name} must be a whole number of at least 1, got {count!r}")
-
-
-def check_drafts(
-    op: str, draft_token_ids: Any, draft_probs: Any, target: Any, uniforms: Any, num_draft_tokens: Any
-) -> tuple[NDArray[np.int64], NDArray[np.float64] | None, NDArray[np.float64], NDArray[np.float64], list[int]]:
-    """The arguments of an acceptance rule as NumPy arrays, with their values checked; counts as a list."""
-    ids, rows = np.asarray(draft_token_ids), np.asarray(target)
-    ids = ids.astype(np.int64) if ids.size == 0 else ids
-    q = None if draft_probs is None else np.asarray(draft_probs)
-    coins = None if uniforms is None else np.asarray(uniforms)
-    numbers = None if num_draft_tokens is None else np.asarray(num_draft_tokens)
-    check_draft_shapes(op, ids, q, rows, coins, numbers)
-    batch, most = ids.shape
-    counts = [most] * batch if numbers is None else [int(n) for n in numbers]
-    check_ids(op, ids.tolist(), counts, rows.shape[-1])
-    coins = np.zeros((batch, most + 1)) if coins is None else coins.astype(np.float64)
-    q = None if q is None else q.astype(np.float64)
-    return ids.astype(np.int64), q, rows.astype(np.float64), coins, counts
-
-
-def check_routing(
-    router_logits: Any, bias: Any, top_k: int, num_groups: int, top_groups: int, normalize: bool, scaling: float
-) -> None:
-    """The arguments of `route_experts`: shapes, dtypes and counts, no values of arrays."""
-    op = "route_experts"
-    if len(router_logits.shape) == 0 or router_logits.shape[-1] == 0:
-        raise ArgumentError(f"{op}: router_logits must have shape [..., E] with E > 0, got {list(router_logits.shape)}")
-    check_floating(op, router_logits=router_logits, bias=bias)
-    experts = router_logits.shape[-1]
-    check_shape(op, "bias", bias, "E", {"E": experts})
-    for name, count in {"top_k": top_k, "num_groups": num_groups, "top_groups": top_groups}.items():
-        check_count(op, name, count)
-    if experts % num_groups:
-        raise ArgumentError(f"{op}: num_groups must divide the E = {experts} experts, got {num_groups}")
-    if top_groups > num_groups:
-        raise ArgumentError(f"{op}: top_groups must be at most num_groups = {num_groups}, got {top_groups}")
-    usable = top_groups * (experts // num_groups)
-    if top_k > usable:
-        raise ArgumentError(f"{op}: top_k must be at most {usable}, the experts in {top_groups} groups, got {top_k}")
-    if not isinstance(normalize, bool):
-        raise KindError(f"{op}: normalize must be True or False, got {normalize!r}")
-    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)) or not np.isfinite(scaling):
-        raise ArgumentError(f"{op}: scaling must be a finite number, got {scaling!r}")

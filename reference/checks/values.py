@@ -1,12 +1,16 @@
-"""Checks of the values of drafts, for arrays of any library: they read the device, so the front door can skip them."""
+"""Checks of the values of drafts, for arrays of any library: they read the device, so the front door can skip them.
+
+`check_drafts` is the reference's own: shapes and values of NumPy arrays.
+"""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from zigzag.reference.checks.shapes import check_ids
+from zigzag.reference.checks.shapes import check_draft_shapes
 from zigzag.reference.errors import ArgumentError
 
 Place = tuple[int, int]  # (row of the batch, row of the table)
@@ -52,6 +56,19 @@ def check_draft_values(
         )
 
 
+def check_ids(op: str, draft_token_ids: list[list[int]], counts: list[int], vocabulary: int) -> None:
+    """Each row's count of drafts, and the ids among those that it counts."""
+    for b, (row, count) in enumerate(zip(draft_token_ids, counts, strict=True)):
+        if not 0 <= count <= len(row):
+            raise ArgumentError(f"{op}: num_draft_tokens[{b}] must be in [0, {len(row)}], got {count}")
+        for n, token in enumerate(row[:count]):
+            if not 0 <= token < vocabulary:
+                raise ArgumentError(
+                    f"{op}: draft ids must be in [0, {vocabulary}), got {token} in row {b}, draft {n}; "
+                    f"give num_draft_tokens if the rows have different numbers of drafts"
+                )
+
+
 def check_uniforms(op: str, uniforms: list[list[float]], counts: list[int]) -> None:
     for b, (row, count) in enumerate(zip(uniforms, counts, strict=True)):
         for u in row[: count + 1]:
@@ -94,6 +111,24 @@ def check_drawn(op: str, ids: list[list[int]], draft_probs: Any, drawn: dict[Pla
                 f"has probability 0; give the rows that were drawn from, after temperature and filters, "
                 f"or draft_probs=None for drafts chosen without chance"
             )
+
+
+def check_drafts(
+    op: str, draft_token_ids: Any, draft_probs: Any, target: Any, uniforms: Any, num_draft_tokens: Any
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None, NDArray[np.float64], NDArray[np.float64], list[int]]:
+    """The arguments of an acceptance rule as NumPy arrays, with their values checked; counts as a list."""
+    ids, rows = np.asarray(draft_token_ids), np.asarray(target)
+    ids = ids.astype(np.int64) if ids.size == 0 else ids
+    q = None if draft_probs is None else np.asarray(draft_probs)
+    coins = None if uniforms is None else np.asarray(uniforms)
+    numbers = None if num_draft_tokens is None else np.asarray(num_draft_tokens)
+    check_draft_shapes(op, ids, q, rows, coins, numbers)
+    batch, most = ids.shape
+    counts = [most] * batch if numbers is None else [int(n) for n in numbers]
+    check_ids(op, ids.tolist(), counts, rows.shape[-1])
+    coins = np.zeros((batch, most + 1)) if coins is None else coins.astype(np.float64)
+    q = None if q is None else q.astype(np.float64)
+    return ids.astype(np.int64), q, rows.astype(np.float64), coins, counts
 
 
 def _first_siblings(parents: Sequence[int] | None, most: int) -> list[int]:

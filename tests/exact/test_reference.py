@@ -106,6 +106,14 @@ def test_tree_nodes_see_their_path_only() -> None:
         np.testing.assert_allclose(nodes[:, :, [node]], alone, atol=1e-12)
 
 
+def test_query_positions_alone_count_for_what_is_lost() -> None:
+    """A query at 2 of 4 keys sees 0, 1, 2 and, streaming, 0 and 2: of three equal shares one is lost."""
+    query, key, at = np.zeros((1, 1, 1, 2)), np.zeros((1, 1, 4, 2)), np.array([2])
+    alone = reference.lost_mass(query, key, sink=1, recent=1, query_positions=at)
+    both = reference.lost_mass(query, key, sink=1, recent=1, query_positions=at, key_positions=np.arange(4))
+    assert alone.item() == pytest.approx(1 / 3) and both.item() == alone.item()
+
+
 def best_by_force(values: np.ndarray, num_full: int, criterion: str, gain: float) -> float:
     """Most total worth of any set of `num_full` layers, by trying all of them."""
     labels = reference.assign_heads(values, num_full * values.shape[1])

@@ -15,11 +15,11 @@ from laws.coins import Coins, integrate
 from laws.tables import everywhere, fractions, prefixes
 
 from zigzag.reference import acceptance, chain, continued, node_depths, target_law, total_variation
-from zigzag.reference.acceptance import Tables, without
+from zigzag.reference.acceptance import Tables, first, last, without
 from zigzag.reference.laws import Law, Prefix, Table
 from zigzag.reference.sampling import Row, draw
 from zigzag.reference.trees import children
-from zigzag.reference.verification import decide, first, last, match
+from zigzag.reference.verification import decide, match
 
 Procedure = Callable[["Task", Prefix, Coins, int], Prefix]
 Chooser = Callable[[Row, Any], int]

@@ -21,24 +21,18 @@ from laws.procedures import (
 from laws.tables import Model, assert_same_law, chains, random_row, trees
 
 from zigzag.reference import acceptance, law, target_law
+from zigzag.reference.acceptance import last
 from zigzag.reference.laws import Prefix
+from zigzag.reference.rules import RULES
 from zigzag.reference.sampling import draw
-from zigzag.reference.verification import last
 
 HALF, THIRD = Fraction(1, 2), Fraction(1, 3)
 
-CHAIN_RULES = {
-    "residual": by_rule(acceptance.residual),
-    "block": by_rule(acceptance.block, last),
-    "exact": sampler_match,
-    "k_seq": by_rule(acceptance.k_seq),
-    "greedy": by_rule(acceptance.greedy),
-    "typical": by_rule(acceptance.typical),
-    "relaxed": by_rule(acceptance.relaxed, top_n=2, delta=THIRD),
-    "top_k": by_rule(acceptance.top_k, k=2),
-    "lenient": by_rule(acceptance.residual, lenience=HALF),
-}
 OPTIONS = {"relaxed": {"top_n": 2, "delta": THIRD}, "top_k": {"k": 2}, "lenient": {"lenience": HALF}}
+CHAIN_RULES = {
+    name: by_rule(rule.tables, rule.walk, **OPTIONS.get(name, {})) if rule.tables else sampler_match
+    for name, rule in RULES.items()
+}
 
 
 def as_task(model: Model, **options: bool) -> Task:

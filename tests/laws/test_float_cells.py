@@ -21,7 +21,8 @@ from laws.tables import Model, assert_same_law, prefixes, random_parents
 from zigzag import reference
 from zigzag.reference import chain, law, total_variation
 from zigzag.reference.acceptance import Tables
-from zigzag.reference.laws import RULES, Law, Rule, drafts
+from zigzag.reference.laws import Law, drafts
+from zigzag.reference.rules import RULES, AcceptanceRule
 
 UNIT = 2**12
 HALF = Fraction(1, 2)
@@ -30,33 +31,29 @@ Slots = list[set[Fraction]]
 
 
 class Op(NamedTuple):
-    """A float op, the rule that it ships, what it is called with, and the options of both."""
+    """A float op, the rule that it ships, and the options of both."""
 
     verify: Callable[..., Any]
     rule: str
-    draft_rows: bool = False
-    uniforms: bool = True
     options: Mapping[str, Any] = MappingProxyType({})
 
 
 CHAIN_OPS = {
-    "greedy": Op(reference.verify_greedy, "greedy", uniforms=False),
-    "residual": Op(reference.verify_residual, "residual", draft_rows=True),
-    "block": Op(reference.verify_block, "block", draft_rows=True),
+    "greedy": Op(reference.verify_greedy, "greedy"),
+    "residual": Op(reference.verify_residual, "residual"),
+    "block": Op(reference.verify_block, "block"),
     "exact": Op(reference.verify_exact, "exact"),
     "typical": Op(reference.verify_typical, "typical"),
-    "typical, strict": Op(reference.verify_typical, "typical", options={"epsilon": 0.3, "delta": 0.7}),
-    "relaxed": Op(reference.verify_relaxed, "relaxed", uniforms=False, options={"top_n": 2, "delta": HALF}),
-    "top_k": Op(reference.verify_top_k, "top_k", uniforms=False, options={"k": 2}),
-    "lenient": Op(reference.verify_lenient, "lenient", draft_rows=True, options={"lenience": HALF}),
+    "typical, strict": Op(reference.verify_typical, "typical", {"epsilon": 0.3, "delta": 0.7}),
+    "relaxed": Op(reference.verify_relaxed, "relaxed", {"top_n": 2, "delta": HALF}),
+    "top_k": Op(reference.verify_top_k, "top_k", {"k": 2}),
+    "lenient": Op(reference.verify_lenient, "lenient", {"lenience": HALF}),
 }
 TREE_OPS = {
-    "greedy": Op(reference.verify_tree_greedy, "greedy", uniforms=False),
-    "with replacement": Op(reference.verify_tree_residual, "residual", draft_rows=True),
-    "without replacement": Op(
-        reference.verify_tree_residual, "residual", draft_rows=True, options={"replacement": False}
-    ),
-    "k_seq": Op(reference.verify_tree_k_seq, "k_seq", draft_rows=True),
+    "greedy": Op(reference.verify_tree_greedy, "greedy"),
+    "with replacement": Op(reference.verify_tree_residual, "residual"),
+    "without replacement": Op(reference.verify_tree_residual, "residual", {"replacement": False}),
+    "k_seq": Op(reference.verify_tree_k_seq, "k_seq"),
 }
 
 
@@ -87,7 +84,9 @@ def tree_models() -> list[Model]:
     return small + [dyadic_model(rng, 3, tree) for tree in ([-1, -1], [-1, -1, 0]) for _ in range(10)]
 
 
-def breakpoints(rule: Rule, ids: list[int], rows: Any, targets: list, parents: list[int], options: dict) -> Slots:
+def breakpoints(
+    rule: AcceptanceRule, ids: list[int], rows: Any, targets: list, parents: list[int], options: dict
+) -> Slots:
     """For each uniform number where, in rational arithmetic, a verdict on these drafts may change."""
     if rule.tables is None:
         return [steps(row) for row in targets]
@@ -139,16 +138,11 @@ def law_by_cells(
 
 
 def arguments(op: Op, batch: Sequence[tuple], deterministic: bool) -> list[Any]:
-    """The op's arrays: drafts, their rows if it takes them, target rows, uniform numbers if it takes them."""
+    """The op's arrays, one row of the batch for each cell."""
     ids, rows, targets, uniforms = (np.array(column) for column in list(zip(*batch, strict=True))[:4])
-    out: list[Any] = [ids]
-    if op.draft_rows:
-        shape = (len(batch), targets.shape[1] - 1, targets.shape[2])
-        out.append(None if deterministic else rows.astype(np.float64).reshape(shape))
-    out.append(targets.astype(np.float64))
-    if op.uniforms:
-        out.append(uniforms)
-    return out
+    shape = (len(batch), targets.shape[1] - 1, targets.shape[2])
+    given = None if deterministic else rows.astype(np.float64).reshape(shape)
+    return RULES[op.rule].arguments(ids, given, targets.astype(np.float64), uniforms)
 
 
 def keywords(op: Op, model: Model) -> dict[str, Any]:

@@ -23,14 +23,13 @@ from laws.procedures import (
 from laws.tables import first_token, fractions
 from laws.zoo import ZOO
 
-from zigzag.reference import acceptance, chain, expected_accepted
+from zigzag.reference import RULES, chain, expected_accepted
 
+OPTIONS = {"relaxed": {"top_n": 2}, "top_k": {"k": 2}, "lenient": {"lenience": Fraction(1, 2)}}
 LOSSY = {
-    "typical": by_rule(acceptance.typical),
-    "relaxed": by_rule(acceptance.relaxed, top_n=2),
-    "top_k": by_rule(acceptance.top_k, k=2),
-    "lenient": by_rule(acceptance.residual, lenience=Fraction(1, 2)),
-    "greedy": by_rule(acceptance.greedy),
+    name: by_rule(rule.tables, rule.walk, **OPTIONS.get(name, {}))
+    for name, rule in RULES.items()
+    if rule.only_greedy or not rule.lossless
 }
 
 

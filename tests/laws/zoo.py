@@ -27,11 +27,11 @@ from laws.procedures import (
 )
 
 from zigzag.reference import acceptance
-from zigzag.reference.acceptance import Tables, normalised, residual_weights, without
+from zigzag.reference.acceptance import Tables, first, last, normalised, residual_weights, without
 from zigzag.reference.laws import Prefix
 from zigzag.reference.sampling import Row, draw
 from zigzag.reference.trees import children
-from zigzag.reference.verification import first, last, match
+from zigzag.reference.verification import match
 
 ZOO: dict[str, tuple[Procedure, list[Task]]] = {}
 

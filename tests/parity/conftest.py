@@ -1,9 +1,13 @@
 """Fixtures of the parity suite."""
 
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
+
+import zigzag
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +27,15 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "empty", poisoned)
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned_like)
+
+
+@pytest.fixture
+def register() -> Iterator[Callable[..., str]]:
+    """Registers functions on NumPy arrays as a backend, and gives its name."""
+
+    def make(**functions: Callable) -> str:
+        zigzag.register_backend("wrong", SimpleNamespace(ARRAY_KINDS=("numpy",), **functions))
+        return "wrong"
+
+    yield make
+    zigzag.unregister_backend("wrong")

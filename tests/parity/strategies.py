@@ -1,10 +1,13 @@
 """The one place where hypothesis draws inputs: small, awkward, ragged."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zigzag.conformance.arrays import examples
 from zigzag.reference import visible
 from zigzag.reference.visibility import default_positions
 
@@ -118,3 +121,8 @@ def scores(draw) -> np.ndarray:
     layers, heads = draw(st.integers(1, 6)), draw(st.integers(1, 3))
     values = st.sampled_from([-0.5, 0.0, 0.25, 0.5, 0.75, 1.0])
     return np.array([[draw(values) for _ in range(heads)] for _ in range(layers)])
+
+
+def drawn(backend: str, most: int, check: Callable) -> None:
+    """Runs `check(data)` on drawn examples, as many as suit the backend."""
+    settings(max_examples=examples(backend, most))(given(data=st.data())(check))()

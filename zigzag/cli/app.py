@@ -20,14 +20,16 @@ from zigzag.cli.options import Device, OutFile, check_out, same_depth
 from zigzag.cli.sizes import show, sizes
 from zigzag.plans.layers import LayerPlan, make_plan
 from zigzag.plans.scores import HeadScores
-from zigzag.reference import CRITERIA, LOSSLESS_RULES, LOSSY_RULES, OPS
+from zigzag.reference import CRITERIA, OPS, RULES
 from zigzag.reference.errors import ZigzagError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
 console = Console()
 
 DrafterName = Enum("DrafterName", {d: d for d in ("none", "lookup", "streaming", "mtp", "model")}, type=str)
-RuleName = Enum("RuleName", {r: r for r in (*LOSSLESS_RULES, *LOSSY_RULES)}, type=str)
+CHAIN_RULES = {name: rule for name, rule in RULES.items() if rule.chain}  # no drafter here drafts a tree
+RuleName = Enum("RuleName", {r: r for r in CHAIN_RULES}, type=str)
+RULE_HELP = f"Acceptance rule; lossy: {', '.join(name for name, rule in CHAIN_RULES.items() if not rule.lossless)}."
 Method = Enum("Method", {m: m for m in ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")}, type=str)
 Criterion = Enum("Criterion", {c: c for c in CRITERIA}, type=str)
 Model = Annotated[str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, smollm2, or tiny-glm.")]
@@ -203,7 +205,7 @@ def generate(
     model: Model = "smollm2",
     drafter: Annotated[DrafterName, typer.Option(help="Where drafts come from.")] = DrafterName("none"),
     draft_model: Annotated[str | None, typer.Option(help="For --drafter model: as --model.")] = None,
-    rule: Annotated[RuleName, typer.Option(help="Acceptance rule; the last four are lossy.")] = RuleName("residual"),
+    rule: Annotated[RuleName, typer.Option(help=RULE_HELP)] = RuleName("residual"),
     num_draft_tokens: Annotated[int, typer.Option(min=1, help="Most drafts in a round.")] = 4,
     new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -218,6 +220,7 @@ def generate(
     from rich.live import Live
 
     from zigzag.generation.loop import generate as continued
+    from zigzag.generation.rules import Rule
     from zigzag.running.attach import cache_bytes
 
     chosen = None if plan is None else LayerPlan.load(plan)
@@ -250,7 +253,7 @@ def generate(
             ids,
             plan=chosen,
             drafter=source,
-            rule=_rule(rule),
+            rule=Rule(rule.value, dict(RULES[rule.value].required)),
             num_draft_tokens=num_draft_tokens,
             max_new_tokens=new_tokens,
             temperature=temperature,
@@ -275,13 +278,6 @@ def _mtp_drafter(name: str, model: Any, most: int) -> Any:
     if folder is None:
         raise ZigzagError(f"generate: --drafter mtp needs a GLM-4.5 checkpoint with an MTP layer, {name} has none")
     return MtpDrafter(mtp_layer(open_checkpoint(folder), model), stop=most)
-
-
-def _rule(rule: RuleName) -> Any:
-    from zigzag.generation.rules import Rule
-
-    defaults = {"top_k": {"k": 10}, "lenient": {"lenience": 0.5}}
-    return Rule(rule.value, defaults.get(rule.value, {}))
 
 
 def _read(path: Path) -> str:

@@ -32,7 +32,7 @@ class Distribution:
     def probs(self, logits: Tensor) -> Tensor:
         """[..., V] probabilities of processed logits, at least float32."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        cut = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+        cut: dict[str, Any] = {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
         probs: Tensor = ops.to_probs(logits, temperature=self.temperature, **cut)
         return probs
 

@@ -5,48 +5,53 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from zigzag import ops
+from zigzag.reference import RULES
 from zigzag.reference.errors import ArgumentError
-from zigzag.reference.verification import LOSSY_RULES, Verdict
+from zigzag.reference.verification import Verdict
 
 if TYPE_CHECKING:
     from zigzag.generation.distribution import Distribution
-
-NEEDS_DRAFT_PROBS = ("residual", "block", "lenient", "k_seq")
-TREE_RULES = ("greedy", "residual", "k_seq")
-NAMES = ("greedy", "residual", "block", "exact", "k_seq", *LOSSY_RULES)
 
 
 @dataclass(frozen=True)
 class Rule:
     """One acceptance rule and its options, as `Rule("lenient", {"lenience": 0.5})`; see docs/acceptance.md.
 
-    Raises ArgumentError for an unknown name.
+    Raises ArgumentError for an unknown name, an option that the rule does not have, or one that it needs.
     """
 
     name: str = "residual"
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ArgumentError(f"rule must be one of {', '.join(NAMES)}, got {self.name!r}")
+        if self.name not in RULES:
+            raise ArgumentError(f"rule must be one of {', '.join(RULES)}, got {self.name!r}")
+        required, defaults = RULES[self.name].required.keys(), RULES[self.name].defaults.keys()
+        if not required <= self.options.keys() <= required | defaults:
+            raise ArgumentError(
+                f"rule {self.name!r} needs the options {list(required)} and may have {list(defaults)}, "
+                f"got {list(self.options)}"
+            )
 
     @property
     def lossless(self) -> bool:
-        return self.name not in LOSSY_RULES
+        return RULES[self.name].lossless
 
     def check(self, law: str, is_tree: bool, temperature: float) -> None:
         """ArgumentError where the rule cannot do its work with such drafts."""
-        if self.name in NEEDS_DRAFT_PROBS and law == "unknown":
+        rule = RULES[self.name]
+        if rule.needs_draft_probs and law == "unknown":
             raise ArgumentError(
                 f"rule {self.name!r} needs the distribution that drafts come from, but the drafter's law is unknown; "
                 f"use 'exact' (lossless) or 'greedy' with temperature 0"
             )
-        if is_tree and self.name not in TREE_RULES:
-            raise ArgumentError(f"rule {self.name!r} works on chains only; for trees there are {', '.join(TREE_RULES)}")
-        if not is_tree and self.name == "k_seq":
-            raise ArgumentError("rule 'k_seq' is for several drafts: use a drafter with parents, or 'residual'")
-        if self.name == "greedy" and temperature != 0:
-            raise ArgumentError(f"rule 'greedy' is lossless at temperature 0 only, got temperature {temperature}")
+        if is_tree and not rule.tree:
+            for_trees = ", ".join(name for name, other in RULES.items() if other.tree)
+            raise ArgumentError(f"rule {self.name!r} works on chains only; for trees there are {for_trees}")
+        if not is_tree and not rule.chain:
+            raise ArgumentError(f"rule {self.name!r} is for several drafts: use a drafter with parents, or 'residual'")
+        if rule.only_greedy and temperature != 0:
+            raise ArgumentError(f"rule {self.name!r} is lossless at temperature 0 only, got temperature {temperature}")
 
     def verify(
         self,
@@ -63,28 +68,21 @@ class Rule:
 
         Where nothing is cut off the rules for chains take the logits themselves.
         """
-        temperature = distribution.temperature
-        rest: dict[str, Any] = {"num_draft_tokens": counts, "validate": False}
-        if temperature == 0 and self.lossless:  # the argmax, without making probabilities of it
-            if parents is None:
-                return ops.verify_greedy(ids, logits, **rest)
-            return ops.verify_tree_greedy(ids, logits, parents=parents, **rest)
-        rest |= self.options
-        if distribution.is_plain and parents is None:
-            target, rest["temperature"] = logits, temperature
+        rule, options, temperature = RULES[self.name], self.options, distribution.temperature
+        if temperature == 0 and rule.lossless:  # the argmax, without making probabilities of it
+            rule, options, target = RULES["greedy"], {}, logits
+        elif distribution.is_plain and parents is None:
+            target, options = logits, {**options, "temperature": temperature}
         else:
             target = distribution.probs(logits)
+        op = rule.chain or RULES["residual"].chain  # a rule for trees in a round without drafts: a draw from the target
         if parents is not None:
-            verify = ops.verify_tree_k_seq if self.name == "k_seq" else ops.verify_tree_residual
-            if self.name != "k_seq":
-                rest["replacement"] = replacement
-            return verify(ids, draft_probs, target, uniforms, parents=parents, **rest)
-        if self.name in ("relaxed", "top_k"):
-            return getattr(ops, f"verify_{self.name}")(ids, target, **rest)
-        if self.name in ("exact", "typical"):
-            return getattr(ops, f"verify_{self.name}")(ids, target, uniforms, **rest)
-        verify = ops.verify_residual if self.name == "k_seq" else getattr(ops, f"verify_{self.name}")  # no drafts
-        return verify(ids, draft_probs, target, uniforms, **rest)
+            op, options = rule.tree, {**options, "parents": parents}
+            if rule.tells_replacement:
+                options["replacement"] = replacement
+        arguments = rule.arguments(ids, draft_probs, target, uniforms)
+        verdict: Verdict = getattr(ops, op)(*arguments, num_draft_tokens=counts, validate=False, **options)
+        return verdict
 
     def by_row(self, inside: Sequence[bool]) -> list["Rule"]:
         return [self] * len(inside)

@@ -1,13 +1,13 @@
 """The validated front door: every op of `zigzag.reference`, on the backend of your choice.
 
 Each function checks shapes and dtypes, picks the backend and calls it; the acceptance rules check values as well,
-and `apply_experts` its ids, unless told not to. Meaning, shapes and sources are in the reference's docstrings, which
-these functions carry; `backend=` is explained in `zigzag.backends`.
+and `apply_experts` its ids, unless told not to. How a backend is chosen is explained in `zigzag.backends`.
 """
 
+from zigzag.ops.assignment import assign_heads, assign_layers
 from zigzag.ops.attention import attention, gated_attention, merge, visible
 from zigzag.ops.experts import apply_experts
-from zigzag.ops.head_scores import assign_heads, assign_layers, gate_gradient, lost_mass, output_deviation
+from zigzag.ops.head_scores import gate_gradient, lost_mass, output_deviation
 from zigzag.ops.mixed_attention import mixed_attention
 from zigzag.ops.routing import route_experts
 from zigzag.ops.sampling import sample, to_probs

@@ -1,13 +1,12 @@
-"""What streaming loses, token by token and head by head, and the assignment that follows from it."""
+"""What streaming loses, token by token and head by head."""
 
 from collections.abc import Sequence
 
 from zigzag.backends import lookup
-from zigzag.ops.documented import Array, documented
+from zigzag.ops.arrays import Array
 from zigzag.reference import checks
 
 
-@documented
 def lost_mass(
     query: Array,
     key: Array,
@@ -21,6 +20,15 @@ def lost_mass(
     parents: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> Array:
+    """Full-attention probability that falls on keys which streaming attention does not see.
+
+    0: nothing is lost by streaming; 1: everything. A row that sees nothing loses 0.
+
+    query: [B, H, Tq, D]; key: [B, G, Tk, D]; the rest as in `attention`, with a window required.
+    return: [B, H, Tq] in [0, 1]
+
+    backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
+    """
     function = lookup("lost_mass", backend, query)
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
     checks.check_streaming_window("lost_mass", sink, recent, align)
@@ -28,7 +36,6 @@ def lost_mass(
     return function(query, key, sink=sink, recent=recent, align=align, scale=scale, **where)
 
 
-@documented
 def output_deviation(
     query: Array,
     key: Array,
@@ -43,6 +50,15 @@ def output_deviation(
     parents: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> Array:
+    """Relative change of a head's output when it streams: ``||full - streaming|| / ||full||``.
+
+    Euclidean norms over Dv; 0 where ``||full||`` is 0.
+
+    value: [B, G, Tk, Dv]; the rest as in `lost_mass`.
+    return: [B, H, Tq], not negative
+
+    backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
+    """
     function = lookup("output_deviation", backend, query)
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
     checks.check_streaming_window("output_deviation", sink, recent, align)
@@ -50,7 +66,6 @@ def output_deviation(
     return function(query, key, value, sink=sink, recent=recent, align=align, scale=scale, **where)
 
 
-@documented
 def gate_gradient(
     query: Array,
     key: Array,
@@ -66,21 +81,21 @@ def gate_gradient(
     parents: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> Array:
+    """Derivative of the loss by each KV head's gate, at gate = 1 (full attention).
+
+    With ``output = gate * full + (1 - gate) * streaming`` (`gated_attention`) the chain rule gives
+    ``sum <grad_output, full - streaming>`` over the tokens and the query heads of the group. Its
+    negative is the first-order increase of the loss when that head streams.
+
+    grad_output: [B, H, Tq, Dv] derivative of the loss by the attention output.
+    The rest as in `output_deviation`.
+    return: [B, G]
+
+    backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
+    """
     function = lookup("gate_gradient", backend, query)
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
     checks.check_streaming_window("gate_gradient", sink, recent, align)
     sizes = checks.check_attention("gate_gradient", query, key, value, **where)
     checks.check_shape("gate_gradient", "grad_output", grad_output, "B H Tq Dv", sizes)
     return function(query, key, value, grad_output, sink=sink, recent=recent, align=align, scale=scale, **where)
-
-
-@documented
-def assign_heads(scores: Array, num_full: int, *, backend: str = "auto") -> Array:
-    return lookup("assign_heads", backend, scores)(scores, num_full)
-
-
-@documented
-def assign_layers(
-    scores: Array, num_full: int, *, criterion: str = "weighted_gain", gain: float = 0.5, backend: str = "auto"
-) -> Array:
-    return lookup("assign_layers", backend, scores)(scores, num_full, criterion=criterion, gain=gain)

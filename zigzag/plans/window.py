@@ -2,10 +2,18 @@
 
 from dataclasses import dataclass
 from math import floor
-from typing import Any
+from typing import Any, TypedDict
 
 from zigzag.reference.checks import check_streaming_window
 from zigzag.reference.errors import ArgumentError
+
+
+class Mask(TypedDict):
+    """The options of ops that say who sees whom."""
+
+    sink: int
+    recent: int
+    align: int
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,8 @@ class Window:
         return self.sink + self.recent
 
     @property
-    def mask(self) -> dict[str, int]:
-        """sink, recent and align, as the ops of `zigzag.ops` take them."""
+    def mask(self) -> Mask:
+        """As the ops of `zigzag.ops` take it."""
         return {"sink": self.sink, "recent": self.recent, "align": self.align}
 
 

@@ -72,7 +72,7 @@ class Attention:
             )
             joined: Tensor = in_order(*outputs, runs_of(groups, query.shape[1]), join_heads)
             return joined
-        where = {"query_positions": self.now, "key_positions": self.columns, "parents": self.parents}
+        where: dict[str, Any] = {"query_positions": self.now, "key_positions": self.columns, "parents": self.parents}
         where["streaming_positions"] = self._held(layer)
         caches = (key, value, streaming_key, streaming_value)
         both: Tensor = ops.mixed_attention(query, *caches, full_groups=groups, **window.mask, scale=scale, **where)[0]
@@ -118,7 +118,11 @@ class FullHeads:
         if self.from_start:
             return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
         if self.by_positions:
-            where = {"query_positions": self.now, "key_positions": self.columns, "parents": self.parents}
+            where: dict[str, Any] = {
+                "query_positions": self.now,
+                "key_positions": self.columns,
+                "parents": self.parents,
+            }
             output: Tensor = ops.attention(query, key, value, scale=scale, **where)[0]
             return output
         if query.shape[2] <= FEW_QUERIES:

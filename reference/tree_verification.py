@@ -1,0 +1,66 @@
+"""The acceptance rules for token trees; what `verification.py` says of uniform numbers holds here too."""
+
+from collections.abc import Sequence
+
+from numpy.typing import ArrayLike
+
+from zigzag.reference.verification import Verdict, judged
+
+
+def verify_tree_greedy(
+    draft_token_ids: ArrayLike,
+    target_logits: ArrayLike,
+    *,
+    parents: Sequence[int],
+    num_draft_tokens: ArrayLike | None = None,
+) -> Verdict:
+    """From the root, walk to the child that is the target's argmax; then the argmax. Lossless for greedy decoding.
+
+    draft_token_ids: [B, N]; target_logits: [B, N + 1, V], row 0 after the last committed token, n + 1 after node n
+    parents: [N] earlier node or -1; num_draft_tokens: [B] how many first nodes a row has, default N
+    """
+    arrays = draft_token_ids, None, target_logits, None, num_draft_tokens
+    return judged("greedy", arrays, parents=parents)
+
+
+def verify_tree_residual(
+    draft_token_ids: ArrayLike,
+    draft_probs: ArrayLike | None,
+    target_probs: ArrayLike,
+    uniforms: ArrayLike,
+    *,
+    parents: Sequence[int],
+    replacement: bool = True,
+    num_draft_tokens: ArrayLike | None = None,
+) -> Verdict:
+    """Multi-round residual sampling down a tree; lossless. On a chain it is `verify_residual`.
+
+    The children of a node are tested in the order of their index, which must be the order in which they were drawn;
+    each rejection takes its share out of the target row. With replacement: SpecInfer (arXiv 2305.09781), and
+    deterministic candidates (`draft_probs=None`). Without: EAGLE, Sequoia (arXiv 2402.12374) with its uniform
+    fallback; a sibling that comes twice is then never accepted.
+
+    draft_token_ids: [B, N]
+    draft_probs: [B, N, V] for each node the row that its siblings were drawn from, before any was taken out
+    target_probs: [B, N + 1, V]; uniforms: [B, N + 1]: a coin for each node, then the draw
+    parents: [N] earlier node or -1; num_draft_tokens: [B] how many first nodes a row has, default N
+    """
+    arrays = draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens
+    return judged("residual", arrays, parents=parents, replacement=replacement)
+
+
+def verify_tree_k_seq(
+    draft_token_ids: ArrayLike,
+    draft_probs: ArrayLike | None,
+    target_probs: ArrayLike,
+    uniforms: ArrayLike,
+    *,
+    parents: Sequence[int],
+    num_draft_tokens: ArrayLike | None = None,
+) -> Verdict:
+    """K-SEQ down a tree; lossless. Siblings must be drawn independently from one q (SpecTr, arXiv 2310.15141).
+
+    Arguments as `verify_tree_residual`. Siblings that are deterministic and equal count as drawn from a one-hot q.
+    """
+    arrays = draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens
+    return judged("k_seq", arrays, parents=parents)

@@ -1,0 +1,131 @@
+"""`to_probs` and `sample` on every backend against the reference."""
+
+import numpy as np
+import pytest
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from zigzag import ops, reference
+from zigzag.conformance.arrays import convert, dtypes_of, kind_of, supports, to_numpy, widest
+from zigzag.conformance.drafts import is_inside
+from zigzag.conformance.strategies import drawn
+
+
+def check_to_probs(backend: str, dtype: str, logits: np.ndarray, options: dict) -> None:
+    array = convert(logits, kind_of(backend), dtype)
+    out = ops.to_probs(array, **options, backend=backend)
+    assert str(out.dtype).endswith("float64" if dtype == "float64" or backend in ("numpy", "wrong") else "float32")
+    exact = reference.to_probs(to_numpy(array), **options)
+    out = to_numpy(out)
+    assert np.array_equal(out > 0, exact > 0), (out, exact)
+    np.testing.assert_allclose(out, exact, rtol=1e-12 if dtype == "float64" else 2e-5, equal_nan=True)
+
+
+def test_to_probs(backend: str) -> None:
+    supports(backend, "to_probs")
+    drawn(backend, 100, lambda data: check_drawn_logits(backend, data))
+
+
+def check_drawn_logits(backend: str, data) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    shape = data.draw(st.sampled_from([(7,), (3, 9), (2, 1, 5), (2, 300)]))
+    dtype = data.draw(st.sampled_from(dtypes_of(backend)))
+    logits = rng.integers(-6, 7, shape) / 2  # many ties, exact in every dtype
+    logits[rng.random(shape) < 0.2] = -np.inf
+    if data.draw(st.booleans()):
+        logits[rng.random(shape) < 0.05] = rng.choice([np.nan, np.inf, -np.inf])
+    options = {
+        "temperature": data.draw(st.sampled_from([1.0, 0.5, 0.7, 2.0, 0.0])),
+        "top_k": data.draw(st.sampled_from([0, 1, 2, 5, 500])),
+        "top_p": data.draw(st.sampled_from([1.0, 0.9137, 0.5111, 0.0301])),
+        "min_p": data.draw(st.sampled_from([0.0, 0.0713, 0.317])),
+    }
+    assume(is_filter_clear(logits, options, 1e-9 if dtype == "float64" else 1e-5))
+    check_to_probs(backend, dtype, logits, options)
+
+
+def is_filter_clear(logits: np.ndarray, options: dict, margin: float) -> bool:
+    """Whether no token lies at the edge of top-p or min-p."""
+    probs = reference.to_probs(logits, temperature=options["temperature"], top_k=options["top_k"])
+    mass = np.cumsum(-np.sort(-probs, axis=-1), axis=-1)
+    kept = reference.to_probs(
+        logits, temperature=options["temperature"], top_k=options["top_k"], top_p=options["top_p"]
+    )
+    edge = kept - options["min_p"] * kept.max(axis=-1, keepdims=True)
+    return not np.any(np.abs(mass - options["top_p"]) < margin) and not np.any(np.abs(edge[kept > 0]) < margin)
+
+
+def test_to_probs_at_the_edge(backend: str) -> None:
+    """Sums that are exact: a token with just top_p before it goes, the smaller id of a tie stays."""
+    supports(backend, "to_probs")
+    logits = np.log([[0.25, 0.25, 0.25, 0.25], [0.125, 0.5, 0.125, 0.25]])
+    if widest(backend) != "float64":
+        logits = logits[:1]  # the other logits are exact in no dtype
+    for options in ({"top_p": 0.5}, {"top_p": 0.75}, {"top_k": 3}, {"min_p": 0.5}, {"temperature": 0.0}):
+        check_to_probs(backend, widest(backend), logits, options)
+
+
+def check_sample(backend: str, dtype: str, weights: np.ndarray, uniforms: np.ndarray) -> None:
+    kind = kind_of(backend)
+    out = ops.sample(convert(weights, kind, dtype), convert(uniforms, kind, dtype), backend=backend)
+    exact = reference.sample(weights, uniforms)
+    assert str(out.dtype).endswith("int64") and tuple(out.shape) == uniforms.shape
+    assert np.array_equal(to_numpy(out), exact), (out, exact, weights, uniforms)
+
+
+def test_sample_of_exact_numbers(backend: str) -> None:
+    """Also at the boundaries, with NaN, negative rubbish, and rows without weight."""
+    supports(backend, "sample")
+    drawn(backend, 40, lambda data: check_exact_weights(backend, data))
+
+
+def check_exact_weights(backend: str, data) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    shape = data.draw(st.sampled_from([(3,), (2, 4), (3, 0), ()]))
+    dtype = data.draw(st.sampled_from(dtypes_of(backend)))
+    weights = rng.integers(0, 5, (*shape, data.draw(st.integers(1, 9)))) / 8
+    weights[rng.random(weights.shape) < 0.3] = rng.choice([0.0, np.nan, -1.0])
+    uniforms = np.array(rng.integers(0, 64, shape) / 64)
+    check_sample(backend, dtype, weights, uniforms)
+
+
+def test_sample_of_any_numbers(backend: str) -> None:
+    """In float32 a sum of 1000 weights may be off by a few of its roundings."""
+    supports(backend, "sample")
+    dtype = widest(backend)
+    sizes, margin = ([1, 5, 1000, 49152], 1e-12) if dtype == "float64" else ([1, 5, 1000], 1e-6)
+
+    def check(data) -> None:
+        rng, size = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))), data.draw(st.sampled_from(sizes))
+        weights = rng.exponential(size=(3, size)) * (rng.random((3, size)) < 0.5)
+        uniforms = rng.random(3)
+        assume(all(is_inside(w, u, margin) for w, u in zip(weights, uniforms, strict=True)))
+        check_sample(backend, dtype, weights, uniforms)
+
+    drawn(backend, 40, check)
+
+
+def test_sample_skips_tokens_without_weight() -> None:
+    """Sums that a device adds up in another order may grow where the weight is 0: such a token is never drawn."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from zigzag.backends.torch import sampling as torch_sampling
+
+    weights = torch.tensor([[0.5, 0.0, 0.5, 0.0]])
+    uneven = torch.tensor([[0.5, 0.5000001, 0.9999999, 1.0]])
+    token = torch_sampling.pick(weights.clone(), uneven, torch.tensor([0.50000005]))
+    assert token.tolist() == [2]
+    assert torch_sampling.pick(weights.clone(), uneven, torch.tensor([0.99999995])).tolist() == [2]
+
+
+def test_wrong_sampling_is_noticed(register) -> None:
+    def unnormalised(logits, *, top_p=1.0, **options):
+        return np.where(reference.to_probs(logits, top_p=top_p) > 0, reference.to_probs(logits), 0)
+
+    def other_side(probs, uniforms):
+        return reference.sample(probs[..., ::-1], uniforms)
+
+    name = register(to_probs=unnormalised, sample=other_side)
+    with pytest.raises(AssertionError):
+        check_to_probs(name, "float64", np.array([0.0, 1.0, 2.0]), {"top_p": 0.5})
+    with pytest.raises(AssertionError):
+        check_sample(name, "float64", np.array([[0.25, 0.75]]), np.array([0.5]))

@@ -23,6 +23,7 @@ from zigzag.bench.verification import BAND, near_thresholds, verify, verify_case
 from zigzag.cli import bench as cli_bench  # noqa: E402
 from zigzag.cli.app import app  # noqa: E402
 from zigzag.reference import Verdict  # noqa: E402
+from zigzag.reference.errors import ZigzagError  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -403,5 +404,5 @@ def test_counters_are_told_by_case() -> None:
         ("a", "one", "5 us"), ("a", "two", "6 us"), ("b, c", "three", "7 us"),
     ]  # fmt: skip
     assert "b, c: three\n  time 7 us" in counters.text(found)
-    with pytest.raises(SystemExit, match="no table"):
+    with pytest.raises(ZigzagError, match="no table"):
         counters.read("case a")

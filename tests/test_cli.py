@@ -138,7 +138,7 @@ def test_refine_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_bench_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "load", lambda model, device: smollm2())
+    monkeypatch.setattr("zigzag.cli.bench.load", lambda model, device: smollm2())
     out = tmp_path / "bench.json"
     options = ["--length", "100", "--task", "edit", "--new-tokens", "4", "--out", str(out)]
     result = RUN.invoke(cli.app, ["bench", *options])

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from zigzag import __version__
 from zigzag.bench.cases import Row
 from zigzag.bench.timing import copy_rate, matrix_rate
 from zigzag.reference.errors import ArgumentError
+from zigzag.version import __version__
 
 FORMAT, VERSION = "zigzag-kernel-bench", 2
 COLUMNS = (

@@ -18,14 +18,18 @@ from transformers import DynamicCache, Glm4MoeConfig, Glm4MoeForCausalLM
 from transformers.initialization import no_init_weights
 
 from zigzag.bench.cases import Later, Row, relative
+from zigzag.bench.stock import greedy
 from zigzag.bench.timing import copy_rate, replay_time, synchronize
 from zigzag.generation.drafting.draft import Draft, Request
 from zigzag.generation.loop import generate
+from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.plans.layers import LayerPlan
 from zigzag.running.fixed_runner import FixedRunner
 from zigzag.running.runner import Host
 
-AIR = {
+Sizes = dict[str, Any]  # of Glm4MoeConfig
+
+AIR: Sizes = {
     "vocab_size": 151_552,
     "hidden_size": 4_096,
     "intermediate_size": 10_944,
@@ -38,7 +42,7 @@ AIR = {
     "n_shared_experts": 1,
     "max_position_embeddings": 262_144,
 }
-TINY = {
+TINY: Sizes = {
     "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -72,7 +76,7 @@ def step(device: torch.device) -> Iterator[Later]:
             yield Later("step", loops, partial(_loops, model, cache, plan, loops))
 
 
-def slice_of_air(device: torch.device, sizes: dict[str, int], *, layers: int = LAYERS, dense: int = 1) -> Any:
+def slice_of_air(device: torch.device, sizes: Sizes, *, layers: int = LAYERS, dense: int = 1) -> CausalLM:
     """The first `dense` layers dense, the others with experts; random."""
     rope = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
     config = Glm4MoeConfig(
@@ -96,16 +100,17 @@ def slice_of_air(device: torch.device, sizes: dict[str, int], *, layers: int = L
         scale = 0.02 if weight.dim() > 1 else 0.0
         weight.data.normal_(1.0 if "norm" in name else 0.0, scale, generator=generator)
     for module in model.modules():
-        if hasattr(module, "e_score_correction_bias"):
-            module.e_score_correction_bias = torch.zeros_like(module.e_score_correction_bias, dtype=torch.float32)
-    return model.eval()
+        if isinstance(bias := getattr(module, "e_score_correction_bias", None), Tensor):
+            module.e_score_correction_bias = torch.zeros_like(bias, dtype=torch.float32)
+    model.train(False)
+    return model
 
 
 @dataclass
 class RandomCache:
     """The keys and values of `length` tokens that nobody computed; each layer's are drawn anew when asked for."""
 
-    model: Any
+    model: Decoder
     length: int
     device: torch.device
     ids: list[int] = field(init=False)
@@ -134,7 +139,7 @@ class RandomCache:
         return runner
 
 
-def step_bytes(model: Any, context: int, plan: LayerPlan | None, tokens: int) -> int:
+def step_bytes(model: Decoder, context: int, plan: LayerPlan | None, tokens: int) -> int:
     """Weights that `tokens` tokens use, each once, experts as independent draws would hit them; and the cache."""
     config, width = model.config, model.dtype.itemsize
     experts, used = config.n_routed_experts, config.num_experts_per_tok
@@ -146,10 +151,10 @@ def step_bytes(model: Any, context: int, plan: LayerPlan | None, tokens: int) ->
     )
     streams = 0 if plan is None else plan.num_layers - plan.num_full
     kept = streams * min(context, SINK + RECENT) + (config.num_hidden_layers - streams) * context
-    return width * (weights + 2 * kept * config.num_key_value_heads * config.head_dim)
+    return int(width * (weights + 2 * kept * config.num_key_value_heads * config.head_dim))
 
 
-def _one_step(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
+def _one_step(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
     device, tokens = cache.device, labels["tokens"]
     shared: dict[str, Any] = {
         "suite": "step",
@@ -195,12 +200,13 @@ def fed(runner: FixedRunner, ids: Tensor) -> Tensor:
 
 def replayed(runner: FixedRunner, ids: Tensor) -> float | None:
     """Microseconds of the step's graph, after `fed`; None without graphs."""
-    return replay_time(runner.steps[(1, ids.shape[1])].graph.replay) if runner.graphs else None
+    step = runner.steps.get((1, ids.shape[1]))
+    return None if step is None else replay_time(step.graph.replay)
 
 
-def _stock(model: Any, ids: Tensor, cache: DynamicCache) -> Tensor:
+def _stock(model: Decoder, ids: Tensor, cache: DynamicCache) -> Tensor:
     """One forward of transformers as it is; the tokens are taken back."""
-    logits = model(input_ids=ids, past_key_values=cache, logits_to_keep=ids.shape[1]).logits
+    logits: Tensor = model(input_ids=ids, past_key_values=cache, logits_to_keep=ids.shape[1]).logits
     cache.crop(-ids.shape[1])
     return logits
 
@@ -246,7 +252,7 @@ class Replay:
         """Nothing to keep."""
 
 
-def _loops(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
+def _loops(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
     """Greedy loops of `NEW_TOKENS` tokens, microseconds a token, prefill not counted."""
     device = cache.device
     shared: dict[str, Any] = {
@@ -257,7 +263,7 @@ def _loops(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[
     rows: list[Row] = []
     prompt = [*cache.ids, 7]
     if plan is None:
-        time = _per_token(lambda: _stock_loop(model, prompt, cache.of_transformers()), device)
+        time = _per_token(lambda: greedy(model, prompt, NEW_TOKENS, past_key_values=cache.of_transformers()), device)
         rows.append(Row(**shared, method="transformers generate", eager=time))
     with torch.inference_mode():
         with Host(model) as host:
@@ -304,18 +310,6 @@ def _settle(loop: Any, drafter: Replay, most: int = 20) -> int:
             return round_
         drafter.continuation = found
     return most
-
-
-def _stock_loop(model: Any, prompt: list[int], cache: DynamicCache) -> Any:
-    ids = torch.tensor([prompt], device=model.device)
-    return model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
-        do_sample=False,
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
-    )
 
 
 def _per_token(loop: Any, device: torch.device, runs: int = 3) -> float:

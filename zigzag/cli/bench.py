@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from zigzag.cli.load import load
 from zigzag.cli.options import Device, check_out, print_whole
+from zigzag.reference.errors import ArgumentError
 
 KERNELS = {  # suite: where the function of that name gives its cases, or rows that it measured itself
     "decode": "zigzag.bench.attention",
@@ -61,7 +63,6 @@ def _speculation(
     new_tokens: int,
 ) -> None:
     from zigzag.bench import speculation as work
-    from zigzag.cli.app import load
 
     loaded, tokenizer = load(model, device)
     measured = []
@@ -90,7 +91,7 @@ def _kernels(console: Console, wanted: str, only: str, device: str, out: Path, r
         console.print("no GPU: measuring the CPU, on small shapes; the numbers say nothing about a GPU")
     given = f" --only {shlex.quote(only)}" if only else ""
     facts = report.conditions(place, f"zigzag bench {wanted} --device {device}{given}")
-    rows = report.rows_to_keep(read_json(out), facts) if resume and out.exists() else []
+    rows = report.rows_to_keep(read_json(out, ArgumentError), facts) if resume and out.exists() else []
     done = {(row.suite, report.words(row.labels)) for row in rows}
     for suite in KERNELS if wanted == "all" else (wanted,):
         for case in getattr(import_module(KERNELS[suite]), suite)(place):

@@ -2,20 +2,20 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
 from zigzag.evidence import figures
-from zigzag.evidence.measure import LENGTHS, SHARES, Row, rows, stored_scores
+from zigzag.evidence.measure import LENGTHS, SHARES, Cell, Row, State, rows, stored_scores
 from zigzag.plans.layers import make_plan
 from zigzag.reference import CRITERIA
 
+Lines = dict[str, list[tuple[int, float, float, float]]]  # by name: (streaming layers, value, low, high)
 CHECKED = (1000, 2000)  # the lengths by which "best" is decided
 
 
-def write_page(state: dict[str, Any], folder: Path) -> list[Path]:
+def write_page(state: State, folder: Path) -> list[Path]:
     """Write `README.md` and the figures into `folder`; returns their paths."""
     every = rows(stored_scores(state))
     folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def write_page(state: dict[str, Any], folder: Path) -> list[Path]:
     return [page, *paths]
 
 
-def best(state: dict[str, Any], every: Iterable[Row], streaming: int, method: str | None = None) -> Row | None:
+def best(state: State, every: Iterable[Row], streaming: int, method: str | None = None) -> Row | None:
     """The measured layer plan with the most passkeys at 1,000 and 2,000 tokens, then the least loss."""
     measured = [
         row
@@ -49,11 +49,12 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def _cell(state: dict[str, Any], row: Row, length: int) -> dict[str, Any] | None:
-    return state["cells"].get(f"{row.key}@{length}")
+def _cell(state: State, row: Row, length: int) -> Cell | None:
+    cell: Cell | None = state["cells"].get(f"{row.key}@{length}")
+    return cell
 
 
-def _page(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
+def _page(state: State, every: list[Row]) -> Iterable[str]:
     facts = state["conditions"]
     wanted = {f"{row.key}@{length}" for row in every for length in LENGTHS}
     missing = len(wanted - set(state["cells"]))
@@ -119,7 +120,7 @@ def _page(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
         yield f"![{method}](heads_{method}.png)"
 
 
-def _misses(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
+def _misses(state: State, every: list[Row]) -> Iterable[str]:
     """Where the best plan finds fewer passkeys than full attention, in words."""
     full = next(row for row in every if row.kind == "full")
     for streaming in sorted(SHARES[:2]):
@@ -132,7 +133,7 @@ def _misses(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
         yield f"- Of the passkeys that full attention finds, the best plan with {streaming} streaming layers {text}."
 
 
-def _headline(state: dict[str, Any], every: list[Row]) -> list[tuple[str, Row]]:
+def _headline(state: State, every: list[Row]) -> list[tuple[str, Row]]:
     by = {(r.kind, r.method, r.num_streaming): r for r in every if r.kind != "layers"}
     named = [("full attention", by["full", "", 0])]
     for streaming in sorted(SHARES[:2]):
@@ -147,7 +148,7 @@ def _headline(state: dict[str, Any], every: list[Row]) -> list[tuple[str, Row]]:
     return [*named, ("all layers stream", by["none", "", num_layers])]
 
 
-def _table(state: dict[str, Any], named: list[tuple[str, Row]], lengths: list[int]) -> Iterable[str]:
+def _table(state: State, named: list[tuple[str, Row]], lengths: list[int]) -> Iterable[str]:
     yield "| attention | " + " | ".join(f"{length:,} tokens: found, loss" for length in lengths) + " |"
     yield "|---" * (len(lengths) + 1) + "|"
     for name, row in named:
@@ -156,7 +157,7 @@ def _table(state: dict[str, Any], named: list[tuple[str, Row]], lengths: list[in
             yield f"| {name} | " + " | ".join(_text(cell) for cell in cells) + " |"
 
 
-def _text(cell: dict[str, Any] | None) -> str:
+def _text(cell: Cell | None) -> str:
     if cell is None:
         return "not measured"
     right, total = sum(cell["right"]), len(cell["right"])
@@ -164,7 +165,7 @@ def _text(cell: dict[str, Any] | None) -> str:
     return f"{right}/{total} [{low:.2f}, {high:.2f}], {np.mean(cell['losses']):.3f}"
 
 
-def _draw(state: dict[str, Any], every: list[Row], folder: Path) -> list[Path]:
+def _draw(state: State, every: list[Row], folder: Path) -> list[Path]:
     paths = []
     scores = stored_scores(state)
     for method, values in scores.items():
@@ -187,9 +188,9 @@ def _draw(state: dict[str, Any], every: list[Row], folder: Path) -> list[Path]:
     return paths
 
 
-def _lines(state: dict[str, Any], every: list[Row], length: int) -> tuple[dict[str, list], dict[str, list]]:
-    """(retrieval, loss) lines by name: (streaming layers, value, low, high)."""
-    groups: dict[str, dict[int, list[dict[str, Any]]]] = {}
+def _lines(state: State, every: list[Row], length: int) -> tuple[Lines, Lines]:
+    """(retrieval, loss)."""
+    groups: dict[str, dict[int, list[Cell]]] = {}
     for row in every:
         cell = _cell(state, row, length)
         if cell is None or row.kind not in ("layers", "random"):
@@ -199,8 +200,8 @@ def _lines(state: dict[str, Any], every: list[Row], length: int) -> tuple[dict[s
             continue
         name = "random layers" if row.kind == "random" else f"{row.method}, {row.criterion}"
         groups.setdefault(name, {}).setdefault(row.num_streaming, []).append(cell)
-    found: dict[str, list] = {}
-    loss: dict[str, list] = {}
+    found: Lines = {}
+    loss: Lines = {}
     for name, shares in groups.items():
         for streaming, cells in shares.items():
             right = np.concatenate([c["right"] for c in cells])

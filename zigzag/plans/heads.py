@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from zigzag.files.json_files import read_json, take, write_json
+from zigzag.files.json_files import write_json
 from zigzag.plans.formats import load_duo_attention
 from zigzag.plans.layers import FULL, STREAMING, HeadScores, LayerPlan
+from zigzag.plans.stored import read_json, take
 from zigzag.reference.assignment import assign_heads
 from zigzag.reference.checks import check_streaming_window
 from zigzag.reference.errors import ArgumentError, PlanError

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zigzag.files.json_files import read_json, take, write_json
+from zigzag.files.json_files import write_json
+from zigzag.plans.stored import read_json, take
 from zigzag.reference.assignment import assign_heads, assign_layers
 from zigzag.reference.checks import check_streaming_window
 from zigzag.reference.errors import ArgumentError, PlanError

@@ -173,6 +173,9 @@ def test_damaged_evidence_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"format": "other"}))
     with pytest.raises(PlanError, match="not a zigzag evidence file"):
         evidence.load(tmp_path / "results.json")
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(PlanError, match="a JSON file is needed"):
+        evidence.load(tmp_path / "results.json")
 
 
 def test_committed_evidence_meets_its_targets() -> None:

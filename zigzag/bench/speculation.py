@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from zigzag.bench.stock import greedy
+from zigzag.files.markdown import table
 from zigzag.generation.drafting import Drafter, LookupDrafter, streaming_drafter
 from zigzag.generation.loop import generate
 from zigzag.generation.statistics import Statistics
@@ -22,6 +23,15 @@ TASKS = {
     "continue": "",
 }
 FORMAT = "zigzag-bench"
+COLUMNS = (
+    "task", "tokens", "T", "method", "seconds", "tokens/s", "accepted", "tokens/verification", "loop, ms", "as plain",
+)  # fmt: skip
+KNOWN = {  # of zigzag's loop, and how the page writes it
+    "tokens_per_second": ".1f",
+    "acceptance": ".0%",
+    "tokens_per_verification": ".2f",
+    "loop_ms_per_round": ".2f",
+}
 LENGTHS, TEMPERATURES = (1000, 2000, 4000), (0.0, 1.0)
 DRAFTS, LOOKUP_DRAFTS, SINK, RECENT = 4, 10, 16, 240
 Run = Callable[[list[int], int], tuple[list[int], Statistics | None]]  # of a prompt and the number of new tokens
@@ -166,16 +176,12 @@ def page(content: dict[str, Any], command: str) -> str:
         "with full attention. *Seconds* is the whole call with its prefill; *tokens/s* counts after the prefill; "
         "*loop* is what is neither drafting nor a forward, per verification.",
         "",
-        "| task | tokens | T | method | seconds | tokens/s | accepted | tokens/verification | loop, ms | as plain |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        *table(COLUMNS, map(_cells, content["rows"])),
     ]
-    for row in content["rows"]:
-        cells = [row["task"], f"{row['length']:,}", f"{row['temperature']:g}", row["method"], f"{row['seconds']:.2f}"]
-        for key, form in (
-            ("tokens_per_second", ".1f"), ("acceptance", ".0%"), ("tokens_per_verification", ".2f"),
-            ("loop_ms_per_round", ".2f"),
-        ):  # fmt: skip
-            cells.append("" if row[key] is None else format(row[key], form))
-        cells.append("" if row["equals_plain"] is None else ("yes" if row["equals_plain"] else "no"))
-        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    asked = [row["task"], f"{row['length']:,}", f"{row['temperature']:g}", row["method"], f"{row['seconds']:.2f}"]
+    known = ["" if row[key] is None else format(row[key], form) for key, form in KNOWN.items()]
+    return [*asked, *known, {None: "", True: "yes", False: "no"}[row["equals_plain"]]]

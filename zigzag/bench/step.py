@@ -4,7 +4,7 @@ Random weights, random keys and values: nothing here says anything about quality
 8 layers; on a CPU it is tiny. A step reads every weight that it uses and the cache once; that is the floor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -218,7 +218,7 @@ def _fed(runner: FixedRunner, ids: Tensor) -> Tensor:
     return logits
 
 
-def _wall(call: Any, device: torch.device, runs: int = 12) -> float:
+def _wall(call: Callable[[], object], device: torch.device, runs: int = 12) -> float:
     """Median microseconds of a step with all that the host does, the device waited for after each."""
     times = []
     for _ in range(runs + 2):
@@ -269,7 +269,7 @@ def _loops(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, labels: 
         with Host(model) as host:
             runner = cache.runner(host, plan, device.type == "cuda")
 
-        def loop(drafter: Any = None) -> list[int]:
+        def loop(drafter: Replay | None = None) -> list[int]:
             result = generate(
                 model,
                 [prompt],
@@ -299,7 +299,7 @@ def _loops(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, labels: 
     return rows
 
 
-def _settle(loop: Any, drafter: Replay, most: int = 20) -> int:
+def _settle(loop: Callable[[Replay], list[int]], drafter: Replay, most: int = 20) -> int:
     """Let the drafts be what the loop with them gives; how often that took, `most` if it never did.
 
     Random weights give near ties, and there steps of 1 and 5 tokens, or other tokens beside one, may differ.
@@ -312,6 +312,6 @@ def _settle(loop: Any, drafter: Replay, most: int = 20) -> int:
     return most
 
 
-def _per_token(loop: Any, device: torch.device, runs: int = 3) -> float:
+def _per_token(loop: Callable[[], object], device: torch.device, runs: int = 3) -> float:
     """Median microseconds a new token over a few whole loops."""
     return _wall(loop, device, runs) / NEW_TOKENS

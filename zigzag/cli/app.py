@@ -15,14 +15,14 @@ from zigzag.cli.conform import conform
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, OutFile, check_out, progress, run, same_depth
 from zigzag.cli.sizes import show, sizes
-from zigzag.models.decoder import CausalLM
+from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.plans.layers import HeadScores, LayerPlan, make_plan
 from zigzag.reference import CRITERIA, LOSSLESS_RULES, LOSSY_RULES, OPS
 from zigzag.reference.errors import ZigzagError
 from zigzag.version import __version__
 
 if TYPE_CHECKING:
-    from zigzag.generation.drafting import MtpDrafter
+    from zigzag.generation.drafting import Drafter, MtpDrafter
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
 console = Console()
@@ -209,7 +209,7 @@ def generate(
     if prompt.startswith("@"):
         prompt = _read(Path(prompt[1:]))
     loaded, tokenizer = load(model, device)
-    source: Any = None if drafter.value == "none" else drafter.value
+    source: str | Decoder | Drafter | None = None if drafter.value == "none" else drafter.value
     if source == "mtp":
         source = _mtp_drafter(model, loaded, num_draft_tokens)
     if draft_model is not None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Table
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, check_out, print_whole
 from zigzag.reference.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from zigzag.bench.cases import Row
 
 KERNELS = {  # suite: where the function of that name gives its cases, or rows that it measured itself
     "decode": "zigzag.bench.attention",
@@ -108,7 +111,7 @@ def _kernels(console: Console, wanted: str, only: str, device: str, out: Path, r
     _write(console, out, report.as_json(facts, rows), report.page(facts, rows, pictures))
 
 
-def _show(console: Console, suite: str, rows: Sequence[Any]) -> None:
+def _show(console: Console, suite: str, rows: Sequence["Row"]) -> None:
     """One case: its columns that hold something, then the notes."""
     from zigzag.bench import report
 
@@ -124,7 +127,7 @@ def _show(console: Console, suite: str, rows: Sequence[Any]) -> None:
             console.print(f"[dim]{row.method}: {escape(note)}[/dim]", highlight=False)
 
 
-def _pictures(console: Console, rows: Sequence[Any], out: Path) -> dict[str, str]:
+def _pictures(console: Console, rows: Sequence["Row"], out: Path) -> dict[str, str]:
     """suite -> file beside the page; none without matplotlib, or without several contexts."""
     try:
         from zigzag.bench.plots import latency

@@ -100,8 +100,7 @@ def generate(
     console.print(f"continued: {tokenizer.decode(result.sequences[0, ids.shape[1] :])!r}")
     console.print(
         f"its cache after {seen:,} tokens holds {cache_bytes(cache):,} bytes; with {spare} spare slots a streaming "
-        f"layer kv_bytes says "
-        f"{plan.kv_bytes(seen, spare=spare, **size):,}, full attention would hold "
+        f"layer kv_bytes says {plan.kv_bytes(seen, spare=spare, **size):,}, full attention would hold "
         f"{plan.full_kv_bytes(seen, **size):,}"
     )
     console.print(f"slots a layer: {cache_lengths(cache)}")

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import transformers
+from transformers import Cache
 
 from zigzag.files.json_files import read_json, write_json
 from zigzag.measuring.answers import answer
@@ -211,23 +214,19 @@ def _measure_caches(
     write_json(path, state)
 
 
-def prefill(model: Decoder, plan: LayerPlan, prompt: PasskeyPrompt) -> Any:
+def prefill(model: Decoder, plan: LayerPlan, prompt: PasskeyPrompt) -> Cache:
     """The cache after one forward of the whole prompt and answer under the plan."""
-    import torch
-
     attach(model, plan, spare=SPARE)
     try:
         with torch.inference_mode():
             ids = torch.tensor([prompt.input_ids], device=model.device)
-            return model(ids, use_cache=True, logits_to_keep=1).past_key_values
+            cache: Cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+            return cache
     finally:
         detach(model)
 
 
 def _conditions(model: Decoder) -> dict[str, Any]:
-    import torch
-    import transformers
-
     cuda = model.device.type == "cuda"
     return {
         "model": getattr(model.config, "_name_or_path", ""),

@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 
 from zigzag.evidence import figures
 from zigzag.evidence.measure import LENGTHS, SHARES, Cell, Row, State, rows, stored_scores
+from zigzag.files.markdown import table
 from zigzag.plans.layers import make_plan
 from zigzag.reference import CRITERIA
 
@@ -21,7 +22,7 @@ def write_page(state: State, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = _draw(state, every, folder)
     page = folder / "README.md"
-    page.write_text("\n".join(_page(state, every)) + "\n")
+    page.write_text("\n\n".join(_page(state, every)) + "\n")
     return [page, *paths]
 
 
@@ -55,74 +56,48 @@ def _cell(state: State, row: Row, length: int) -> Cell | None:
 
 
 def _page(state: State, every: list[Row]) -> Iterable[str]:
-    facts = state["conditions"]
+    """Headings, paragraphs and tables, in their order."""
+    facts, lengths = state["conditions"], sorted(LENGTHS)
     wanted = {f"{row.key}@{length}" for row in every for length in LENGTHS}
     missing = len(wanted - set(state["cells"]))
     yield "# Evidence"
-    yield ""
     yield "Made by `make evidence`; every number below is in `results.json`. Nothing here is typed by hand."
-    yield ""
     yield (
         f"{facts['model']}, {facts['dtype']}, {facts['device']}, torch {facts['torch']}, transformers "
-        f"{facts['transformers']}. Sink {facts['sink']}, recent {facts['recent']}. {facts['prompts']} passkey "
-        f"prompts a "
-        f"length, on an even grid of depths, seeds fixed beforehand; calibrated on {facts['calibration']} (layer_loss "
-        f"on a "
-        f"quarter of them), none of which is evaluated on. A prompt counts as found when every digit token is the "
-        f"argmax; "
-        f"loss is mean nats per digit token; brackets are 95% Wilson intervals."
+        f"{facts['transformers']}. Sink {facts['sink']}, recent {facts['recent']}. {facts['prompts']} passkey prompts "
+        f"a length, on an even grid of depths, seeds fixed beforehand; calibrated on {facts['calibration']} (layer_loss "
+        f"on a quarter of them), none of which is evaluated on. A prompt counts as found when every digit token is the "
+        f"argmax; loss is mean nats per digit token; brackets are 95% Wilson intervals."
     )
-    yield ""
     yield f"{len(wanted) - missing} of {len(wanted)} cells are measured." if missing else "All cells are measured."
-    yield ""
     yield "## The main result"
-    yield ""
     yield "*Best* is the layer plan with the most passkeys at 1,000 and 2,000 tokens, chosen on these same prompts."
-    yield ""
-    yield from _table(state, _headline(state, every), sorted(LENGTHS))
-    yield ""
-    yield from _misses(state, every)
+    yield _table(state, _headline(state, every), lengths)
+    yield _misses(state, every)
     for streaming in SHARES[:2]:
-        yield ""
         yield f"## Methods and criteria, {streaming} layers stream"
-        yield ""
-        named = [
-            (f"{row.method}, {row.criterion}", row)
-            for row in sorted(every, key=lambda r: r.method)
-            if row.kind == "layers" and row.num_streaming == streaming
-        ]
-        heads = [(f"{r.method}, head by head", r) for r in every if r.kind == "heads" and r.num_streaming == streaming]
-        drawn = [
-            (f"random layers, {r.method}", r) for r in every if r.kind == "random" and r.num_streaming == streaming
-        ]
-        yield from _table(state, named + heads + drawn, sorted(LENGTHS))
-    yield ""
+        these = [row for row in every if row.num_streaming == streaming]
+        named = [(f"{r.method}, {r.criterion}", r) for r in sorted(these, key=lambda r: r.method) if r.kind == "layers"]
+        named += [(f"{r.method}, head by head", r) for r in these if r.kind == "heads"]
+        named += [(f"random layers, {r.method}", r) for r in these if r.kind == "random"]
+        yield _table(state, named, lengths)
     yield "## Bytes in the cache"
-    yield ""
     yield "After one prompt under the gate_gradient plan, with 64 spare slots a layer, batch 1."
-    yield ""
-    yield "| streaming layers | tokens | measured | `kv_bytes` | full attention |"
-    yield "|---|---|---|---|---|"
-    for name, (measured, said, full) in state.get("cache_bytes", {}).items():
-        streaming, _, length = name.partition("@")
-        yield f"| {streaming} | {int(length):,} | {measured:,} | {said:,} | {full:,} |"
-    yield ""
+    held = [
+        [*name.split("@"), *(f"{count:,}" for count in counts)] for name, counts in state.get("cache_bytes", {}).items()
+    ]
+    head = ("streaming layers", "tokens", "measured", "`kv_bytes`", "full attention")
+    yield "\n".join(table(head, [[streaming, f"{int(length):,}", *rest] for streaming, length, *rest in held]))
     yield "## Against the share of streaming layers"
-    yield ""
-    for length in CHECKED:
-        yield f"![retrieval, {length} tokens](retrieval_{length}.png) ![loss, {length} tokens](loss_{length}.png)"
-    yield ""
+    yield "\n".join(f"![retrieval, {n} tokens](retrieval_{n}.png) ![loss, {n} tokens](loss_{n}.png)" for n in CHECKED)
     yield "Each method with the criterion that is best at 20 streaming layers; random is the mean of its draws."
-    yield ""
     yield "## Head scores"
-    yield ""
-    for method in state["scores"]:
-        yield f"![{method}](heads_{method}.png)"
+    yield "\n".join(f"![{method}](heads_{method}.png)" for method in state["scores"])
 
 
-def _misses(state: State, every: list[Row]) -> Iterable[str]:
+def _misses(state: State, every: list[Row]) -> str:
     """Where the best plan finds fewer passkeys than full attention, in words."""
-    full = next(row for row in every if row.kind == "full")
+    full, lines = next(row for row in every if row.kind == "full"), []
     for streaming in sorted(SHARES[:2]):
         row = best(state, every, streaming)
         cells = [(_cell(state, full, n), _cell(state, row, n), n) for n in sorted(LENGTHS)] if row else []
@@ -130,7 +105,9 @@ def _misses(state: State, every: list[Row]) -> Iterable[str]:
         missed = ", ".join(f"{count} at {n:,} tokens" for count, n in short if count > 0)
         tried = "every method and criterion below was tried; `zigzag refine` goes further"
         text = f"misses {missed}; {tried}" if missed else "misses none"
-        yield f"- Of the passkeys that full attention finds, the best plan with {streaming} streaming layers {text}."
+        plan = f"the best plan with {streaming} streaming layers"
+        lines.append(f"- Of the passkeys that full attention finds, {plan} {text}.")
+    return "\n".join(lines)
 
 
 def _headline(state: State, every: list[Row]) -> list[tuple[str, Row]]:
@@ -148,13 +125,10 @@ def _headline(state: State, every: list[Row]) -> list[tuple[str, Row]]:
     return [*named, ("all layers stream", by["none", "", num_layers])]
 
 
-def _table(state: State, named: list[tuple[str, Row]], lengths: list[int]) -> Iterable[str]:
-    yield "| attention | " + " | ".join(f"{length:,} tokens: found, loss" for length in lengths) + " |"
-    yield "|---" * (len(lengths) + 1) + "|"
-    for name, row in named:
-        cells = [_cell(state, row, length) for length in lengths]
-        if any(cells):
-            yield f"| {name} | " + " | ".join(_text(cell) for cell in cells) + " |"
+def _table(state: State, named: list[tuple[str, Row]], lengths: list[int]) -> str:
+    cells = [(name, [_cell(state, row, length) for length in lengths]) for name, row in named]
+    rows = [[name, *map(_text, found)] for name, found in cells if any(found)]
+    return "\n".join(table(["attention", *(f"{length:,} tokens: found, loss" for length in lengths)], rows))
 
 
 def _text(cell: Cell | None) -> str:

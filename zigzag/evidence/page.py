@@ -65,9 +65,9 @@ def _page(state: State, every: list[Row]) -> Iterable[str]:
     yield (
         f"{facts['model']}, {facts['dtype']}, {facts['device']}, torch {facts['torch']}, transformers "
         f"{facts['transformers']}. Sink {facts['sink']}, recent {facts['recent']}. {facts['prompts']} passkey prompts "
-        f"a length, on an even grid of depths, seeds fixed beforehand; calibrated on {facts['calibration']} (layer_loss "
-        f"on a quarter of them), none of which is evaluated on. A prompt counts as found when every digit token is the "
-        f"argmax; loss is mean nats per digit token; brackets are 95% Wilson intervals."
+        f"a length, on an even grid of depths, seeds fixed beforehand; calibrated on {facts['calibration']} "
+        f"(layer_loss on a quarter of them), none of which is evaluated on. A prompt counts as found when every digit "
+        f"token is the argmax; loss is mean nats per digit token; brackets are 95% Wilson intervals."
     )
     yield f"{len(wanted) - missing} of {len(wanted)} cells are measured." if missing else "All cells are measured."
     yield "## The main result"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from zigzag.files.safetensors_files import Entry, Stored
 from zigzag.models.checkpoint_names import Shape, Spec, check_tensors, fused_parts, mtp_layers, official_places
 from zigzag.reference.errors import ModelError
 from zigzag.reference.glm import GlmConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -93,7 +96,7 @@ class Checkpoint(_Source, Mapping[str, NDArray[Any]]):
         """Whether the MTP layer is there; what transformers saves lacks it."""
         return any(f"model.layers.{layer}.eh_proj.weight" in self for layer in mtp_layers(self.config))
 
-    def torch(self, name: str) -> Any:
+    def torch(self, name: str) -> "Tensor":
         """The tensor as a torch tensor of its own dtype."""
         from safetensors import safe_open
 
@@ -102,9 +105,11 @@ class Checkpoint(_Source, Mapping[str, NDArray[Any]]):
         if file not in self._handles:
             self._handles[file] = safe_open(str(file), framework="pt")
         if place.expert is None:
-            return self._handles[file].get_tensor(place.name)
-        whole = self._handles[file].get_slice(place.name)
-        return whole[place.expert] if place.rows is None else whole[place.expert, place.rows]
+            tensor: Tensor = self._handles[file].get_tensor(place.name)
+        else:
+            whole = self._handles[file].get_slice(place.name)
+            tensor = whole[place.expert] if place.rows is None else whole[place.expert, place.rows]
+        return tensor
 
     def _whole_spec(self, name: str) -> Spec:
         return Spec(self._entries[name].dtype, self._entries[name].shape)

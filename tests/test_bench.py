@@ -23,6 +23,7 @@ from zigzag.bench.verification import BAND, near_thresholds, verify, verify_case
 from zigzag.cli import bench as cli_bench  # noqa: E402
 from zigzag.cli.app import app  # noqa: E402
 from zigzag.reference import Verdict  # noqa: E402
+from zigzag.reference.errors import ArgumentError, ZigzagError  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -373,6 +374,8 @@ def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert other.exit_code != 0 and "commit one, now two" in str(other.exception)
     (tmp_path / "r.json").write_text("{}")
     assert "wrote" in str(CliRunner().invoke(app, call).exception)
+    (tmp_path / "r.json").write_text("{")
+    assert isinstance(CliRunner().invoke(app, call).exception, ArgumentError)
 
 
 def test_a_typo_names_the_suites(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,5 +406,5 @@ def test_counters_are_told_by_case() -> None:
         ("a", "one", "5 us"), ("a", "two", "6 us"), ("b, c", "three", "7 us"),
     ]  # fmt: skip
     assert "b, c: three\n  time 7 us" in counters.text(found)
-    with pytest.raises(SystemExit, match="no table"):
+    with pytest.raises(ZigzagError, match="no table"):
         counters.read("case a")

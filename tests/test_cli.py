@@ -139,7 +139,7 @@ def test_refine_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_bench_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "load", lambda model, device: smollm2())
+    monkeypatch.setattr("zigzag.cli.bench.load", lambda model, device: smollm2())
     out = tmp_path / "bench.json"
     options = ["--length", "100", "--task", "edit", "--new-tokens", "4", "--out", str(out)]
     result = RUN.invoke(cli.app, ["bench", *options])
@@ -173,6 +173,9 @@ def test_damaged_evidence_is_refused(tmp_path: Path) -> None:
 
     (tmp_path / "results.json").write_text(json.dumps({"format": "other"}))
     with pytest.raises(PlanError, match="not a zigzag evidence file"):
+        evidence.load(tmp_path / "results.json")
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(PlanError, match="a JSON file is needed"):
         evidence.load(tmp_path / "results.json")
 
 

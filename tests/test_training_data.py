@@ -22,7 +22,7 @@ from zigzag.training.config import KINDS, TASKS, Stage
 from zigzag.training.corpus import is_held_out, read_corpus
 from zigzag.training.data import Batches, ahead
 from zigzag.training.documents import Document, Documents
-from zigzag.training.evaluate import answer_of, sum_prompt
+from zigzag.training.evaluate import parts_of, sum_prompt
 from zigzag.training.pieces import Strings, filler_sentences, make_pieces
 from zigzag.training.sums import Sum, draw_sum
 from zigzag.training.tokenizer import read_tokenizer, stop_ids, train_tokenizer
@@ -125,8 +125,8 @@ def test_sum_documents_are_the_templates(seed: int, thinking: bool) -> None:
     written = (f"\n<think>{made.thinking}</think>" if thinking else "") + f"\n{made.answer}<|user|>"
     assert document.ids.tolist() == [*prompt, *ids_of(written)]
     assert text_of(document, "thinking" if thinking else "direct") == written
-    assert answer_of(tokenizer(), ids_of(written), thinking) == made.answer
-    wrong = answer_of(tokenizer(), ids_of(written.replace("</think>", "</think>1")), thinking)
+    assert parts_of(tokenizer(), ids_of(written), thinking)[1] == made.answer
+    wrong = parts_of(tokenizer(), ids_of(written.replace("</think>", "</think>1")), thinking)[1]
     assert wrong != made.answer or not thinking
 
 

@@ -20,6 +20,7 @@ from zigzag.reference.errors import (
     PlanError,
     ZigzagError,
 )
+from zigzag.version import __version__
 
 if TYPE_CHECKING:
     from zigzag.generation.loop import generate
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from zigzag.models.load import load_model
     from zigzag.running.attach import attach, cache_bytes, detach
     from zigzag.running.few_token_experts import few_token_experts
-
-__version__ = "0.1.0"
 
 _LAZY = {
     "attach": "zigzag.running.attach",
@@ -55,6 +54,7 @@ __all__ = [
     "ModelError",
     "PlanError",
     "ZigzagError",
+    "__version__",
     "attach",
     "cache_bytes",
     "calibrate",

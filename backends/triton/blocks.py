@@ -1,4 +1,4 @@
-"""How the attention kernel is cut into programs: a table by shape class, found by `python -m zigzag.bench.tuning`.
+"""How the attention kernel is cut into programs: a table by shape class, found by `python -m zigzag.cli.tuning`.
 
 Nothing is timed when the kernel runs. The table was made on an H100, in the runs that docs/kernels/attention.md names;
 other Hopper cards have the same multiprocessors, and other cards take it as it is.

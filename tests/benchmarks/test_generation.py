@@ -11,6 +11,7 @@ from models import smollm2
 
 from zigzag import generate
 from zigzag.bench.speculation import prompt_ids
+from zigzag.bench.stock import greedy
 
 NEW_TOKENS, DRAFTS = 64, 10
 
@@ -22,16 +23,8 @@ def prompt() -> tuple[Any, torch.Tensor]:
 
 
 def theirs(model: Any, ids: torch.Tensor, **options: Any) -> list[int]:
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        pad_token_id=0,
-        **options,
-    )
-    return out[0].tolist()
+    prompt = ids[0].tolist()
+    return prompt + greedy(model, prompt, NEW_TOKENS, **options)
 
 
 def ours(model: Any, ids: torch.Tensor, drafter: str | None) -> list[int]:

@@ -126,10 +126,14 @@ def _ring(device: torch.device, batch: int, keys: int) -> dict[str, Tensor]:
     return {"query_positions": places[:, -1:].contiguous(), "key_positions": places}
 
 
-def exact_attention(query: Tensor, key: Tensor, value: Tensor, **window: int) -> Tensor:
+def precise(*arrays: Tensor) -> list[Tensor]:
     """In float32 on a GPU, float64 elsewhere, where TF32 does not reach."""
-    dtype = torch.float32 if query.is_cuda else torch.float64
-    return ops.attention(query.to(dtype), key.to(dtype), value.to(dtype), **window, backend="torch")[0]
+    return [array.to(torch.float32 if array.is_cuda else torch.float64) for array in arrays]
+
+
+def exact_attention(*states: Tensor, **options: Any) -> Tensor:
+    output: Tensor = ops.attention(*precise(*states), **options, backend="torch")[0]
+    return output
 
 
 def prefill(device: torch.device) -> Iterator[Case]:
@@ -164,12 +168,9 @@ def _rows(length: int) -> slice:
 
 
 def _some_rows(query: Tensor, key: Tensor, value: Tensor, *, window: dict[str, int]) -> Tensor:
-    positions = torch.arange(key.shape[2], device=key.device)
-    dtype = torch.float32 if query.is_cuda else torch.float64
-    rows = _rows(query.shape[2])
-    query, key, value = query[:, :, rows].to(dtype), key.to(dtype), value.to(dtype)
+    positions, rows = torch.arange(key.shape[2], device=key.device), _rows(query.shape[2])
     where = {"query_positions": positions[rows], "key_positions": positions}
-    return ops.attention(query, key, value, **window, **where, backend="torch")[0]
+    return exact_attention(query[:, :, rows], key, value, **window, **where)
 
 
 def _visible(align: int) -> Callable[..., Any]:
@@ -209,5 +210,5 @@ def _first(method: Method, count: int) -> Method:
 
 
 def _exact_score(op: str, window: dict[str, int], *arrays: Tensor) -> Tensor:
-    dtype = torch.float32 if arrays[0].is_cuda else torch.float64
-    return getattr(ops, op)(*(a.to(dtype) for a in arrays), **window, backend="torch")
+    score: Tensor = getattr(ops, op)(*precise(*arrays), **window, backend="torch")
+    return score

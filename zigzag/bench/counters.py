@@ -1,4 +1,4 @@
-"""Hardware counters of the kernels, by Nsight Compute: `python -m zigzag.bench.counters` on a GPU.
+"""Hardware counters of the kernels, by Nsight Compute, on a GPU.
 
 What bounds a kernel: how near its reads come to the memory's rate, how many warps are there to wait for them, and what
 they wait for. Caches are flushed before each kernel, as in the benchmarks.
@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from zigzag.reference.errors import ZigzagError
 
 PEER = "SDPA cuDNN"
 MARK = "spin_kernel"  # that of torch.cuda._sleep, between the cases
@@ -73,7 +75,7 @@ def read(output: str) -> list[tuple[str, dict[str, str]]]:
     names = [line.removeprefix("case ") for line in lines if line.startswith("case ")]
     table = list(csv.DictReader(line for line in lines if line.startswith('"')))
     if not table:
-        raise SystemExit(f"ncu gave no table:\n{output[-2000:]}")
+        raise ZigzagError(f"ncu gave no table:\n{output[-2000:]}")
     units, found, case = table[0], [], -1  # the first line holds the units
     for row in table[1:]:
         if MARK in row["Kernel Name"]:
@@ -92,32 +94,16 @@ def text(rows: Sequence[tuple[str, dict[str, str]]]) -> str:
     )
 
 
-def main() -> None:
-    command = [
-        "ncu",
-        "--csv",
-        "--page",
-        "raw",
-        "--clock-control",
-        "none",
-        "--profile-from-start",
-        "off",
-        "--metrics",
-        ",".join(METRICS),
-        sys.executable,
-        "-m",
-        "zigzag.bench.counters",
-        "--profiled",
-    ]
+def counted() -> list[tuple[str, dict[str, str]]]:
+    """What `read` gives of this module run under Nsight Compute; ZigzagError where ncu cannot be started."""
+    options = "--csv --page raw --clock-control none --profile-from-start off --metrics"
+    command = ["ncu", *options.split(), ",".join(METRICS), sys.executable, "-m", __name__]
     try:
         run = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as failure:
-        raise SystemExit(f"Nsight Compute is needed: ncu cannot be started, {failure}") from failure
-    import torch
-
-    print(f"python -m zigzag.bench.counters   # {torch.cuda.get_device_name()}; 70% of drafts are accepted\n")
-    print(text(read(run.stdout + run.stderr)))
+        raise ZigzagError(f"Nsight Compute is needed: ncu cannot be started, {failure}") from failure
+    return read(run.stdout + run.stderr)
 
 
 if __name__ == "__main__":
-    profiled() if "--profiled" in sys.argv else main()
+    profiled()

@@ -46,7 +46,7 @@ def cupy_methods(
             raise ValueError("the raw kernel does not take arrays like these")
         return arrays
 
-    shared = {"call": call, "back": _to_torch, "remark": remark}
+    shared: dict[str, Any] = {"call": call, "back": _to_torch, "remark": remark}
     return {
         "cupy": Adapted(**shared, adapt=partial(_to_cupy, half), within=partial(_settings, raw=False)),
         "cupy raw": Adapted(**shared, adapt=adapt_raw, within=partial(_settings, raw=True)),
@@ -74,7 +74,7 @@ def _to_torch(result: Any) -> Any:
     if not isinstance(result, tuple):
         return from_dlpack(result)
     parts = [None if part is None else from_dlpack(part) for part in result]
-    return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+    return getattr(type(result), "_make", tuple)(parts)
 
 
 @cache
@@ -107,7 +107,7 @@ def _settings(*, raw: bool) -> Iterator[None]:
 
 
 def _allocate(size: int, device_id: int) -> int:
-    return torch.cuda.caching_allocator_alloc(size, device_id, torch.cuda.current_stream().cuda_stream)
+    return int(torch.cuda.caching_allocator_alloc(size, device_id, torch.cuda.current_stream().cuda_stream))
 
 
 def _free(pointer: int, device_id: int) -> None:

@@ -121,7 +121,7 @@ def _methods(device: torch.device) -> attention.Methods:
     methods: attention.Methods = {}
     name = "triton" if device.type == "cuda" else "torch"
     own, fused = (attention.backends(op, device)[name] for op in ("attention", "mixed_attention"))
-    if isinstance(own, str) or isinstance(fused, str):
+    if not (callable(own) and callable(fused)):
         return {name: own if isinstance(own, str) else str(fused)}
     plain, one = partial(_first, own), partial(_first, fused, **WINDOW)
     methods[f"{name}, layer-exclusive"] = _layer_exclusive(plain, WINDOW)
@@ -134,7 +134,8 @@ def _methods(device: torch.device) -> attention.Methods:
 
 
 def _first(op: Callable[..., Any], *arrays: Tensor, **options: Any) -> Tensor:
-    return op(*arrays, **options)[0]
+    output: Tensor = op(*arrays, **options)[0]
+    return output
 
 
 def _layer_exclusive(attend: Attend, window: dict[str, int]) -> Adapted:

@@ -1,5 +1,6 @@
 """The suite `experts`: the routed experts of one layer for few tokens, as in decoding and in verifying drafts."""
 
+import operator
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zigzag import ops
-from zigzag.bench.attention import TOLERANCE, Methods, backends, dtype_on, width_on
+from zigzag.bench.attention import TOLERANCE, Methods, backends, dtype_on, precise, width_on
 from zigzag.bench.cases import Adapted, Case, relative
 from zigzag.bench.cupy_methods import cupy_methods
 
@@ -69,11 +70,11 @@ def _weights(device: torch.device, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 def _exact(hidden: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """In float32 on a GPU, float64 elsewhere, from copies of the chosen experts."""
-    dtype = torch.float32 if hidden.is_cuda else torch.float64
+    """From copies of the chosen experts."""
     chosen, places = ids.unique(return_inverse=True)
-    arrays = hidden.to(dtype), places, weights.to(dtype), gate_up[chosen].to(dtype), down[chosen].to(dtype)
-    return ops.apply_experts(*arrays, backend="torch", validate=False)
+    hidden, weights, gate_up, down = precise(hidden, weights, gate_up[chosen], down[chosen])
+    output: Tensor = ops.apply_experts(hidden, places, weights, gate_up, down, backend="torch", validate=False)
+    return output
 
 
 def _transformers() -> Methods:
@@ -95,7 +96,4 @@ def _transformers() -> Methods:
         module.down_proj = torch.nn.Parameter(down, requires_grad=False)
         return module, hidden, ids, weights
 
-    def call(module: Any, *arrays: Tensor) -> Tensor:
-        return module(*arrays)
-
-    return {f"transformers {name}": Adapted(call, partial(adapt, name)) for name in PEERS}
+    return {f"transformers {name}": Adapted(operator.call, partial(adapt, name)) for name in PEERS}

@@ -26,7 +26,7 @@ FLASHINFER_SIZES = 64, 128, 256  # of heads, in 0.6.6
 WORKSPACE = 128 << 20  # bytes, as its documentation recommends
 
 
-def sdpa(device: torch.device, queries: int) -> Peers:
+def sdpa(device: torch.device, queries: int) -> dict[str, Adapted]:
     """PyTorch's fused kernels for the last queries over a cache."""
     return {name: Adapted(partial(_sdpa, kind, queries)) for name, kind in _kinds(device).items()}
 
@@ -121,11 +121,11 @@ def _library(name: str) -> Any | str:
         return reason(failure)
 
 
-def _single_decode(library: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _single_decode(library: Any, query: Tensor, key: Tensor, value: Tensor) -> Any:
     return library.single_decode_with_kv_cache(query[0, :, 0], key[0], value[0], kv_layout="HND", use_tensor_cores=True)
 
 
-def _single_prefill(library: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _single_prefill(library: Any, query: Tensor, key: Tensor, value: Tensor) -> Any:
     """By FA2: its own choice on Hopper ended the process with a division by zero (0.6.6, 96 heads over 8)."""
     return library.single_prefill_with_kv_cache(query, key, value, causal=True, kv_layout="HND", backend="fa2")
 

@@ -65,7 +65,7 @@ def _panel(axes: Axes, title: str, rows: Sequence[Row], methods: Sequence[str]) 
     for place, method in enumerate(methods):
         points = sorted((context(row), row.best) for row in rows if row.method == method)
         if points:
-            style = {"color": f"C{place % 10}", "marker": STYLES[place % len(STYLES)], "ms": 4}
+            style: dict[str, Any] = {"color": f"C{place % 10}", "marker": STYLES[place % len(STYLES)], "ms": 4}
             (lines[method],) = axes.plot(*zip(*points, strict=True), lw=1 if is_peer(method) else 2, **style)
     floor = sorted({(context(row), row.floor) for row in rows})
     (lines["floor"],) = axes.plot(*zip(*floor, strict=True), color="#222222", ls="--", lw=1.2)

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from zigzag import __version__
 from zigzag.bench.cases import Row
 from zigzag.bench.timing import copy_rate, matrix_rate
+from zigzag.files.markdown import table
 from zigzag.reference.errors import ArgumentError
+from zigzag.version import __version__
 
 FORMAT, VERSION = "zigzag-kernel-bench", 2
 COLUMNS = (
@@ -159,7 +160,6 @@ def page(facts: dict[str, Any], rows: Sequence[Row], pictures: Mapping[str, str]
         lines += ["", f"## {suite}", ""]
         if pictures and suite in pictures:
             lines += [f"![{suite}: latency against context, the floor dashed]({pictures[suite]})", ""]
-        lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-        table = cells([row for row in rows if row.suite == suite])
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table]
+        found = cells([row for row in rows if row.suite == suite])
+        lines += table(COLUMNS, [[cell.replace("|", "\\|") for cell in line] for line in found])
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """The suite `slices`: what the latency model of `zigzag sizes` predicts, beside what slices of GLM-4.5-Air take.
 
 Attention over a cache alone, and one layer with experts; shapes are Air's, weights, keys and values random. The
-predictions come from a data sheet and constants, not from the run: `python -m zigzag.bench.slices` prints them.
+predictions come from a data sheet and constants, not from the run: `python -m zigzag.cli.slices` prints them.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,9 @@ import torch
 
 from zigzag.bench.attention import RECENT, SINK, decode_case
 from zigzag.bench.cases import Later, Row, run_case
-from zigzag.bench.step import AIR, TINY, RandomCache, fed, replayed, slice_of_air, step_bytes
+from zigzag.bench.step import AIR, TINY, RandomCache, Sizes, fed, replayed, slice_of_air, step_bytes
 from zigzag.bench.timing import copy_rate
+from zigzag.models.decoder import Decoder
 from zigzag.plans.layers import LayerPlan
 from zigzag.running.host import Host
 from zigzag.sizes.roofline import HARDWARE, Case
@@ -62,7 +63,7 @@ def one_layer() -> ModelShape:
     )
 
 
-def _attention(device: torch.device, sizes: dict[str, int], labels: dict[str, Any]) -> list[Row]:
+def _attention(device: torch.device, sizes: Sizes, labels: dict[str, Any]) -> list[Row]:
     streaming = labels["layer"] == "streaming"
     keys = SINK + RECENT if streaming else labels["context"]
     geometry = sizes["num_attention_heads"], sizes["num_key_value_heads"], sizes["head_dim"]
@@ -72,7 +73,7 @@ def _attention(device: torch.device, sizes: dict[str, int], labels: dict[str, An
     return [_beside(row, device) for row in run_case(case, device)]
 
 
-def _layer(model: Any, cache: RandomCache, plan: LayerPlan, labels: dict[str, Any]) -> list[Row]:
+def _layer(model: Decoder, cache: RandomCache, plan: LayerPlan, labels: dict[str, Any]) -> list[Row]:
     device, tokens = cache.device, labels["tokens"]
     ids = torch.randint(VOCABULARY, (1, tokens), generator=torch.Generator().manual_seed(1)).to(device)
     with torch.inference_mode(), Host(model) as host:
@@ -100,14 +101,3 @@ def _beside(row: Row, device: torch.device) -> Row:
     expected = predictions(labels["context"], card)[labels["slice"], labels["layer"], labels["tokens"]]
     said = f"predicted {expected:,.1f} µs, measured over predicted {row.graph / expected:.2f}"
     return replace(row, remark="; ".join(filter(None, (said, row.remark))))
-
-
-def main() -> None:
-    """Print the predictions, with no GPU needed."""
-    print("| slice of GLM-4.5-Air at 131,072 tokens | cache | tokens | expected on one H100, µs |\n|---|---|---:|---:|")
-    for (name, layer, tokens), time in predictions().items():
-        print(f"| {name} | {layer} | {tokens} | {time:.1f} |")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 
-from zigzag.generation.drafting import LookupDrafter, streaming_drafter
+from zigzag.bench.stock import greedy
+from zigzag.files.markdown import table
+from zigzag.generation.drafting import Drafter, LookupDrafter, streaming_drafter
 from zigzag.generation.loop import generate
 from zigzag.generation.statistics import Statistics
+from zigzag.models.decoder import CausalLM
 
 TASKS = {
     "edit": "Print this code again with every docstring removed.\n\n",
@@ -20,8 +23,18 @@ TASKS = {
     "continue": "",
 }
 FORMAT = "zigzag-bench"
+COLUMNS = (
+    "task", "tokens", "T", "method", "seconds", "tokens/s", "accepted", "tokens/verification", "loop, ms", "as plain",
+)  # fmt: skip
+KNOWN = {  # of zigzag's loop, and how the page writes it
+    "tokens_per_second": ".1f",
+    "acceptance": ".0%",
+    "tokens_per_verification": ".2f",
+    "loop_ms_per_round": ".2f",
+}
 LENGTHS, TEMPERATURES = (1000, 2000, 4000), (0.0, 1.0)
 DRAFTS, LOOKUP_DRAFTS, SINK, RECENT = 4, 10, 16, 240
+Run = Callable[[list[int], int], tuple[list[int], Statistics | None]]  # of a prompt and the number of new tokens
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class Measurement:
 
 def prompt_ids(tokenizer: Any, task: str, length: int) -> list[int]:
     """A prompt of exactly `length` tokens around the source code of Python's argparse module."""
-    code = tokenizer(inspect.getsource(_text_source), add_special_tokens=False).input_ids
+    code: list[int] = tokenizer(inspect.getsource(_text_source), add_special_tokens=False).input_ids
     if task == "continue":
         return code[:length]
     whole = tokenizer.apply_chat_template(
@@ -56,16 +69,15 @@ def prompt_ids(tokenizer: Any, task: str, length: int) -> list[int]:
     return [*before, *code[: length - len(before) - len(after)], *after]
 
 
-def methods(model: Any, temperature: float) -> dict[str, Callable[..., Any]]:
-    """What is compared: name -> function of (ids, new_tokens) that gives (new tokens, statistics or None)."""
+def methods(model: CausalLM, temperature: float) -> dict[str, Run]:
+    """What is compared: name -> what generates, and says how it went where that is known."""
 
-    def ours(drafter: Any, rule: str = "residual") -> Callable[..., Any]:
-        def run(ids: list[int], new_tokens: int) -> Any:
-            made = None if drafter is None else drafter()
+    def ours(drafter: Callable[[], Drafter | None], rule: str = "residual") -> Run:
+        def run(ids: list[int], new_tokens: int) -> tuple[list[int], Statistics | None]:
             result = generate(
                 model,
                 [ids],
-                drafter=made,
+                drafter=drafter(),
                 rule=rule,
                 temperature=temperature,
                 max_new_tokens=new_tokens,
@@ -75,25 +87,12 @@ def methods(model: Any, temperature: float) -> dict[str, Callable[..., Any]]:
 
         return run
 
-    def theirs(**options: Any) -> Callable[..., Any]:
-        def run(ids: list[int], new_tokens: int) -> Any:
-            inputs = torch.tensor([ids], device=model.device)
-            out = model.generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
-                do_sample=False,
-                pad_token_id=0,
-                **options,
-            )
-            return out[0, len(ids) :].tolist(), None
-
-        return run
+    def theirs(**options: Any) -> Run:
+        return lambda ids, new_tokens: (greedy(model, ids, new_tokens, **options), None)
 
     layers = model.config.num_hidden_layers
-    found: dict[str, Callable[..., Any]] = {
-        "plain": ours(None),
+    found: dict[str, Run] = {
+        "plain": ours(lambda: None),
         "lookup": ours(lambda: LookupDrafter(LOOKUP_DRAFTS)),
         "streaming": ours(lambda: streaming_drafter(layers, sink=SINK, recent=RECENT, stop=DRAFTS)),
     }
@@ -108,7 +107,7 @@ def methods(model: Any, temperature: float) -> dict[str, Callable[..., Any]]:
 
 
 def run(
-    model: Any,
+    model: CausalLM,
     tokenizer: Any,
     *,
     lengths: tuple[int, ...] = LENGTHS,
@@ -140,7 +139,7 @@ def _rates(numbers: Statistics | None) -> tuple[float | None, ...]:
     return numbers.acceptance, numbers.tokens_per_verification, loop, numbers.tokens_per_second
 
 
-def conditions(model: Any) -> dict[str, Any]:
+def conditions(model: CausalLM) -> dict[str, Any]:
     """What the numbers depend on."""
     import transformers
 
@@ -159,7 +158,7 @@ def conditions(model: Any) -> dict[str, Any]:
     }
 
 
-def as_json(model: Any, measured: list[Measurement]) -> dict[str, Any]:
+def as_json(model: CausalLM, measured: list[Measurement]) -> dict[str, Any]:
     return {"format": FORMAT, "version": 1, "conditions": conditions(model), "rows": [asdict(m) for m in measured]}
 
 
@@ -177,16 +176,12 @@ def page(content: dict[str, Any], command: str) -> str:
         "with full attention. *Seconds* is the whole call with its prefill; *tokens/s* counts after the prefill; "
         "*loop* is what is neither drafting nor a forward, per verification.",
         "",
-        "| task | tokens | T | method | seconds | tokens/s | accepted | tokens/verification | loop, ms | as plain |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        *table(COLUMNS, map(_cells, content["rows"])),
     ]
-    for row in content["rows"]:
-        cells = [row["task"], f"{row['length']:,}", f"{row['temperature']:g}", row["method"], f"{row['seconds']:.2f}"]
-        for key, form in (
-            ("tokens_per_second", ".1f"), ("acceptance", ".0%"), ("tokens_per_verification", ".2f"),
-            ("loop_ms_per_round", ".2f"),
-        ):  # fmt: skip
-            cells.append("" if row[key] is None else format(row[key], form))
-        cells.append("" if row["equals_plain"] is None else ("yes" if row["equals_plain"] else "no"))
-        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    asked = [row["task"], f"{row['length']:,}", f"{row['temperature']:g}", row["method"], f"{row['seconds']:.2f}"]
+    known = ["" if row[key] is None else format(row[key], form) for key, form in KNOWN.items()]
+    return [*asked, *known, {None: "", True: "yes", False: "no"}[row["equals_plain"]]]

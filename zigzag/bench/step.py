@@ -4,7 +4,7 @@ Random weights, random keys and values: nothing here says anything about quality
 8 layers; on a CPU it is tiny. A step reads every weight that it uses and the cache once; that is the floor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -18,15 +18,19 @@ from transformers import DynamicCache, Glm4MoeConfig, Glm4MoeForCausalLM
 from transformers.initialization import no_init_weights
 
 from zigzag.bench.cases import Later, Row, relative
+from zigzag.bench.stock import greedy
 from zigzag.bench.timing import copy_rate, replay_time, synchronize
 from zigzag.generation.drafting.draft import Draft, Request
 from zigzag.generation.loop import generate
+from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.plans.layers import LayerPlan
 from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host
 from zigzag.running.runner import Runner
 
-AIR = {
+Sizes = dict[str, Any]  # of Glm4MoeConfig
+
+AIR: Sizes = {
     "vocab_size": 151_552,
     "hidden_size": 4_096,
     "intermediate_size": 10_944,
@@ -39,7 +43,7 @@ AIR = {
     "n_shared_experts": 1,
     "max_position_embeddings": 262_144,
 }
-TINY = {
+TINY: Sizes = {
     "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -73,7 +77,7 @@ def step(device: torch.device) -> Iterator[Later]:
             yield Later("step", loops, partial(_loops, model, cache, plan, loops))
 
 
-def slice_of_air(device: torch.device, sizes: dict[str, int], *, layers: int = LAYERS, dense: int = 1) -> Any:
+def slice_of_air(device: torch.device, sizes: Sizes, *, layers: int = LAYERS, dense: int = 1) -> CausalLM:
     """The first `dense` layers dense, the others with experts; random."""
     rope = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
     config = Glm4MoeConfig(
@@ -97,16 +101,17 @@ def slice_of_air(device: torch.device, sizes: dict[str, int], *, layers: int = L
         scale = 0.02 if weight.dim() > 1 else 0.0
         weight.data.normal_(1.0 if "norm" in name else 0.0, scale, generator=generator)
     for module in model.modules():
-        if hasattr(module, "e_score_correction_bias"):
-            module.e_score_correction_bias = torch.zeros_like(module.e_score_correction_bias, dtype=torch.float32)
-    return model.eval()
+        if isinstance(bias := getattr(module, "e_score_correction_bias", None), Tensor):
+            module.e_score_correction_bias = torch.zeros_like(bias, dtype=torch.float32)
+    model.train(False)
+    return model
 
 
 @dataclass
 class RandomCache:
     """The keys and values of `length` tokens that nobody computed; each layer's are drawn anew when asked for."""
 
-    model: Any
+    model: Decoder
     length: int
     device: torch.device
     ids: list[int] = field(init=False)
@@ -137,7 +142,7 @@ class RandomCache:
         return runner, store
 
 
-def step_bytes(model: Any, context: int, plan: LayerPlan | None, tokens: int) -> int:
+def step_bytes(model: Decoder, context: int, plan: LayerPlan | None, tokens: int) -> int:
     """Weights that `tokens` tokens use, each once, experts as independent draws would hit them; and the cache."""
     config, width = model.config, model.dtype.itemsize
     experts, used = config.n_routed_experts, config.num_experts_per_tok
@@ -149,10 +154,10 @@ def step_bytes(model: Any, context: int, plan: LayerPlan | None, tokens: int) ->
     )
     streams = 0 if plan is None else plan.num_layers - plan.num_full
     kept = streams * min(context, SINK + RECENT) + (config.num_hidden_layers - streams) * context
-    return width * (weights + 2 * kept * config.num_key_value_heads * config.head_dim)
+    return int(width * (weights + 2 * kept * config.num_key_value_heads * config.head_dim))
 
 
-def _one_step(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
+def _one_step(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
     device, tokens = cache.device, labels["tokens"]
     shared: dict[str, Any] = {
         "suite": "step",
@@ -203,9 +208,9 @@ def replayed(store: FixedStore, ids: Tensor) -> float | None:
     return replay_time(store.steps.captured((1, ids.shape[1])).graph.replay) if store.graphs else None
 
 
-def _stock(model: Any, ids: Tensor, cache: DynamicCache) -> Tensor:
+def _stock(model: Decoder, ids: Tensor, cache: DynamicCache) -> Tensor:
     """One forward of transformers as it is; the tokens are taken back."""
-    logits = model(input_ids=ids, past_key_values=cache, logits_to_keep=ids.shape[1]).logits
+    logits: Tensor = model(input_ids=ids, past_key_values=cache, logits_to_keep=ids.shape[1]).logits
     cache.crop(-ids.shape[1])
     return logits
 
@@ -217,7 +222,7 @@ def _fed(runner: Runner, ids: Tensor) -> Tensor:
     return logits
 
 
-def _wall(call: Any, device: torch.device, runs: int = 12) -> float:
+def _wall(call: Callable[[], object], device: torch.device, runs: int = 12) -> float:
     """Median microseconds of a step with all that the host does, the device waited for after each."""
     times = []
     for _ in range(runs + 2):
@@ -251,7 +256,7 @@ class Replay:
         """Nothing to keep."""
 
 
-def _loops(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
+def _loops(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
     """Greedy loops of `NEW_TOKENS` tokens, microseconds a token, prefill not counted."""
     device = cache.device
     shared: dict[str, Any] = {
@@ -262,13 +267,13 @@ def _loops(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[
     rows: list[Row] = []
     prompt = [*cache.ids, 7]
     if plan is None:
-        time = _per_token(lambda: _stock_loop(model, prompt, cache.of_transformers()), device)
+        time = _per_token(lambda: greedy(model, prompt, NEW_TOKENS, past_key_values=cache.of_transformers()), device)
         rows.append(Row(**shared, method="transformers generate", eager=time))
     with torch.inference_mode():
         with Host(model) as host:
             runner, _ = cache.runner(host, plan, device.type == "cuda")
 
-        def loop(drafter: Any = None) -> list[int]:
+        def loop(drafter: Replay | None = None) -> list[int]:
             result = generate(
                 model,
                 [prompt],
@@ -298,7 +303,7 @@ def _loops(model: Any, cache: RandomCache, plan: LayerPlan | None, labels: dict[
     return rows
 
 
-def _settle(loop: Any, drafter: Replay, most: int = 20) -> int:
+def _settle(loop: Callable[[Replay], list[int]], drafter: Replay, most: int = 20) -> int:
     """Let the drafts be what the loop with them gives; how often that took, `most` if it never did.
 
     Random weights give near ties, and there steps of 1 and 5 tokens, or other tokens beside one, may differ.
@@ -311,18 +316,6 @@ def _settle(loop: Any, drafter: Replay, most: int = 20) -> int:
     return most
 
 
-def _stock_loop(model: Any, prompt: list[int], cache: DynamicCache) -> Any:
-    ids = torch.tensor([prompt], device=model.device)
-    return model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
-        do_sample=False,
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
-    )
-
-
-def _per_token(loop: Any, device: torch.device, runs: int = 3) -> float:
+def _per_token(loop: Callable[[], object], device: torch.device, runs: int = 3) -> float:
     """Median microseconds a new token over a few whole loops."""
     return _wall(loop, device, runs) / NEW_TOKENS

@@ -90,7 +90,7 @@ def _events(call: Callable[[], Any]) -> float:
     call()
     end.record()
     torch.cuda.synchronize()
-    return 1000 * begin.elapsed_time(end)
+    return 1000 * float(begin.elapsed_time(end))
 
 
 def _wall(call: Callable[[], Any]) -> float:

@@ -1,4 +1,4 @@
-"""Finds the block tables of the attention and experts kernels: `python -m zigzag.bench.tuning` on the GPU they are for.
+"""Finds the block tables of the attention and experts kernels, on the GPU that they are for.
 
 Every candidate is compiled first, by several processes at once, and then timed on every shape of its class, cold and
 from a CUDA graph. The winner of a class is the candidate whose times are, in the geometric mean, nearest to the best
@@ -6,10 +6,8 @@ time of each shape. The result goes into `backends/triton/blocks.py` and `expert
 timed when a model runs.
 """
 
-import json
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,19 +15,18 @@ from functools import partial
 from importlib import import_module
 from itertools import product
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 import triton
-import typer
 
 from zigzag.backends.triton import experts as triton_experts
 from zigzag.backends.triton.blocks import Blocks
 from zigzag.backends.triton.experts import Launch
 from zigzag.bench import experts, timing
 from zigzag.bench.cases import COLD_BYTES
+from zigzag.reference.errors import ArgumentError
 
 triton_attention = import_module("zigzag.backends.triton.attention")  # the package has the op under this name
 
@@ -68,7 +65,7 @@ class Attention:
             query, key, value, sink=sink, recent=recent, query_positions=where, key_positions=keys_where
         )
 
-    def using(self, blocks: Candidate) -> AbstractContextManager:
+    def using(self, blocks: Candidate) -> AbstractContextManager[Any]:
         return patch.object(triton_attention, "blocks_of", lambda *_: blocks)
 
 
@@ -87,13 +84,14 @@ class Experts:
 
     def inputs(self, seed: int, compiling: bool = False) -> tuple[Any, ...]:
         """Compiling needs the strides of the weights, not all of the experts: many processes compile at once."""
-        count, *rest = experts.GEOMETRIES[self.geometry]
-        return experts.inputs(torch.device("cuda"), (rest[0] if compiling else count, *rest), self.tokens, seed)
+        count, top_k, width, inner = experts.GEOMETRIES[self.geometry]
+        geometry = (top_k if compiling else count, top_k, width, inner)
+        return experts.inputs(torch.device("cuda"), geometry, self.tokens, seed)
 
     def call(self, *tensors: Any) -> Any:
         return triton_experts.apply_experts(*tensors)
 
-    def using(self, launch: Candidate) -> AbstractContextManager:
+    def using(self, launch: Candidate) -> AbstractContextManager[Any]:
         both = list(getattr(triton_experts, self.table))
         both[self.tokens > 1] = launch
         return patch.object(triton_experts, self.table, tuple(both))
@@ -152,7 +150,7 @@ def classes_of(only: str) -> dict[str, Class]:
     parts = [part.strip() for part in only.split(";") if part.strip()] or [""]
     chosen = {name: work for name, work in CLASSES.items() if any(part in name for part in parts)}
     if not chosen:
-        raise typer.BadParameter(f"no class has {' or '.join(parts)} in its name; there are: {'; '.join(CLASSES)}")
+        raise ArgumentError(f"no class has {' or '.join(parts)} in its name; there are: {'; '.join(CLASSES)}")
     return chosen
 
 
@@ -205,7 +203,7 @@ def best(rows: list[dict[str, Any]], count: int = 5) -> list[tuple[float, dict[s
     fastest: dict[str, float] = {}
     for row in rows:
         fastest[str(row["shape"])] = min(row["graph"], fastest.get(str(row["shape"]), math.inf))
-    logs: dict[tuple, list[float]] = {}
+    logs: dict[tuple[tuple[str, int], ...], list[float]] = {}
     for row in rows:
         ratio = math.log(row["graph"] / fastest[str(row["shape"])])
         logs.setdefault(tuple(row["blocks"].items()), []).append(ratio)
@@ -224,27 +222,10 @@ def text(name: str, shapes: Sequence[Shape], rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="Where to write all times (JSON).")] = Path("out/tuning.json"),
-    only: Annotated[str, typer.Option(help="Only classes whose name contains one of these, as 'short;down'.")] = "",
-    processes: Annotated[int, typer.Option(min=1, help="How many compile at once.")] = 12,
-) -> None:
-    """Time all candidates of each class and print the best."""
-    chosen = classes_of(only)
-    if not torch.cuda.is_available():
-        raise typer.BadParameter("a CUDA device is needed: block sizes are found by timing")
-    rate = timing.copy_rate(torch.device("cuda"))
-    results: dict[str, Any] = {"device": torch.cuda.get_device_name(), "copy_bytes_per_second": rate}
-    os.makedirs(out.parent, exist_ok=True)
+def tuned(chosen: Mapping[str, Class], processes: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(class, its rows) once all candidates are timed, after `processes` processes have compiled them."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for name, (candidates, shapes) in chosen.items():
             for job in [pool.submit(compile_all, candidates[i::processes], shapes) for i in range(processes)]:
                 job.result()
-            rows = list(measure(candidates, shapes))
-            results[name] = {"best": best(rows), "rows": rows}
-            out.write_text(json.dumps(results))
-            print(text(name, shapes, rows))
-
-
-if __name__ == "__main__":
-    typer.run(main)
+            yield name, list(measure(candidates, shapes))

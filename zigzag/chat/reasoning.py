@@ -50,6 +50,7 @@ class ToolCall:
 
 
 Event = Reasoning | Content | ToolCall
+Tool = Mapping[str, Any]  # its description as a chat template takes it
 
 
 class ReasoningParser:
@@ -64,7 +65,7 @@ class ReasoningParser:
     Takes linear time. Raises ArgumentError for an unknown form, and for text after `finish`.
     """
 
-    def __init__(self, thinking: bool = True, form: str = "glm45", tools: Iterable[Mapping] | None = None) -> None:
+    def __init__(self, thinking: bool = True, form: str = "glm45", tools: Iterable[Tool] | None = None) -> None:
         if form not in FORMS:
             raise ArgumentError(f"ReasoningParser: form must be one of {', '.join(FORMS)}, got {form!r}")
         self._phase: type[Reasoning | Content] = Reasoning if thinking else Content
@@ -208,9 +209,7 @@ class _Call:
         return text
 
 
-def parse(
-    text: str, *, thinking: bool = True, form: str = "glm45", tools: Iterable[Mapping] | None = None
-) -> list[Event]:
+def parse(text: str, *, thinking: bool = True, form: str = "glm45", tools: Iterable[Tool] | None = None) -> list[Event]:
     """The events of a whole text, merged.
 
     >>> parse("\\n<think>2 + 2</think>\\nFour.")
@@ -224,7 +223,6 @@ def parse(
 
 def merge(events: Iterable[Event]) -> list[Event]:
     """The same events, neighbouring pieces of reasoning or content joined."""
-
     merged: list[Event] = []
     for kind, group in groupby(events, type):
         run = list(group)
@@ -290,7 +288,7 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-def _string_arguments(tools: Iterable[Mapping]) -> frozenset[tuple[str, str]]:
+def _string_arguments(tools: Iterable[Tool]) -> frozenset[tuple[str, str]]:
     """(tool, argument) of those that are strings by their schema."""
     functions = [tool.get("function", tool) for tool in tools]
     return frozenset(

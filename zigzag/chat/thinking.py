@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zigzag.chat.reasoning import THINK, THINK_END
+from zigzag.chat.reasoning import THINK, THINK_END, Tool
 from zigzag.generation.rules import PhaseRule, Rule
 from zigzag.reference.errors import ArgumentError, ModelError
 
 
 def chat_prompt(
-    tokenizer: Any, messages: Sequence[Mapping], *, thinking: bool | None, tools: Sequence[Mapping] | None = None
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, thinking: bool | None, tools: Sequence[Tool] | None = None
 ) -> list[int]:
     """Tokens of a conversation that the model is to continue, in thinking or direct mode.
 

@@ -1,27 +1,29 @@
 """The command line `zigzag`."""
 
-import os
-import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from zigzag import __version__
 from zigzag.backends import list_backends
 from zigzag.cli.bench import bench
 from zigzag.cli.conform import conform
-from zigzag.cli.options import Device, OutFile, check_out, same_depth
+from zigzag.cli.load import load
+from zigzag.cli.options import Device, OutFile, check_out, progress, run, same_depth
 from zigzag.cli.sizes import show, sizes
+from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.plans.layers import LayerPlan, make_plan
 from zigzag.plans.scores import HeadScores
 from zigzag.reference import CRITERIA, OPS, RULES
 from zigzag.reference.errors import ZigzagError
+from zigzag.version import __version__
+
+if TYPE_CHECKING:
+    from zigzag.generation.drafting import Drafter, MtpDrafter
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
 console = Console()
@@ -38,14 +40,8 @@ Recent = Annotated[int, typer.Option(help="Last tokens that a streaming layer ke
 
 
 def app_entry() -> None:
-    """The console script: errors of zigzag are one line and exit code 1, not a traceback."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; the commands show their own
-    try:
-        app()
-    except (ZigzagError, OSError) as error:  # a file that cannot be read or written says so itself
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+    """The console script."""
+    run(app)
 
 
 @app.command()
@@ -62,9 +58,9 @@ def demo(
 
         run_glm(folder, out, console, device=device)
         return
-    from zigzag.cli.demo import demo as run
+    from zigzag.cli.demo import demo as run_any
 
-    run(*load(model, device), out, console)
+    run_any(*load(model, device), out, console)
 
 
 @app.command()
@@ -80,13 +76,11 @@ def calibrate(
     device: Device = "cpu",
 ) -> None:
     """Score the KV heads of a model on passkey prompts."""
-    from zigzag.cli.demo import progress
     from zigzag.measuring.calibration import calibrate as score
     from zigzag.measuring.calibration import steps
 
     loaded, tokenizer = load(model, device)
-    with progress(console) as bars:
-        task = bars.add_task(method.value, total=steps(method.value, prompts, loaded.config.num_hidden_layers))
+    with progress(console, method.value, steps(method.value, prompts, loaded.config.num_hidden_layers)) as advance:
         scores = score(
             loaded,
             tokenizer,
@@ -96,7 +90,7 @@ def calibrate(
             length=length,
             num_prompts=prompts,
             seed=seed,
-            advance=lambda n: bars.advance(task, n),
+            advance=advance,
         )
     scores.save(out)
     console.print(f"wrote {out}: {scores.num_layers} layers x {scores.num_kv_heads} KV heads by {scores.method}")
@@ -120,9 +114,8 @@ def plan(
         return
     if scores is None or out is None:
         raise ZigzagError("plan: SCORES and --out are needed, or --model-config FILE|GLM-4.5|GLM-4.5-Air")
-    made = make_plan(
-        _scores(scores), num_full=num_full, sparsity=sparsity, criterion=criterion.value if criterion else None
-    )
+    given = _scores(scores)
+    made = make_plan(given, num_full=num_full, sparsity=sparsity, criterion=criterion.value if criterion else None)
     made.save(out)
     console.print(f"layers   {made.map()}")
     console.print(str(made.report()))
@@ -130,7 +123,7 @@ def plan(
     if heat_map is not None:
         from zigzag.evidence import figures
 
-        figures.heat_map(made.scores, made, heat_map)
+        figures.heat_map(given, made, heat_map)
         console.print(f"wrote {heat_map}")
 
 
@@ -153,7 +146,6 @@ def refine(
     device: Device = "cpu",
 ) -> None:
     """Exchange layers of a plan while the loss on passkey prompts falls: slow, but measured."""
-    from zigzag.cli.demo import progress
     from zigzag.measuring.prompts import passkey_prompts
     from zigzag.measuring.refinement import refinements
 
@@ -161,17 +153,9 @@ def refine(
     loaded, tokenizer = load(model, device)
     same_depth(start, loaded)
     asked = [p for n in length or (1000, 2000) for p in passkey_prompts(tokenizer, n, count=prompts, seed=seed)]
-    with progress(console) as bars:
-        task = bars.add_task("prompts at most", total=len(asked) * (1 + exchanges * (1 + trials)))
-        for better, loss in refinements(
-            loaded,
-            start,
-            asked,
-            max_exchanges=exchanges,
-            trials=trials,
-            batch_size=batch_size,
-            advance=lambda n: bars.advance(task, n),
-        ):
+    counts = {"max_exchanges": exchanges, "trials": trials, "batch_size": batch_size}
+    with progress(console, "prompts at most", len(asked) * (1 + exchanges * (1 + trials))) as advance:
+        for better, loss in refinements(loaded, start, asked, **counts, advance=advance):
             console.print(f"{better.map()}   loss {loss:.4f}")
             better.save(out)
     console.print(f"wrote {out}")
@@ -187,7 +171,7 @@ def prove(
     device: Device = "cpu",
 ) -> None:
     """Retrieval and loss of a plan beside full attention and its rivals, on passkey prompts."""
-    from zigzag.cli.demo import prove as measure
+    from zigzag.cli.demo import show_rivals
     from zigzag.measuring.prompts import passkey_prompts
 
     chosen = LayerPlan.load(plan)
@@ -195,7 +179,7 @@ def prove(
     same_depth(chosen, loaded)
     for n in length or (1000,):
         console.rule(f"{prompts} prompts of {n:,} tokens")
-        measure(loaded, chosen, passkey_prompts(tokenizer, n, count=prompts, seed=seed), console)
+        show_rivals(loaded, chosen, passkey_prompts(tokenizer, n, count=prompts, seed=seed), console)
 
 
 @app.command()
@@ -229,7 +213,7 @@ def generate(
     if prompt.startswith("@"):
         prompt = _read(Path(prompt[1:]))
     loaded, tokenizer = load(model, device)
-    source: Any = None if drafter.value == "none" else drafter.value
+    source: str | Decoder | Drafter | None = None if drafter.value == "none" else drafter.value
     if source == "mtp":
         source = _mtp_drafter(model, loaded, num_draft_tokens)
     if draft_model is not None:
@@ -268,7 +252,7 @@ def generate(
         console.print(f"[dim]the cache holds {cache_bytes(result.cache.cache):,} bytes[/dim]", highlight=False)
 
 
-def _mtp_drafter(name: str, model: Any, most: int) -> Any:
+def _mtp_drafter(name: str, model: CausalLM, most: int) -> "MtpDrafter":
     from zigzag.generation.drafting import MtpDrafter
     from zigzag.models.checkpoint import open_checkpoint
     from zigzag.models.glm import mtp_layer
@@ -325,19 +309,6 @@ def info() -> None:
         ops = f"all {len(OPS)}" if backend.ops == OPS else " ".join(backend.ops)
         table.add_row(backend.name, "yes" if backend.available else backend.reason, backend.device, ops)
     console.print(table)
-
-
-def load(model: str, device: str) -> tuple[Any, Any]:
-    """The model and its tokenizer; ZigzagError where they cannot be loaded."""
-    try:
-        from transformers.utils import logging
-
-        from zigzag.models.load import load_model
-    except ImportError as error:
-        raise ZigzagError(f"models need more: pip install 'zigzag-attention[models]' ({error})") from error
-    logging.disable_progress_bar()
-    with console.status(f"loading {model}"):
-        return load_model(model, device=device)
 
 
 def _scores(path: Path) -> HeadScores:

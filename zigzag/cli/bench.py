@@ -5,14 +5,19 @@ from collections.abc import Sequence
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from zigzag.cli.load import load
 from zigzag.cli.options import Device, check_out, print_whole
+from zigzag.reference.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from zigzag.bench.cases import Row
 
 KERNELS = {  # suite: where the function of that name gives its cases, or rows that it measured itself
     "decode": "zigzag.bench.attention",
@@ -61,7 +66,6 @@ def _speculation(
     new_tokens: int,
 ) -> None:
     from zigzag.bench import speculation as work
-    from zigzag.cli.app import load
 
     loaded, tokenizer = load(model, device)
     measured = []
@@ -90,7 +94,7 @@ def _kernels(console: Console, wanted: str, only: str, device: str, out: Path, r
         console.print("no GPU: measuring the CPU, on small shapes; the numbers say nothing about a GPU")
     given = f" --only {shlex.quote(only)}" if only else ""
     facts = report.conditions(place, f"zigzag bench {wanted} --device {device}{given}")
-    rows = report.rows_to_keep(read_json(out), facts) if resume and out.exists() else []
+    rows = report.rows_to_keep(read_json(out, ArgumentError), facts) if resume and out.exists() else []
     done = {(row.suite, report.words(row.labels)) for row in rows}
     for suite in KERNELS if wanted == "all" else (wanted,):
         for case in getattr(import_module(KERNELS[suite]), suite)(place):
@@ -107,7 +111,7 @@ def _kernels(console: Console, wanted: str, only: str, device: str, out: Path, r
     _write(console, out, report.as_json(facts, rows), report.page(facts, rows, pictures))
 
 
-def _show(console: Console, suite: str, rows: Sequence[Any]) -> None:
+def _show(console: Console, suite: str, rows: Sequence["Row"]) -> None:
     """One case: its columns that hold something, then the notes."""
     from zigzag.bench import report
 
@@ -123,7 +127,7 @@ def _show(console: Console, suite: str, rows: Sequence[Any]) -> None:
             console.print(f"[dim]{row.method}: {escape(note)}[/dim]", highlight=False)
 
 
-def _pictures(console: Console, rows: Sequence[Any], out: Path) -> dict[str, str]:
+def _pictures(console: Console, rows: Sequence["Row"], out: Path) -> dict[str, str]:
     """suite -> file beside the page; none without matplotlib, or without several contexts."""
     try:
         from zigzag.bench.plots import latency

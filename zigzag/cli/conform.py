@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ from zigzag.reference.errors import ZigzagError
 
 NEEDED = ("pytest", "hypothesis")
 NOTHING_CHOSEN = 5  # pytest's exit code
+OPTIONS = "--import-mode=importlib -p no:cacheprovider -p zigzag.conformance.plugin -m on_backend -q -rsfE --tb=line"
 NO_SUBFOLDERS = "[pytest]\nnorecursedirs = *\n"  # in a clone, `internals` lies below the suite
 
 
@@ -53,9 +55,7 @@ class Passed:
 def _run(options: list[str]) -> tuple[int, int]:
     """Exit code and number of passed tests, whatever the user's own pytest settings say."""
     sys.dont_write_bytecode = True  # pytest would write into the installed package
-    from zigzag import conformance
-
-    suite, passed = Path(conformance.__file__).parent, Passed()
+    suite, passed = str(files("zigzag.conformance")), Passed()
     with TemporaryDirectory() as scratch:
         settings = Path(scratch, "pytest.ini")
         settings.write_text(NO_SUBFOLDERS, encoding="utf-8")
@@ -66,27 +66,6 @@ def _run(options: list[str]) -> tuple[int, int]:
 
         import pytest
 
-        code = pytest.main(
-            [
-                str(suite),
-                "-c",
-                str(settings),
-                "--rootdir",
-                str(suite),
-                "--confcutdir",
-                str(suite),
-                "--import-mode=importlib",
-                "-p",
-                "no:cacheprovider",
-                "-p",
-                "zigzag.conformance.plugin",
-                "-m",
-                "on_backend",
-                "-q",
-                "-rsfE",
-                "--tb=line",
-                *options,
-            ],
-            plugins=[passed],
-        )
+        places = ["-c", str(settings), "--rootdir", suite, "--confcutdir", suite]
+        code = pytest.main([suite, *places, *OPTIONS.split(), *options], plugins=[passed])
     return int(code), passed.count

@@ -8,20 +8,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from zigzag.chat.reasoning import Content, Reasoning, parse
-from zigzag.chat.thinking import ThinkingBudget, chat_prompt
+from zigzag.chat.thinking import ThinkingBudget
 from zigzag.cli.demo import generate as show_cache
-from zigzag.cli.demo import progress, prove, show_plan
+from zigzag.cli.demo import score, show_plan, show_rivals
 from zigzag.generation.drafting import LookupDrafter, MtpDrafter
-from zigzag.generation.loop import Generation, generate
-from zigzag.measuring.calibration import calibrate
+from zigzag.generation.loop import generate
 from zigzag.measuring.prompts import passkey_prompts
-from zigzag.models.glm import load
+from zigzag.models.decoder import CausalLM
+from zigzag.models.glm import load_both
+from zigzag.models.mtp_head import MtpHead
 from zigzag.plans.layers import LayerPlan, make_plan
-from zigzag.reference.errors import ModelError
 from zigzag.training.cases import sum_cases
+from zigzag.training.evaluate import parts_of, sum_prompt
 
-SINK, RECENT, LENGTH = 16, 112, 1000
+LENGTH = 1000
 RANDOM_DRAWS = 4  # one layer may carry all: a single draw would show chance
 CALIBRATION_PROMPTS, PROOF_PROMPTS, PROOF_SEED = 4, 3, 1_000_000
 SUMS, OPERANDS, DIGITS, SUM_SEED = 3, 4, 4, 5_000_000
@@ -37,18 +37,15 @@ def demo(folder: Path, out: Path, console: Console, *, device: str = "cpu", leng
     """
     from transformers import AutoTokenizer
 
-    model, mtp = load(folder, dtype="float32")
-    if mtp is None:
-        raise ModelError(f"demo: {folder} must hold an MTP layer and holds none; give the checkpoint that was trained")
-    model.to(device)
-    mtp.to(device)
+    model, mtp = load_both(folder, dtype="float32", device=device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     layers = model.config.num_hidden_layers
     console.rule("1. plan: which layers need their full cache?")
-    plan = make_plan(_scores(model, tokenizer, length, console), num_full=layers - layers // 2)
+    scores = score(model, passkey_prompts(tokenizer, length, count=CALIBRATION_PROMPTS, seed=0), console)
+    plan = make_plan(scores, num_full=layers - layers // 2)
     show_plan(plan, model, console)
     prompts = passkey_prompts(tokenizer, length, count=PROOF_PROMPTS, seed=PROOF_SEED)
-    prove(model, plan, prompts, console, draws=RANDOM_DRAWS)
+    show_rivals(model, plan, prompts, console, draws=RANDOM_DRAWS)
     console.rule("2. the streaming cache")
     show_cache(model, tokenizer, plan, console, length=length)
     console.rule("3. thinking and direct answers to the same sums")
@@ -60,52 +57,38 @@ def demo(folder: Path, out: Path, console: Console, *, device: str = "cpu", leng
     return plan
 
 
-def _scores(model: Any, tokenizer: Any, length: int, console: Console) -> Any:
-    prompts = passkey_prompts(tokenizer, length, count=CALIBRATION_PROMPTS, seed=0)
-    with progress(console) as bars:
-        task = bars.add_task("one backward pass a prompt", total=len(prompts))
-        return calibrate(
-            model,
-            method="gate_gradient",
-            sink=SINK,
-            recent=RECENT,
-            prompts=prompts,
-            advance=lambda n: bars.advance(task, n),
-        )
-
-
-def show_modes(model: Any, tokenizer: Any, console: Console) -> None:
+def show_modes(model: CausalLM, tokenizer: Any, console: Console) -> None:
     """Each sum answered in both modes; the thinking of the first; and what a budget does to it."""
     table = Table("sum", "true", "thinking", "direct")
     sums = sum_cases(SUMS, OPERANDS, DIGITS, SUM_SEED)
     written = {
         thinking: generate(
-            model, [_asked(tokenizer, one.question, thinking) for one in sums], temperature=0, max_new_tokens=NEW_TOKENS
+            model, [sum_prompt(tokenizer, one, thinking) for one in sums], temperature=0, max_new_tokens=NEW_TOKENS
         )
         for thinking in (True, False)
     }
     for i, one in enumerate(sums):
-        answers = [_parts(tokenizer, written[thinking], i, thinking)[1] for thinking in (True, False)]
+        answers = [parts_of(tokenizer, made.new_tokens[i], thinking)[1] for thinking, made in written.items()]
         table.add_row(one.question, one.answer, *map(escape, answers))
     console.print(table)
     console.print(f"its thinking about {sums[0].question}:")
-    console.print(escape(_parts(tokenizer, written[True], 0, True)[0]), style="dim")
+    console.print(escape(parts_of(tokenizer, written[True].new_tokens[0], True)[0]), style="dim")
     cut = generate(
         model,
-        [_asked(tokenizer, sums[0].question, True)],
+        [sum_prompt(tokenizer, sums[0], True)],
         temperature=0,
         max_new_tokens=NEW_TOKENS,
         logits_processor=ThinkingBudget.of(tokenizer, BUDGET),
     )
-    reasoning, answer = _parts(tokenizer, cut, 0, True)
+    reasoning, answer = parts_of(tokenizer, cut.new_tokens[0], True)
     said = f"with a budget of {BUDGET} tokens it ends at {reasoning[-16:]!r} and answers {answer!r}"
     console.print(said, markup=False)
 
 
-def show_drafts(model: Any, mtp: Any, tokenizer: Any, console: Console) -> None:
+def show_drafts(model: CausalLM, mtp: MtpHead, tokenizer: Any, console: Console) -> None:
     """One thinking answer without drafts, with the MTP layer's, and with those of n-gram lookup: the same tokens."""
     (one,) = sum_cases(1, OPERANDS, DIGITS, SUM_SEED + 1)
-    prompt = _asked(tokenizer, one.question, True)
+    prompt = sum_prompt(tokenizer, one, True)
     table = Table("drafts", "tokens", "a verification", "accepted of tested, by position", "seconds")
     told = None
     for name, drafter in {
@@ -129,14 +112,3 @@ def show_drafts(model: Any, mtp: Any, tokenizer: Any, console: Console) -> None:
         if made.new_tokens != told:
             console.print(f"{name}: other tokens than without drafts; two logits lie within rounding")
     console.print(table)
-
-
-def _asked(tokenizer: Any, question: str, thinking: bool) -> list[int]:
-    return chat_prompt(tokenizer, [{"role": "user", "content": f"What is {question}?"}], thinking=thinking)
-
-
-def _parts(tokenizer: Any, made: Generation, row: int, thinking: bool) -> tuple[str, str]:
-    """(reasoning, answer) of a row."""
-    events = parse(tokenizer.decode(made.new_tokens[row], skip_special_tokens=True), thinking=thinking)
-    reasoning, content = ("".join(e.text for e in events if isinstance(e, kind)) for kind in (Reasoning, Content))
-    return reasoning, content.strip()

@@ -1,14 +1,34 @@
-"""What options of several commands share: checks before any work, and tables that are never cut."""
+"""What commands share: options checked before any work, errors of one line, progress, tables that are never cut."""
 
 import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from zigzag.models.decoder import Decoder
+from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import ZigzagError
+
+Advance = Callable[[int], object]
+
+
+def run(command: Callable[[], object]) -> None:
+    """A whole command line: errors of zigzag are one line and exit code 1, not a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; the commands show their own
+    try:
+        command()
+    except (ZigzagError, OSError) as error:  # a file that cannot be read or written says so itself
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
 
 
 def check_device(name: str) -> str:
@@ -54,7 +74,16 @@ def print_whole(console: Console, table: Table) -> None:
         console.width = width
 
 
-def same_depth(plan: Any, model: Any) -> None:
+@contextmanager
+def progress(console: Console, what: str, total: int) -> Iterator[Advance]:
+    """A bar while the block runs; yields what moves it on by so many of `total`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda count: bars.advance(task, count)
+
+
+def same_depth(plan: LayerPlan, model: Decoder) -> None:
     """ZigzagError for a plan of another model."""
     layers = model.config.get_text_config(decoder=True).num_hidden_layers
     if plan.num_layers != layers:

@@ -62,7 +62,7 @@ def sizes(
     """Parameters, KV bytes, prefill FLOPs, bytes a step and least times of a model, from its configuration alone."""
     given: dict[str, Any] = {"contexts": context, "shares": streaming, "batches": batch}
     card, measured = hardware_by_name(hardware), {"memory": memory_rate, "flop": flop_rate, "link": link_rate}
-    rates = {f"{name}_rate": rate * _UNITS[name] for name, rate in measured.items() if rate is not None}
+    rates: dict[str, Any] = {f"{name}_rate": rate * _UNITS[name] for name, rate in measured.items() if rate is not None}
     rates |= {f"{name}_share": 1.0 for name in ("memory", "flop") if measured[name] is not None}  # as reached
     question = Question(
         **{name: tuple(values) for name, values in given.items() if values},
@@ -90,7 +90,7 @@ def _command(models: Sequence[str], question: Question) -> str:
     return " ".join([*words, "--markdown"])
 
 
-def _options(question: Question) -> dict[str, tuple]:
+def _options(question: Question) -> dict[str, tuple[Any, ...]]:
     """What the question asks, by the names of the command line."""
     rates = {f"{name}-rate": (getattr(question.hardware, f"{name}_rate") / unit,) for name, unit in _UNITS.items()}
     return {

@@ -1,14 +1,12 @@
-"""`python -m zigzag.training CONFIG --device cuda --out FOLDER`: train a small GLM-4.5."""
+"""`python -m zigzag.cli.train CONFIG --device cuda --out FOLDER`: train a small GLM-4.5."""
 
-import os
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from zigzag.cli.options import Device
-from zigzag.reference.errors import ZigzagError
+from zigzag.cli.options import Device, run
 
 MOST_WORKERS = 8  # each makes millions of tokens a second
 
@@ -24,14 +22,12 @@ def main(
     evaluation: Annotated[bool, typer.Option(help="Evaluate the model afterwards.")] = True,
 ) -> None:
     """Train a model of GLM-4.5's architecture and write it as a folder that zigzag.load reads."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from zigzag.training.config import named, read_config
     from zigzag.training.train import train
 
-    run = read_config(named(config))
     on_gpu = device.startswith("cuda")
     train(
-        run,
+        read_config(named(config)),
         out,
         device=device,
         resume=resume,
@@ -47,8 +43,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except ZigzagError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    run(partial(typer.run, main))

@@ -5,7 +5,6 @@ head map at one length), so a run that was stopped goes on where it was; a map t
 measured once.
 """
 
-import json
 import os
 import platform
 import time
@@ -15,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+import transformers
+from transformers import Cache
 
+from zigzag.files.json_files import read_json, write_json
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import METHODS, calibrate
 from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
-from zigzag.plans.layers import LayerPlan, head_map, make_plan
+from zigzag.measuring.rivals import HeadMap, random_layers
+from zigzag.models.decoder import Decoder
+from zigzag.plans.layers import LayerPlan, every_head, head_map, make_plan
 from zigzag.plans.scores import HeadScores
 from zigzag.reference import CRITERIA, assign_layers
 from zigzag.reference.errors import PlanError
@@ -37,6 +41,9 @@ SHARES = (20, 18, 10, 15, 22, 25)  # streaming layers of SmolLM2's 30
 RANDOM_DRAWS = 3
 SPARE = 64
 
+FORMAT = "zigzag-evidence"
+
+State = dict[str, Any]  # conditions, scores, cells and cache_bytes: the content of the results
 Cell = dict[str, Any]
 Log = Callable[[str], object]
 
@@ -49,7 +56,7 @@ class Row:
     method: str
     criterion: str
     num_streaming: int
-    full_heads: NDArray[np.bool_]
+    full_heads: HeadMap
 
     @property
     def key(self) -> str:
@@ -64,15 +71,14 @@ def rows(scores: dict[str, HeadScores]) -> list[Row]:
 
     def layers(method: str, criterion: str, streaming: int) -> Row:
         full = assign_layers(scores[method].values, num_layers - streaming, criterion=criterion)
-        return Row("layers", method, criterion, streaming, np.repeat(full[:, None], num_kv_heads, axis=1))
+        return Row("layers", method, criterion, streaming, every_head(full, num_kv_heads))
 
     def heads(method: str, streaming: int) -> Row:
         return Row("heads", method, "", streaming, head_map(scores[method], num_layers - streaming))
 
     def drawn(draw: int, streaming: int) -> Row:
-        full = np.zeros(num_layers, dtype=bool)
-        full[np.random.default_rng(draw).choice(num_layers, num_layers - streaming, replace=False)] = True
-        return Row("random", f"draw {draw}", "", streaming, np.repeat(full[:, None], num_kv_heads, axis=1))
+        full = random_layers(num_layers, num_layers - streaming, draw)
+        return Row("random", f"draw {draw}", "", streaming, every_head(full, num_kv_heads))
 
     def tables() -> Iterator[Row]:
         yield Row("full", "", "", 0, np.ones(shape, dtype=bool))
@@ -88,25 +94,21 @@ def rows(scores: dict[str, HeadScores]) -> list[Row]:
             yield from (heads(method, streaming) for method in scores)
             yield from (drawn(draw, streaming) for draw in range(RANDOM_DRAWS))
 
-    seen: set[tuple[str, str, str, int]] = set()
-    unique = []
+    unique: dict[tuple[str, str, str, int], Row] = {}
     for row in tables():
-        name = (row.kind, row.method, row.criterion, row.num_streaming)
-        if name not in seen:
-            seen.add(name)
-            unique.append(row)
-    return unique
+        unique.setdefault((row.kind, row.method, row.criterion, row.num_streaming), row)
+    return list(unique.values())
 
 
 def run(
-    model: Any, tokenizer: Any, path: Path, *, minutes: float = 60, batch_size: int = 1, log: Log = print
-) -> dict[str, Any]:
+    model: Decoder, tokenizer: Any, path: Path, *, minutes: float = 60, batch_size: int = 1, log: Log = print
+) -> State:
     """Measure what `path` does not hold yet, for at most `minutes`; returns the whole state.
 
     The time limit is looked at between cells, so a run ends within one cell of it.
     """
     stop = time.monotonic() + 60 * minutes
-    state = load(path) if path.exists() else {"format": "zigzag-evidence", "conditions": {}, "scores": {}, "cells": {}}
+    state: State = load(path) if path.exists() else {"format": FORMAT, "conditions": {}, "scores": {}, "cells": {}}
     conditions = _conditions(model)
     if state["conditions"] not in ({}, conditions):
         raise PlanError(
@@ -127,7 +129,7 @@ def run(
             log(f"time is up after {minutes:g} minutes: {done}; run again to go on")
             break
         state["cells"][name] = cell = _measure(model, row, prompts[length], batch_size)
-        save(state, path)
+        write_json(path, state)
         log(
             f"[{number}/{len(cells)}] {row.kind} {row.method} {row.criterion} {row.num_streaming} streaming, "
             f"{length} tokens: {sum(cell['right'])}/{len(cell['right'])}, loss {np.mean(cell['losses']):.3f}, "
@@ -158,26 +160,15 @@ def calibration_prompts(tokenizer: Any, count: int = CALIBRATION_PROMPTS) -> lis
     return [prompt for group in groups for prompt in group[step // 2 :: step]]
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> State:
     """The state in `path`; PlanError if the file is not one of ours."""
-    try:
-        state = json.loads(path.read_text())
-        if state["format"] != "zigzag-evidence":
-            raise KeyError(state["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PlanError(f"evidence: {path} is not a zigzag evidence file ({error!r}); move it away") from error
+    state = read_json(path, PlanError)
+    if state.get("format") != FORMAT:
+        raise PlanError(f"evidence: {path} is not a zigzag evidence file ({state.get('format')!r}); move it away")
     return state
 
 
-def save(state: dict[str, Any], path: Path) -> None:
-    """Written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(state, indent=1))
-    os.replace(part, path)
-
-
-def stored_scores(state: dict[str, Any]) -> dict[str, HeadScores]:
+def stored_scores(state: State) -> dict[str, HeadScores]:
     """The head scores of a state by method."""
     return {
         method: HeadScores(np.array(values), method, SINK, RECENT, model=state["conditions"].get("model"))
@@ -186,7 +177,7 @@ def stored_scores(state: dict[str, Any]) -> dict[str, HeadScores]:
 
 
 def _calibrate(
-    model: Any, tokenizer: Any, state: dict[str, Any], path: Path, batch_size: int, log: Log
+    model: Decoder, tokenizer: Any, state: State, path: Path, batch_size: int, log: Log
 ) -> dict[str, HeadScores]:
     for method in METHODS:
         if method not in state["scores"]:
@@ -195,12 +186,12 @@ def _calibrate(
             prompts = calibration_prompts(tokenizer, count)
             scores = calibrate(model, method=method, sink=SINK, recent=RECENT, prompts=prompts, batch_size=batch_size)
             state["scores"][method] = scores.values.tolist()
-            save(state, path)
+            write_json(path, state)
             log(f"calibrated {method} on {len(prompts)} prompts in {time.monotonic() - start:.1f} s")
     return stored_scores(state)
 
 
-def _measure(model: Any, row: Row, prompts: list[PasskeyPrompt], batch_size: int) -> Cell:
+def _measure(model: Decoder, row: Row, prompts: list[PasskeyPrompt], batch_size: int) -> Cell:
     start = time.monotonic()
     with masked_heads(model, row.full_heads, sink=SINK, recent=RECENT):
         answers = answer(model, prompts, batch_size=batch_size)
@@ -209,7 +200,7 @@ def _measure(model: Any, row: Row, prompts: list[PasskeyPrompt], batch_size: int
 
 
 def _measure_caches(
-    model: Any, scores: HeadScores, prompts: dict[int, list[PasskeyPrompt]], state: dict[str, Any], path: Path
+    model: Decoder, scores: HeadScores, prompts: dict[int, list[PasskeyPrompt]], state: State, path: Path
 ) -> None:
     """Bytes that the cache really holds after a prompt under the headline plans, beside what kv_bytes says."""
     measured = state.setdefault("cache_bytes", {})
@@ -221,26 +212,22 @@ def _measure_caches(
                 cache = prefill(model, plan, prompts[length][0])
                 measured[name] = [cache_bytes(cache), plan.kv_bytes(length, spare=SPARE, **kv_size(model))]
                 measured[name].append(plan.full_kv_bytes(length, **kv_size(model)))
-    save(state, path)
+    write_json(path, state)
 
 
-def prefill(model: Any, plan: LayerPlan, prompt: PasskeyPrompt) -> Any:
+def prefill(model: Decoder, plan: LayerPlan, prompt: PasskeyPrompt) -> Cache:
     """The cache after one forward of the whole prompt and answer under the plan."""
-    import torch
-
     attach(model, plan, spare=SPARE)
     try:
         with torch.inference_mode():
             ids = torch.tensor([prompt.input_ids], device=model.device)
-            return model(ids, use_cache=True, logits_to_keep=1).past_key_values
+            cache: Cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+            return cache
     finally:
         detach(model)
 
 
-def _conditions(model: Any) -> dict[str, Any]:
-    import torch
-    import transformers
-
+def _conditions(model: Decoder) -> dict[str, Any]:
     cuda = model.device.type == "cuda"
     return {
         "model": getattr(model.config, "_name_or_path", ""),

@@ -2,30 +2,31 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
 from zigzag.evidence import figures
-from zigzag.evidence.measure import LENGTHS, SHARES, Row, rows, stored_scores
+from zigzag.evidence.measure import LENGTHS, SHARES, Cell, Row, State, rows, stored_scores
+from zigzag.files.markdown import table
 from zigzag.plans.layers import make_plan
 from zigzag.reference import CRITERIA
 
+Lines = dict[str, list[tuple[int, float, float, float]]]  # by name: (streaming layers, value, low, high)
 CHECKED = (1000, 2000)  # the lengths by which "best" is decided
 
 
-def write_page(state: dict[str, Any], folder: Path) -> list[Path]:
+def write_page(state: State, folder: Path) -> list[Path]:
     """Write `README.md` and the figures into `folder`; returns their paths."""
     every = rows(stored_scores(state))
     folder.mkdir(parents=True, exist_ok=True)
     paths = _draw(state, every, folder)
     page = folder / "README.md"
-    page.write_text("\n".join(_page(state, every)) + "\n")
+    page.write_text("\n\n".join(_page(state, every)) + "\n")
     return [page, *paths]
 
 
-def best(state: dict[str, Any], every: Iterable[Row], streaming: int, method: str | None = None) -> Row | None:
+def best(state: State, every: Iterable[Row], streaming: int, method: str | None = None) -> Row | None:
     """The measured layer plan with the most passkeys at 1,000 and 2,000 tokens, then the least loss."""
     measured = [
         row
@@ -49,79 +50,54 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def _cell(state: dict[str, Any], row: Row, length: int) -> dict[str, Any] | None:
-    return state["cells"].get(f"{row.key}@{length}")
+def _cell(state: State, row: Row, length: int) -> Cell | None:
+    cell: Cell | None = state["cells"].get(f"{row.key}@{length}")
+    return cell
 
 
-def _page(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
-    facts = state["conditions"]
+def _page(state: State, every: list[Row]) -> Iterable[str]:
+    """Headings, paragraphs and tables, in their order."""
+    facts, lengths = state["conditions"], sorted(LENGTHS)
     wanted = {f"{row.key}@{length}" for row in every for length in LENGTHS}
     missing = len(wanted - set(state["cells"]))
     yield "# Evidence"
-    yield ""
     yield "Made by `make evidence`; every number below is in `results.json`. Nothing here is typed by hand."
-    yield ""
     yield (
         f"{facts['model']}, {facts['dtype']}, {facts['device']}, torch {facts['torch']}, transformers "
-        f"{facts['transformers']}. Sink {facts['sink']}, recent {facts['recent']}. {facts['prompts']} passkey "
-        f"prompts a "
-        f"length, on an even grid of depths, seeds fixed beforehand; calibrated on {facts['calibration']} (layer_loss "
-        f"on a "
-        f"quarter of them), none of which is evaluated on. A prompt counts as found when every digit token is the "
-        f"argmax; "
-        f"loss is mean nats per digit token; brackets are 95% Wilson intervals."
+        f"{facts['transformers']}. Sink {facts['sink']}, recent {facts['recent']}. {facts['prompts']} passkey prompts "
+        f"a length, on an even grid of depths, seeds fixed beforehand; calibrated on {facts['calibration']} "
+        f"(layer_loss on a quarter of them), none of which is evaluated on. A prompt counts as found when every digit "
+        f"token is the argmax; loss is mean nats per digit token; brackets are 95% Wilson intervals."
     )
-    yield ""
     yield f"{len(wanted) - missing} of {len(wanted)} cells are measured." if missing else "All cells are measured."
-    yield ""
     yield "## The main result"
-    yield ""
     yield "*Best* is the layer plan with the most passkeys at 1,000 and 2,000 tokens, chosen on these same prompts."
-    yield ""
-    yield from _table(state, _headline(state, every), sorted(LENGTHS))
-    yield ""
-    yield from _misses(state, every)
+    yield _table(state, _headline(state, every), lengths)
+    yield _misses(state, every)
     for streaming in SHARES[:2]:
-        yield ""
         yield f"## Methods and criteria, {streaming} layers stream"
-        yield ""
-        named = [
-            (f"{row.method}, {row.criterion}", row)
-            for row in sorted(every, key=lambda r: r.method)
-            if row.kind == "layers" and row.num_streaming == streaming
-        ]
-        heads = [(f"{r.method}, head by head", r) for r in every if r.kind == "heads" and r.num_streaming == streaming]
-        drawn = [
-            (f"random layers, {r.method}", r) for r in every if r.kind == "random" and r.num_streaming == streaming
-        ]
-        yield from _table(state, named + heads + drawn, sorted(LENGTHS))
-    yield ""
+        these = [row for row in every if row.num_streaming == streaming]
+        named = [(f"{r.method}, {r.criterion}", r) for r in sorted(these, key=lambda r: r.method) if r.kind == "layers"]
+        named += [(f"{r.method}, head by head", r) for r in these if r.kind == "heads"]
+        named += [(f"random layers, {r.method}", r) for r in these if r.kind == "random"]
+        yield _table(state, named, lengths)
     yield "## Bytes in the cache"
-    yield ""
     yield "After one prompt under the gate_gradient plan, with 64 spare slots a layer, batch 1."
-    yield ""
-    yield "| streaming layers | tokens | measured | `kv_bytes` | full attention |"
-    yield "|---|---|---|---|---|"
-    for name, (measured, said, full) in state.get("cache_bytes", {}).items():
-        streaming, _, length = name.partition("@")
-        yield f"| {streaming} | {int(length):,} | {measured:,} | {said:,} | {full:,} |"
-    yield ""
+    held = [
+        [*name.split("@"), *(f"{count:,}" for count in counts)] for name, counts in state.get("cache_bytes", {}).items()
+    ]
+    head = ("streaming layers", "tokens", "measured", "`kv_bytes`", "full attention")
+    yield "\n".join(table(head, [[streaming, f"{int(length):,}", *rest] for streaming, length, *rest in held]))
     yield "## Against the share of streaming layers"
-    yield ""
-    for length in CHECKED:
-        yield f"![retrieval, {length} tokens](retrieval_{length}.png) ![loss, {length} tokens](loss_{length}.png)"
-    yield ""
+    yield "\n".join(f"![retrieval, {n} tokens](retrieval_{n}.png) ![loss, {n} tokens](loss_{n}.png)" for n in CHECKED)
     yield "Each method with the criterion that is best at 20 streaming layers; random is the mean of its draws."
-    yield ""
     yield "## Head scores"
-    yield ""
-    for method in state["scores"]:
-        yield f"![{method}](heads_{method}.png)"
+    yield "\n".join(f"![{method}](heads_{method}.png)" for method in state["scores"])
 
 
-def _misses(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
+def _misses(state: State, every: list[Row]) -> str:
     """Where the best plan finds fewer passkeys than full attention, in words."""
-    full = next(row for row in every if row.kind == "full")
+    full, lines = next(row for row in every if row.kind == "full"), []
     for streaming in sorted(SHARES[:2]):
         row = best(state, every, streaming)
         cells = [(_cell(state, full, n), _cell(state, row, n), n) for n in sorted(LENGTHS)] if row else []
@@ -129,10 +105,12 @@ def _misses(state: dict[str, Any], every: list[Row]) -> Iterable[str]:
         missed = ", ".join(f"{count} at {n:,} tokens" for count, n in short if count > 0)
         tried = "every method and criterion below was tried; `zigzag refine` goes further"
         text = f"misses {missed}; {tried}" if missed else "misses none"
-        yield f"- Of the passkeys that full attention finds, the best plan with {streaming} streaming layers {text}."
+        plan = f"the best plan with {streaming} streaming layers"
+        lines.append(f"- Of the passkeys that full attention finds, {plan} {text}.")
+    return "\n".join(lines)
 
 
-def _headline(state: dict[str, Any], every: list[Row]) -> list[tuple[str, Row]]:
+def _headline(state: State, every: list[Row]) -> list[tuple[str, Row]]:
     by = {(r.kind, r.method, r.num_streaming): r for r in every if r.kind != "layers"}
     named = [("full attention", by["full", "", 0])]
     for streaming in sorted(SHARES[:2]):
@@ -147,16 +125,13 @@ def _headline(state: dict[str, Any], every: list[Row]) -> list[tuple[str, Row]]:
     return [*named, ("all layers stream", by["none", "", num_layers])]
 
 
-def _table(state: dict[str, Any], named: list[tuple[str, Row]], lengths: list[int]) -> Iterable[str]:
-    yield "| attention | " + " | ".join(f"{length:,} tokens: found, loss" for length in lengths) + " |"
-    yield "|---" * (len(lengths) + 1) + "|"
-    for name, row in named:
-        cells = [_cell(state, row, length) for length in lengths]
-        if any(cells):
-            yield f"| {name} | " + " | ".join(_text(cell) for cell in cells) + " |"
+def _table(state: State, named: list[tuple[str, Row]], lengths: list[int]) -> str:
+    cells = [(name, [_cell(state, row, length) for length in lengths]) for name, row in named]
+    rows = [[name, *map(_text, found)] for name, found in cells if any(found)]
+    return "\n".join(table(["attention", *(f"{length:,} tokens: found, loss" for length in lengths)], rows))
 
 
-def _text(cell: dict[str, Any] | None) -> str:
+def _text(cell: Cell | None) -> str:
     if cell is None:
         return "not measured"
     right, total = sum(cell["right"]), len(cell["right"])
@@ -164,7 +139,7 @@ def _text(cell: dict[str, Any] | None) -> str:
     return f"{right}/{total} [{low:.2f}, {high:.2f}], {np.mean(cell['losses']):.3f}"
 
 
-def _draw(state: dict[str, Any], every: list[Row], folder: Path) -> list[Path]:
+def _draw(state: State, every: list[Row], folder: Path) -> list[Path]:
     paths = []
     scores = stored_scores(state)
     for method, values in scores.items():
@@ -187,9 +162,9 @@ def _draw(state: dict[str, Any], every: list[Row], folder: Path) -> list[Path]:
     return paths
 
 
-def _lines(state: dict[str, Any], every: list[Row], length: int) -> tuple[dict[str, list], dict[str, list]]:
-    """(retrieval, loss) lines by name: (streaming layers, value, low, high)."""
-    groups: dict[str, dict[int, list[dict[str, Any]]]] = {}
+def _lines(state: State, every: list[Row], length: int) -> tuple[Lines, Lines]:
+    """(retrieval, loss)."""
+    groups: dict[str, dict[int, list[Cell]]] = {}
     for row in every:
         cell = _cell(state, row, length)
         if cell is None or row.kind not in ("layers", "random"):
@@ -199,8 +174,8 @@ def _lines(state: dict[str, Any], every: list[Row], length: int) -> tuple[dict[s
             continue
         name = "random layers" if row.kind == "random" else f"{row.method}, {row.criterion}"
         groups.setdefault(name, {}).setdefault(row.num_streaming, []).append(cell)
-    found: dict[str, list] = {}
-    loss: dict[str, list] = {}
+    found: Lines = {}
+    loss: Lines = {}
     for name, shares in groups.items():
         for streaming, cells in shares.items():
             right = np.concatenate([c["right"] for c in cells])

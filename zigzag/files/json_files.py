@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from zigzag.reference.errors import PlanError
+from zigzag.reference.errors import ZigzagError
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -26,29 +26,19 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path, kind: str | None = None) -> dict[str, Any]:
-    """The object in the file; PlanError if it is missing, damaged or not of the format `kind`."""
+def read_json(path: str | Path, error: type[ZigzagError], kind: str | None = None) -> dict[str, Any]:
+    """The object in the file; raises `error` if it is missing, damaged or not of the format `kind`."""
     if not Path(path).is_file():
-        raise PlanError(f"a JSON file is needed, there is no file {path}")
+        raise error(f"a JSON file is needed, there is no file {path}")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{path}: a JSON file is needed, got {type(error).__name__}: {error}") from error
+    except (OSError, ValueError) as failure:
+        raise error(f"{path}: a JSON file is needed, got {type(failure).__name__}: {failure}") from failure
     if not isinstance(content, dict):
-        raise PlanError(f"{path}: a JSON object is needed, got {type(content).__name__}")
+        raise error(f"{path}: a JSON object is needed, got {type(content).__name__}")
     if kind is not None and (content.get("format"), content.get("version")) != (kind, 1):
-        raise PlanError(
+        raise error(
             f"{path}: format {kind!r} version 1 is needed, got {content.get('format')!r} version "
             f"{content.get('version')!r}"
         )
     return content
-
-
-def take(content: dict[str, Any], key: str, kinds: type | tuple[type, ...], path: str | Path) -> Any:
-    """``content[key]``; PlanError if it is missing or of another type."""
-    value = content.get(key)
-    if key not in content or not isinstance(value, kinds) or isinstance(value, bool):
-        names = " or ".join(k.__name__ for k in (kinds if isinstance(kinds, tuple) else (kinds,)))
-        found = repr(value)[:60] if key in content else "nothing"
-        raise PlanError(f"{path}: {key!r} must be a {names}, got {found}; the file is damaged")
-    return value

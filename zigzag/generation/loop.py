@@ -50,7 +50,7 @@ def generate(
     *,
     attention_mask: Any = None,
     plan: Plan | None = None,
-    drafter: str | torch.nn.Module | Drafter | None = None,
+    drafter: Any = None,
     rule: str | Rule | PhaseRule = "residual",
     num_draft_tokens: int = 4,
     max_new_tokens: int = 128,
@@ -340,7 +340,7 @@ def _vocabulary(model: Decoder) -> int:
     return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
-def _drafter(drafter: str | torch.nn.Module | Drafter | None, model: Decoder, num_draft_tokens: int) -> Drafter | None:
+def _drafter(drafter: Any, model: Decoder, num_draft_tokens: int) -> Drafter | None:
     if drafter == "lookup":
         return LookupDrafter(num_draft_tokens)
     if drafter == "streaming":
@@ -349,4 +349,5 @@ def _drafter(drafter: str | torch.nn.Module | Drafter | None, model: Decoder, nu
         raise ArgumentError(f"generate: drafter must be 'lookup', 'streaming', a model or a Drafter, got {drafter!r}")
     if isinstance(drafter, torch.nn.Module):
         return ModelDrafter(drafter, stop=num_draft_tokens)
-    return drafter
+    own: Drafter | None = drafter
+    return own

@@ -1,6 +1,6 @@
 """Scoring heads on a real model: how much does each KV head need its full cache?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,20 +13,23 @@ from torch import Tensor, nn
 from zigzag import ops
 from zigzag.measuring.answers import answer, answer_log_odds, answer_losses, batches
 from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.models.decoder import Decoder
 from zigzag.models.load import check_weights
 from zigzag.plans.layers import LayerPlan
 from zigzag.plans.scores import HeadScores
+from zigzag.plans.window import Mask, Window
 from zigzag.reference.checks import check_streaming_window
-from zigzag.reference.errors import ArgumentError, ModelError, PlanError
-from zigzag.running.interception import decoder_config, full_attention, intercepted
+from zigzag.reference.errors import ArgumentError, ModelError
+from zigzag.running.attention import Attention
+from zigzag.running.interception import check_plan, decoder_config, full_attention, intercepted
 from zigzag.running.masking import masked_heads
 
 Advance = Callable[[int], object]
-Score = Callable[[Any, Sequence[PasskeyPrompt], dict[str, int], int, Advance], NDArray[np.float64]]
+Score = Callable[[Decoder, Sequence[PasskeyPrompt], Mask, int, Advance], NDArray[np.float64]]
 
 
 def calibrate(
-    model: Any,
+    model: Decoder,
     tokenizer: Any = None,
     *,
     method: str = "gate_gradient",
@@ -77,7 +80,7 @@ def calibrate(
     training = model.training
     model.eval()
     try:
-        values = measure(model, prompts, {"sink": sink, "recent": recent}, batch_size, advance)
+        values = measure(model, prompts, Window(sink, recent).mask, batch_size, advance)
     finally:
         model.train(training)
     if not np.isfinite(values).all():
@@ -92,37 +95,35 @@ def steps(method: str, num_prompts: int, num_layers: int) -> int:
     return num_prompts * (num_layers + 1 if method == "layer_loss" else 1)
 
 
-def _under(plan: LayerPlan, method: str, model: Any) -> Score:
+def _under(plan: LayerPlan, method: str, model: Decoder) -> Score:
     """The measurement of `method` while the model runs under `plan`."""
     if method != "gate_gradient":
         raise ArgumentError(f"calibrate: plan goes with method gate_gradient only, got {method!r}")
-    if plan.num_layers != _heads(model)[0]:
-        raise PlanError(f"calibrate: the plan is for {plan.num_layers} layers, the model has {_heads(model)[0]}")
-    return partial(_gate_gradient, streams=plan.is_streaming)
+    check_plan("calibrate", plan, decoder_config(model))
+    return partial(_gate_gradient, plan=plan)
 
 
 def _gate_gradient(
-    model: Any,
+    model: Decoder,
     prompts: Sequence[PasskeyPrompt],
-    window: dict[str, int],
+    window: Mask,
     batch_size: int,
     advance: Advance,
     *,
-    streams: Callable[[int], bool] = lambda layer: False,
+    plan: LayerPlan | None = None,
 ) -> NDArray[np.float64]:
     gradient = torch.zeros(_heads(model), dtype=torch.float64, device=model.device)
+    under_plan = Attention(plan, None, full_attention, from_start=True)
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
     ) -> Tensor:
-        if streams(module.layer_idx):
-            output, _ = ops.attention(query, key, value, **window, scale=scaling)
-        else:
-            output = full_attention(module, query, key, value, mask, scaling)
+        layer = _layer(module)
+        output = under_plan(module, query, key, value, mask, scaling)
         states = (query.detach(), key.detach(), value.detach())
 
         def add(grad_output: Tensor) -> None:
-            gradient[module.layer_idx] += ops.gate_gradient(*states, grad_output, **window, scale=scaling).sum(dim=0)
+            gradient[layer] += ops.gate_gradient(*states, grad_output, **window, scale=scaling).sum(dim=0)
 
         output.register_hook(add)
         return output
@@ -141,7 +142,7 @@ def _at_answer(measure: Callable[..., Tensor]) -> Score:
     """The score that averages `measure` [B, H, Tq] over prompts and answer tokens; largest head of a group."""
 
     def score(
-        model: Any, prompts: Sequence[PasskeyPrompt], window: dict[str, int], batch_size: int, advance: Advance
+        model: Decoder, prompts: Sequence[PasskeyPrompt], window: Mask, batch_size: int, advance: Advance
     ) -> NDArray[np.float64]:
         num_layers, num_kv_heads = _heads(model)
         sums: list[Tensor | float] = [0.0] * num_layers
@@ -153,7 +154,7 @@ def _at_answer(measure: Callable[..., Tensor]) -> Score:
             positions = torch.arange(key.shape[2], device=key.device)
             where = {"query_positions": positions[-tokens - 1 : -1], "key_positions": positions}
             each = measure(query[:, :, -tokens - 1 : -1], key, value, **window, scale=scaling, **where)
-            sums[module.layer_idx] += each.double().mean(dim=-1).sum(dim=0)
+            sums[_layer(module)] += each.double().mean(dim=-1).sum(dim=0)
             return full_attention(module, query, key, value, mask, scaling)
 
         with intercepted(model, attend), torch.inference_mode():
@@ -162,13 +163,14 @@ def _at_answer(measure: Callable[..., Tensor]) -> Score:
                 answer_losses(model, [prompts[i] for i in group])
                 advance(len(group))
             by_query_head = torch.stack([torch.as_tensor(s) for s in sums]) / len(prompts)
-            return by_query_head.unflatten(1, (num_kv_heads, -1)).amax(dim=-1).cpu().numpy()
+            by_head: Tensor = by_query_head.unflatten(1, (num_kv_heads, -1)).amax(dim=-1)
+            return np.asarray(by_head.cpu(), dtype=np.float64)
 
     return score
 
 
 def _layer_loss(
-    model: Any, prompts: Sequence[PasskeyPrompt], window: dict[str, int], batch_size: int, advance: Advance
+    model: Decoder, prompts: Sequence[PasskeyPrompt], window: Mask, batch_size: int, advance: Advance
 ) -> NDArray[np.float64]:
     full = answer(model, prompts, batch_size=batch_size, advance=advance).loss
     values = np.zeros(_heads(model))
@@ -181,7 +183,8 @@ def _layer_loss(
 
 
 def _lost_mass(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-    return ops.lost_mass(query, key, **options)
+    mass: Tensor = ops.lost_mass(query, key, **options)
+    return mass
 
 
 METHODS: dict[str, Score] = {
@@ -192,13 +195,19 @@ METHODS: dict[str, Score] = {
 }
 
 
-def _heads(model: Any) -> tuple[int, int]:
+def _layer(module: nn.Module) -> int:
+    index = module.layer_idx
+    assert isinstance(index, int)
+    return index
+
+
+def _heads(model: Decoder) -> tuple[int, int]:
     config = decoder_config(model)
     return config.num_hidden_layers, config.num_key_value_heads
 
 
 @contextmanager
-def _frozen(model: Any):
+def _frozen(model: Decoder) -> Iterator[None]:
     """No gradients for the weights: the backward pass then costs twice a forward, not three times."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     for parameter in trainable:

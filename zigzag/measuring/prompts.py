@@ -106,4 +106,5 @@ def _split_answer(tokenizer: Any, key: str) -> tuple[Sequence[int], tuple[int, .
 
 
 def _ids(tokenizer: Any, text: str) -> Sequence[int]:
-    return tokenizer(text, add_special_tokens=False).input_ids
+    ids: Sequence[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids

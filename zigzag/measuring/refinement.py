@@ -6,13 +6,13 @@ under the plan itself says which exchanges are worth a trial, and the measured l
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import calibrate
 from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.models.decoder import Decoder
 from zigzag.plans.layers import FULL, STREAMING, LayerPlan
 from zigzag.reference.checks import check_count
 from zigzag.running.masking import masked_heads
@@ -21,7 +21,7 @@ Advance = Callable[[int], object]
 
 
 def refine_plan(
-    model: Any,
+    model: Decoder,
     plan: LayerPlan,
     prompts: Sequence[PasskeyPrompt],
     *,
@@ -47,7 +47,7 @@ def refine_plan(
 
 
 def refinements(
-    model: Any,
+    model: Decoder,
     plan: LayerPlan,
     prompts: Sequence[PasskeyPrompt],
     *,

@@ -12,16 +12,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from numpy.typing import NDArray
 
 from zigzag.files import safetensors_files as files
+from zigzag.files.json_files import read_json
 from zigzag.files.safetensors_files import Entry, Stored
 from zigzag.models.checkpoint_names import Shape, Spec, check_tensors, fused_parts, mtp_layers, official_places
 from zigzag.reference.errors import ModelError
 from zigzag.reference.glm import GlmConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -92,7 +96,7 @@ class Checkpoint(_Source, Mapping[str, NDArray[Any]]):
         """Whether the MTP layer is there; what transformers saves lacks it."""
         return any(f"model.layers.{layer}.eh_proj.weight" in self for layer in mtp_layers(self.config))
 
-    def torch(self, name: str) -> Any:
+    def torch(self, name: str) -> "Tensor":
         """The tensor as a torch tensor of its own dtype."""
         from safetensors import safe_open
 
@@ -101,9 +105,11 @@ class Checkpoint(_Source, Mapping[str, NDArray[Any]]):
         if file not in self._handles:
             self._handles[file] = safe_open(str(file), framework="pt")
         if place.expert is None:
-            return self._handles[file].get_tensor(place.name)
-        whole = self._handles[file].get_slice(place.name)
-        return whole[place.expert] if place.rows is None else whole[place.expert, place.rows]
+            tensor: Tensor = self._handles[file].get_tensor(place.name)
+        else:
+            whole = self._handles[file].get_slice(place.name)
+            tensor = whole[place.expert] if place.rows is None else whole[place.expert, place.rows]
+        return tensor
 
     def _whole_spec(self, name: str) -> Spec:
         return Spec(self._entries[name].dtype, self._entries[name].shape)
@@ -140,7 +146,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     that cannot be read, shards that are missing or cut off, tensors that are missing, extra or of another shape.
     """
     folder = Path(folder)
-    config_dict = _read_object(folder / CONFIG)
+    config_dict = read_config(folder / CONFIG)
     if "quantization_config" in config_dict:
         raise ModelError(f"{folder}: the weights are quantised; only checkpoints of plain floating point are read")
     config = GlmConfig.from_dict(config_dict)
@@ -150,14 +156,9 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     return Checkpoint(config_dict, config, entries)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: a JSON file is needed, got {type(error).__name__}: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: a JSON object is needed, got {type(content).__name__}")
-    return content
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The content of a config.json; ModelError if the file is missing or damaged."""
+    return read_json(path, ModelError)
 
 
 def _read_shards(folder: Path) -> tuple[dict[str, Entry], dict[str, list[str]]]:
@@ -181,7 +182,7 @@ def _listed_files(folder: Path) -> dict[str, list[str]]:
         if (folder / SINGLE).exists():
             return {SINGLE: []}
         raise ModelError(f"{folder}: {INDEX} or {SINGLE} is needed, {_instead(folder)}")
-    weight_map = _read_object(folder / INDEX).get("weight_map")
+    weight_map = read_json(folder / INDEX, ModelError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{folder / INDEX}: weight_map must be an object of names and files; the index is damaged")
     listed: dict[str, list[str]] = {}

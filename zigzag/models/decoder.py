@@ -41,6 +41,16 @@ class Decoder(Protocol):
 
     def named_parameters(self) -> "Iterator[tuple[str, nn.Parameter]]": ...
 
+    def to(self, *args: Any, **kwargs: Any) -> Any: ...
+
     def train(self, mode: bool = True) -> Any: ...
 
     def eval(self) -> Any: ...
+
+
+class CausalLM(Decoder, Protocol):
+    """A decoder with transformers' own loop, as `load_model` and `zigzag.load` give it."""
+
+    generation_config: Any
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any: ...

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from zigzag.models import tiny_glm
 from zigzag.models.checkpoint import Checkpoint, open_checkpoint
+from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.reference.errors import ModelError
 
 if TYPE_CHECKING:
+    from transformers import Glm4MoeForCausalLM
+
     from zigzag.models.mtp_head import MtpHead
 
 BIAS = "mlp.gate.e_score_correction_bias"
 
 
-def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[Any, "MtpHead | None"]:
+def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[CausalLM, "MtpHead | None"]:
     """(transformers' model, its MTP layer or None where the checkpoint has none), in evaluation mode.
 
     The layer shares the model's embedding and head; copies of them in the checkpoint are not read.
@@ -45,7 +48,18 @@ def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[
     return model, mtp_layer(checkpoint, model) if checkpoint.has_mtp else None
 
 
-def main_model(path: Path, checkpoint: Checkpoint, *, dtype: str, **options: Any) -> Any:
+def load_both(path: str | Path, *, dtype: str, device: str) -> tuple[CausalLM, "MtpHead"]:
+    """As `load`, on one device; ModelError too where the checkpoint has no MTP layer."""
+    model, mtp = load(path, dtype=dtype)
+    if mtp is None:
+        raise ModelError(f"{path} must hold an MTP layer and holds none; give the checkpoint that was trained")
+    parts: tuple[Decoder, Decoder] = model, mtp
+    for part in parts:
+        part.to(device)
+    return model, mtp
+
+
+def main_model(path: Path, checkpoint: Checkpoint, *, dtype: str, **options: Any) -> "Glm4MoeForCausalLM":
     """transformers' model of the opened checkpoint in the folder, as `load` gives it, and nothing of its MTP layer."""
     import torch
     from transformers import Glm4MoeForCausalLM
@@ -53,7 +67,8 @@ def main_model(path: Path, checkpoint: Checkpoint, *, dtype: str, **options: Any
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ModelError(f"glm.load: dtype must be a floating-point dtype of torch by name, got {dtype!r}")
-    model = _without_mtp(checkpoint).from_pretrained(path, dtype=kind, **options).eval()
+    model: Glm4MoeForCausalLM = _without_mtp(checkpoint).from_pretrained(path, dtype=kind, **options)
+    model.train(False)
     model.__class__ = Glm4MoeForCausalLM
     # A name for plans and records, not a path of this machine.
     model.config._name_or_path = tiny_glm.NAME if path == Path(tiny_glm.__file__).parent else path.resolve().name
@@ -61,7 +76,7 @@ def main_model(path: Path, checkpoint: Checkpoint, *, dtype: str, **options: Any
     return model
 
 
-def mtp_layer(checkpoint: Checkpoint, model: Any) -> "MtpHead":
+def mtp_layer(checkpoint: Checkpoint, model: CausalLM) -> "MtpHead":
     """The MTP layer of a checkpoint, on a model that was loaded from it, whose embedding and head it shares."""
     from zigzag.models.mtp_head import DUPLICATES, MtpHead
 
@@ -70,7 +85,7 @@ def mtp_layer(checkpoint: Checkpoint, model: Any) -> "MtpHead":
     return MtpHead(model).load({n: checkpoint.torch(name) for n, name in own.items() if n not in DUPLICATES})
 
 
-def _without_mtp(checkpoint: Checkpoint) -> Any:
+def _without_mtp(checkpoint: Checkpoint) -> "type[Glm4MoeForCausalLM]":
     """transformers' class, told which layer it shall leave out: by itself it knows those of the published sizes."""
     from transformers import Glm4MoeForCausalLM
 
@@ -78,7 +93,7 @@ def _without_mtp(checkpoint: Checkpoint) -> Any:
     return type(Glm4MoeForCausalLM.__name__, (Glm4MoeForCausalLM,), {"_keys_to_ignore_on_load_unexpected": left_out})
 
 
-def _restore_biases(model: Any, checkpoint: Checkpoint) -> None:
+def _restore_biases(model: "Glm4MoeForCausalLM", checkpoint: Checkpoint) -> None:
     """The checkpoint's routing biases in float32, where loading has made them anything else."""
     import torch
 

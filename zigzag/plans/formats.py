@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from zigzag.files.json_files import read_json, take, write_json, write_text
+from zigzag.files.json_files import write_json, write_text
 from zigzag.plans.layers import FULL, STREAMING, LayerPlan
 from zigzag.plans.scores import HeadScores
+from zigzag.plans.stored import read_json, take
 from zigzag.reference.errors import PlanError
 
 _TSV, _CONFIG = "full_attention_heads.tsv", "config.json"

@@ -9,11 +9,12 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from zigzag.files.json_files import read_json, take, write_json
+from zigzag.files.json_files import write_json
 from zigzag.plans.formats import load_duo_attention
 from zigzag.plans.kv_size import Sizes, kv_bytes
 from zigzag.plans.layers import FULL, STREAMING, LayerPlan
 from zigzag.plans.scores import HeadScores
+from zigzag.plans.stored import read_json, take
 from zigzag.plans.window import Window, num_streaming, one_budget
 from zigzag.reference.assignment import assign_heads
 from zigzag.reference.errors import ArgumentError, PlanError

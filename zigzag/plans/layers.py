@@ -8,9 +8,10 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zigzag.files.json_files import read_json, take, write_json
+from zigzag.files.json_files import write_json
 from zigzag.plans.kv_size import Sizes, kv_bytes
 from zigzag.plans.scores import HeadScores
+from zigzag.plans.stored import read_json, take
 from zigzag.plans.window import Window, num_streaming, one_budget
 from zigzag.reference.assignment import assign_heads, assign_layers
 from zigzag.reference.errors import ArgumentError, PlanError

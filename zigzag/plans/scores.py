@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zigzag.files.json_files import read_json, take, write_json
+from zigzag.files.json_files import write_json
+from zigzag.plans.stored import read_json, take
 from zigzag.plans.window import Window
 from zigzag.reference.errors import PlanError
 

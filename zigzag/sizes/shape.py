@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from zigzag.files.json_files import read_json
 from zigzag.models import tiny_glm
+from zigzag.models.checkpoint import read_config
 from zigzag.plans.layers import LayerPlan, kinds_of
 from zigzag.plans.window import num_streaming
-from zigzag.reference.errors import ArgumentError, ModelError, PlanError
+from zigzag.reference.errors import ArgumentError, ModelError
 
 SINK, RECENT = 128, 896  # the window of streaming layers, if none is given
 
@@ -132,7 +132,7 @@ class ModelShape:
         if missing := [wanted[size] for size, value in sizes.items() if value is None]:
             raise ModelError(f"{name}: the configuration lacks {', '.join(missing)}; give a whole config.json")
         heads, bias = sizes["num_heads"], config.get("attention_bias", False)
-        per_head = config.get("head_dim")
+        per_head: Any = config.get("head_dim")
         if per_head is None and isinstance(heads, int) and isinstance(sizes["hidden_size"], int):
             per_head = sizes["hidden_size"] // max(heads, 1)  # what transformers takes
         kv_heads = config.get("num_key_value_heads")
@@ -283,11 +283,9 @@ def model_shape(source: str | Path) -> ModelShape:
     if not path.is_file():
         names = ", ".join((*BUILT_IN, tiny_glm.NAME))
         raise ModelError(f"sizes: {names}, or a config.json is needed; there is no file {path.absolute()}")
-    try:
-        config = read_json(path)
-    except PlanError as error:
-        raise ModelError(f"sizes: {error}") from error
-    return ModelShape.from_config(config, path.parent.resolve().name if path.name == "config.json" else path.stem)
+    return ModelShape.from_config(
+        read_config(path), path.parent.resolve().name if path.name == "config.json" else path.stem
+    )
 
 
 def streaming_plan(shape: ModelShape, share: float, sink: int = SINK, recent: int = RECENT) -> LayerPlan:

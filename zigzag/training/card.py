@@ -1,9 +1,9 @@
 """The model card: README.md of the model's folder, written from the run's log and evaluation alone."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from zigzag.files.markdown import table
 from zigzag.training import state as files
 from zigzag.training.config import KINDS
 
@@ -173,10 +173,3 @@ def _shares(found: dict[str, Any], random: dict[str, Any]) -> list[str]:
 def _cell(measured: dict[str, float]) -> str:
     text = f"; {measured['text_loss']:.2f}" if "text_loss" in measured else ""
     return f"{measured['right']:.2f} ({measured['loss']:.2f}{text})"
-
-
-def table(head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> list[str]:
-    """A table in Markdown."""
-    lines = [[str(cell) for cell in row] for row in (head, *rows)]
-    made = ["| " + " | ".join(line) + " |" for line in lines]
-    return [made[0], "|" + "---|" * len(lines[0]), *made[1:]]

@@ -102,7 +102,7 @@ def from_dict(content: dict[str, Any]) -> TrainingConfig:
     if not isinstance(stages, list | tuple) or not stages:
         raise ArgumentError("training config: at least one [[stages]] is needed")
     made = tuple(_made(Stage, stage, f"stages[{i}]") for i, stage in enumerate(stages))
-    config = _made(TrainingConfig, {**content, "stages": made}, "the top level")
+    config: TrainingConfig = _made(TrainingConfig, {**content, "stages": made}, "the top level")
     _check(config)
     return config
 

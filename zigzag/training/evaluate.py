@@ -10,16 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from zigzag.chat.reasoning import Content, parse
+from zigzag.chat.reasoning import Content, Reasoning, parse
 from zigzag.chat.thinking import chat_prompt
 from zigzag.files.json_files import read_json, write_json
 from zigzag.generation.drafting import LookupDrafter, MtpDrafter
 from zigzag.generation.loop import generate
+from zigzag.generation.statistics import Statistics
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import METHODS, calibrate
 from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
-from zigzag.models.glm import load
-from zigzag.plans.layers import head_map, make_plan
+from zigzag.measuring.rivals import HeadMap
+from zigzag.models.decoder import Decoder
+from zigzag.models.glm import load_both
+from zigzag.models.mtp_head import MtpHead
+from zigzag.plans.layers import every_head, head_map, make_plan
+from zigzag.reference.errors import ArgumentError
 from zigzag.running.masking import masked_heads
 from zigzag.training import cases
 from zigzag.training import state as files
@@ -48,8 +53,8 @@ Log = Callable[[str], object]
 class Subject:
     """What is evaluated, and on how much."""
 
-    model: Any
-    mtp: Any
+    model: Decoder
+    mtp: MtpHead
     tokenizer: Any
     documents: Documents
     held_out: list[str]  # texts
@@ -73,7 +78,7 @@ class Subject:
     def at_once(self, length: int) -> int:
         return max(1, TOKENS_AT_ONCE // length)
 
-    def maps(self) -> dict[str, np.ndarray]:
+    def maps(self) -> dict[str, HeadMap]:
         shape = (self.model.config.num_hidden_layers, self.model.config.num_key_value_heads)
         return {"full": np.ones(shape, dtype=bool), "streaming": np.zeros(shape, dtype=bool)}
 
@@ -90,9 +95,8 @@ def evaluate(
     """
     lines = files.read_log(out)
     config = from_dict(lines[0]["config"])
-    model, mtp = load(out / files.MODEL, dtype="bfloat16" if device.startswith("cuda") else "float32")
-    model.to(device)
-    mtp.to(device)
+    dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    model, mtp = load_both(out / files.MODEL, dtype=dtype, device=device)
     tokenizer = read_tokenizer(out / files.MODEL)
     corpus = read_corpus(config.corpus_bytes)
     usable = tuple(n for n in lengths if n <= model.config.max_position_embeddings)
@@ -108,7 +112,7 @@ def evaluate(
         "random": random_layers,
     }
     path = out / "evaluation.json"
-    found = read_json(path) if path.exists() else {}
+    found = read_json(path, ArgumentError) if path.exists() else {}
     about = {"cases": count, "sink": SINK, "recent": RECENT, "lengths": list(usable), "step": lines[-1]["step"]}
     if {name: found.get(name) for name in about} != about:
         found = about
@@ -138,7 +142,7 @@ def retrieval(subject: Subject) -> dict[str, Any]:
     return found
 
 
-def _answered(subject: Subject, asked: list, heads: np.ndarray, length: int) -> dict[str, float]:
+def _answered(subject: Subject, asked: list[PasskeyPrompt], heads: HeadMap, length: int) -> dict[str, float]:
     with masked_heads(subject.model, heads, sink=SINK, recent=RECENT):
         answers = answer(subject.model, asked, batch_size=subject.at_once(length))
     return {"right": answers.num_right / len(asked), "loss": round(answers.loss, 5)}
@@ -163,7 +167,7 @@ def _solved(subject: Subject, sums: list[Sum], thinking: bool) -> list[bool]:
     most = 2 * len(str(sums[0].numbers[0])) * (4 * subject.config.operands + 4) + 32
     result = generate(subject.model, prompts, temperature=0, max_new_tokens=most if thinking else 16)
     return [
-        answer_of(subject.tokenizer, new, thinking) == one.answer
+        parts_of(subject.tokenizer, new, thinking)[1] == one.answer
         for new, one in zip(result.new_tokens, sums, strict=True)
     ]
 
@@ -173,10 +177,11 @@ def sum_prompt(tokenizer: Any, one: Sum, thinking: bool) -> list[int]:
     return chat_prompt(tokenizer, [{"role": "user", "content": f"What is {one.question}?"}], thinking=thinking)
 
 
-def answer_of(tokenizer: Any, new_tokens: list[int], thinking: bool) -> str:
-    """What follows the reasoning."""
-    text = tokenizer.decode(new_tokens, skip_special_tokens=True)
-    return "".join(event.text for event in parse(text, thinking=thinking) if isinstance(event, Content)).strip()
+def parts_of(tokenizer: Any, new_tokens: list[int], thinking: bool) -> tuple[str, str]:
+    """(reasoning, answer) of what was generated."""
+    events = parse(tokenizer.decode(new_tokens, skip_special_tokens=True), thinking=thinking)
+    reasoning, answer = ("".join(e.text for e in events if isinstance(e, kind)) for kind in (Reasoning, Content))
+    return reasoning, answer.strip()
 
 
 def copying(subject: Subject) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def text_losses(subject: Subject) -> dict[str, Any]:
     return {name: text_loss(subject, heads) for name, heads in subject.maps().items()}
 
 
-def text_loss(subject: Subject, heads: np.ndarray) -> float:
+def text_loss(subject: Subject, heads: HeadMap) -> float:
     length = subject.curve_length
     rows = cases.text_rows(subject.tokenizer, subject.held_out, length, max(1, subject.count // 4))
     total = 0.0
@@ -217,7 +222,7 @@ def drafting(subject: Subject) -> dict[str, Any]:
     return found
 
 
-def _acceptance(statistics: Any) -> dict[str, Any]:
+def _acceptance(statistics: Statistics) -> dict[str, Any]:
     """conditional: accepted of those tested, by position; of_rounds: accepted of all rounds, also without a draft."""
     pairs = list(zip(statistics.accepted, statistics.reached, strict=True))
     return {
@@ -238,7 +243,7 @@ def curves(subject: Subject) -> dict[str, Any]:
     ]
     measured: dict[bytes, dict[str, float]] = {}
 
-    def measure(heads: np.ndarray) -> dict[str, float]:
+    def measure(heads: HeadMap) -> dict[str, float]:
         if (key := heads.tobytes()) not in measured:
             measured[key] = {**_answered(subject, asked, heads, length), "text_loss": text_loss(subject, heads)}
         return measured[key]
@@ -256,8 +261,7 @@ def curves(subject: Subject) -> dict[str, Any]:
         found["scores"][method] = scores.values.tolist()
         for streaming in subject.curve_counts:
             plan = make_plan(scores, num_full=layers - streaming)
-            full = np.array([not plan.is_streaming(i) for i in range(layers)])
-            whole = np.repeat(full[:, None], scores.num_kv_heads, axis=1)
+            whole = every_head([not plan.is_streaming(i) for i in range(layers)], scores.num_kv_heads)
             found["layer"].setdefault(method, {})[str(streaming)] = measure(whole)
             found["head"].setdefault(method, {})[str(streaming)] = measure(head_map(scores, layers - streaming))
     found["full"], found["streaming"] = (measure(heads) for heads in subject.maps().values())
@@ -276,7 +280,7 @@ def random_layers(subject: Subject) -> dict[str, Any]:
         draws = []
         for draw in range(min(DRAWS, len(asked))):
             full = np.random.default_rng([streaming, draw]).permutation(shape[0]) >= streaming
-            heads = np.repeat(full[:, None], shape[1], axis=1)
+            heads = every_head(full, shape[1])
             measured = _answered(subject, asked[draw::DRAWS], heads, subject.curve_length)
             draws.append({"full": np.flatnonzero(full).tolist(), **measured})
         means = {name: round(float(np.mean([d[name] for d in draws])), 5) for name in ("right", "loss")}

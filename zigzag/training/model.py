@@ -133,6 +133,9 @@ class TrainingModel(nn.Module):
     Raises ModelError for what it is not written for: groups of experts, a shared head, several MTP layers.
     """
 
+    embed: nn.Parameter  # [V, hidden]; registered with the other weights of `stacked_shapes`
+    bias: Tensor  # [M, E] of the routers
+
     def __init__(
         self, config: GlmConfig, *, dtype: torch.dtype = torch.float32, depth: int = 1, compiled: bool = False
     ) -> None:

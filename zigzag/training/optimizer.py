@@ -28,7 +28,7 @@ def orthogonal(matrices: Tensor, steps: int = STEPS) -> Tensor:
     Singular values end between about 0.7 and 1.2. bfloat16 on a GPU: the iteration forgives rounding.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -75,7 +75,7 @@ class Optimizer:
     def _step_muon(self, learning_rate: float) -> None:
         """Matrices of one shape, of all layers, experts and kinds, are made orthogonal in one call."""
         names = list(self.muon)
-        gradients = [self.muon[name].grad for name in names]
+        gradients = [_gradient(self.muon[name]) for name in names]
         momenta = [self._state[f"momentum.{name}"] for name in names]
         torch._foreach_mul_(momenta, self.momentum)
         torch._foreach_add_(momenta, gradients)
@@ -97,8 +97,8 @@ class Optimizer:
 
     def _step_adam(self, learning_rate: float) -> None:
         names = list(self.adam)
-        weights = [self.adam[name] for name in names]
-        gradients = [weight.grad for weight in weights]
+        weights: list[Tensor] = [self.adam[name] for name in names]
+        gradients = [_gradient(weight) for weight in weights]
         first, second = ([self._state[f"{moment}.{name}"] for name in names] for moment in ("first", "second"))
         beta1, beta2 = ADAM_BETAS
         torch._foreach_lerp_(first, gradients, 1 - beta1)
@@ -106,6 +106,11 @@ class Optimizer:
         torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
         size = torch._foreach_sqrt(torch._foreach_div(second, 1 - beta2**self.step_number))
         torch._foreach_add_(size, ADAM_EPS)
-        decayed = [weight for name, weight in self.adam.items() if name in DECAYED]
+        decayed: list[Tensor] = [weight for name, weight in self.adam.items() if name in DECAYED]
         torch._foreach_mul_(decayed, 1 - learning_rate * self.weight_decay)
         torch._foreach_addcdiv_(weights, first, size, -learning_rate / (1 - beta1**self.step_number))
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    assert weight.grad is not None
+    return weight.grad

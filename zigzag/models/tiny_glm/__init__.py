@@ -12,7 +12,7 @@ def folder() -> Path:
     path = Path(__file__).parent
     if not (path / "config.json").is_file():
         raise ModelError(
-            f"{NAME}: this installation holds no weights of it; train it (python -m zigzag.training tiny-glm --device "
+            f"{NAME}: this installation holds no weights of it; train it (python -m zigzag.cli.train tiny-glm --device "
             f"cuda --out FOLDER) and give FOLDER/model"
         )
     return path

@@ -408,3 +408,9 @@ def test_counters_are_told_by_case() -> None:
     assert "b, c: three\n  time 7 us" in counters.text(found)
     with pytest.raises(ZigzagError, match="no table"):
         counters.read("case a")
+
+
+def test_without_ncu_there_are_no_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ZigzagError, match="Nsight Compute is needed"):
+        counters.counted()

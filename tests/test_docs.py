@@ -231,7 +231,9 @@ def test_architecture_page_has_the_floors() -> None:
 
 def floors(text: str) -> dict[str, int]:
     """The rows of a page's table: room -> floor."""
-    return {room: int(floor) for floor, room in re.findall(r"^\| (\d+) \| `(\w+)/` \|", text, flags=re.MULTILINE)}
+    return {
+        room: int(floor) for floor, room in re.findall(r"^\| (\d+) \| `(\w+)(?:/|\.py)` \|", text, flags=re.MULTILINE)
+    }
 
 
 def test_floors_are_read() -> None:

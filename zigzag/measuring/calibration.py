@@ -21,7 +21,7 @@ from zigzag.plans.window import Mask, Window
 from zigzag.reference.checks import check_streaming_window
 from zigzag.reference.errors import ArgumentError, ModelError
 from zigzag.running.attention import Attention
-from zigzag.running.interception import check_plan, decoder_config, full_attention, intercepted
+from zigzag.running.interception import check_plan, decoder_config, full_attention, intercepted, layer_index
 from zigzag.running.masking import masked_heads
 
 Advance = Callable[[int], object]
@@ -118,7 +118,7 @@ def _gate_gradient(
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
     ) -> Tensor:
-        layer = _layer(module)
+        layer = layer_index(module)
         output = under_plan(module, query, key, value, mask, scaling)
         states = (query.detach(), key.detach(), value.detach())
 
@@ -154,7 +154,7 @@ def _at_answer(measure: Callable[..., Tensor]) -> Score:
             positions = torch.arange(key.shape[2], device=key.device)
             where = {"query_positions": positions[-tokens - 1 : -1], "key_positions": positions}
             each = measure(query[:, :, -tokens - 1 : -1], key, value, **window, scale=scaling, **where)
-            sums[_layer(module)] += each.double().mean(dim=-1).sum(dim=0)
+            sums[layer_index(module)] += each.double().mean(dim=-1).sum(dim=0)
             return full_attention(module, query, key, value, mask, scaling)
 
         with intercepted(model, attend), torch.inference_mode():
@@ -193,12 +193,6 @@ METHODS: dict[str, Score] = {
     "output_deviation": _at_answer(ops.output_deviation),
     "layer_loss": _layer_loss,
 }
-
-
-def _layer(module: nn.Module) -> int:
-    index = module.layer_idx
-    assert isinstance(index, int)
-    return index
 
 
 def _heads(model: Decoder) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from zigzag.caches.mixed import join_heads, split
 from zigzag.plans.heads import Plan
 from zigzag.plans.window import Window
 from zigzag.reference.mixed_attention import in_order, runs_of
-from zigzag.running.interception import Attend
+from zigzag.running.interception import Attend, layer_index
 
 FEW_QUERIES = 32  # up to so many, one call for both caches of a mixed layer and, on a CPU, folded heads are faster
 
@@ -52,7 +52,7 @@ class Attention:
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
     ) -> Tensor:
-        index: Any = module.layer_idx  # of every attention module of transformers
+        index = layer_index(module)
         window = None if self.plan is None else self.plan.window(index)
         if self.plan is None or window is None:
             return self.full(module, query, key, value, mask, scale)

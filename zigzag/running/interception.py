@@ -47,6 +47,12 @@ def full_attention(
     return output.transpose(1, 2)
 
 
+def layer_index(module: nn.Module) -> int:
+    """Which layer an attention module of transformers belongs to."""
+    index: Any = module.layer_idx
+    return int(index)
+
+
 AttentionInterface.register(NAME, _attention_function)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 

@@ -84,5 +84,6 @@ def _start(batches: Batches) -> None:
 
 
 def _make(stage: Stage, step: int) -> Batch:
-    assert _batches is not None
+    if _batches is None:
+        raise RuntimeError("_start must run in a worker process before _make does")
     return _batches.batch(stage, step)

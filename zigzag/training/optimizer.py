@@ -112,5 +112,6 @@ class Optimizer:
 
 
 def _gradient(weight: Tensor) -> Tensor:
-    assert weight.grad is not None
+    if weight.grad is None:
+        raise RuntimeError("a step needs gradients: backward must run first")
     return weight.grad

@@ -32,7 +32,7 @@ def fresh(model, plan, tokens: list[int]) -> torch.Tensor:
 
 
 def growing(host: Host, plan, *, spare: int) -> Runner:
-    return Runner(host, plan, GrowingStore(plan, host.config, host.model.device, spare=spare))
+    return Runner(host, GrowingStore(plan, host.config, host.model.device, spare=spare))
 
 
 def assert_right(model, plan, rows: list[list[int]], logits: torch.Tensor) -> None:

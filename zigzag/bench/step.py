@@ -137,7 +137,7 @@ class RandomCache:
     def runner(self, host: Host, plan: LayerPlan | None, graphs: bool) -> tuple[Runner, FixedStore]:
         device = host.model.device
         store = FixedStore(plan, host.config, device, capacity=self.length + 256, graphs=graphs)
-        runner = Runner(host, plan, store)
+        runner = Runner(host, store)
         runner.adopt([self.ids], self.states())
         return runner, store
 

@@ -24,7 +24,7 @@ from zigzag.running.stores import Call, Counts, Feed, too_many
 
 
 class FixedStore:
-    """Full layers preallocated, streaming layers as rings.
+    """Full layers preallocated, streaming layers as rings; its methods do what those of `GrowingStore` say.
 
     plan: None where every layer is full; config: of the decoder
     spare: most tokens that streaming layers can take back

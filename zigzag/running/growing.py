@@ -37,10 +37,12 @@ class GrowingStore:
         self.restart(0)
 
     def restart(self, rows: int) -> None:
+        """Hold so many rows, of which nothing is in the cache."""
         self.positions: Counts = np.empty((rows, 0), dtype=np.int64)  # of the full layers' columns, -1 for holes
         self.aligned = True  # no holes: column c holds position c in every row
 
     def run(self, call: Call, feed: Feed) -> Output:
+        """One forward of the fed tokens, whose keys and values enter the cache."""
         before = self.positions.shape[1]
         self.positions = np.concatenate([self.positions, feed.positions], axis=1)
         self.aligned = self.aligned and not feed.padded
@@ -59,11 +61,12 @@ class GrowingStore:
         return Attention(self.plan, self.layers, full, now=now, columns=columns, parents=parents, from_start=from_start)
 
     def drop_padding(self, positions: Counts) -> None:
-        """At the start it may stay where it is."""
+        """Forget the padding of the last feed, which had these positions; at the start it may stay where it is."""
         if self.positions.shape[1] > positions.shape[1]:
             self._keep([np.flatnonzero(row >= 0).tolist() for row in positions], positions.shape[1])
 
     def keep(self, nodes: Sequence[Sequence[int]], fed: int, lengths: Counts) -> None:
+        """Of the last `fed` tokens keep those that each row names, ascending; rows then hold `lengths` tokens."""
         self._keep(nodes, fed)
 
     def _keep(self, nodes: Sequence[Sequence[int]], fed: int) -> None:
@@ -84,6 +87,7 @@ class GrowingStore:
         self.aligned = self.aligned and not dead.any()
 
     def take_back(self, counts: Counts, lengths: Counts) -> None:
+        """Forget the last `counts[b]` tokens of each row, which then hold `lengths` tokens."""
         most = int(counts.max())
         stay = most - counts[:, None]
         self._shorten_streaming(most, *np.broadcast_arrays(np.arange(stay.max()), np.arange(stay.max()) >= stay))
@@ -110,6 +114,7 @@ class GrowingStore:
             streaming.rearrange(fed, where, gone)
 
     def select(self, rows: Sequence[int], index: Tensor) -> None:
+        """Keep only these rows, in this order; `index` is the same on the device."""
         for layer in self.layers:
             layer.batch_select_indices(index)
         self.positions = self.positions[list(rows)]

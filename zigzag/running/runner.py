@@ -21,21 +21,23 @@ from zigzag.running.attention import Attention
 from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, Output, is_spread
-from zigzag.running.stores import Counts, Feed, Store
+from zigzag.running.stores import Counts, Feed
 
 log = logging.getLogger("zigzag")
+
+Store = GrowingStore | FixedStore
 
 
 class Runner:
     """One model under one plan with a cache: `feed` tokens, `keep` some of them, `take_back` others.
 
-    host: where the model runs; plan: None for full attention
-    store: what holds keys and values; keep_hidden: collect the final states for `take_hidden`
+    host: where the model runs; store: what holds keys and values, and knows the plan
+    keep_hidden: collect the final states for `take_hidden`
     `tokens[b]` are the tokens of row b whose keys and values are in the cache; only this class writes them.
     """
 
-    def __init__(self, host: Host, plan: Plan | None, store: Store, *, keep_hidden: bool = False) -> None:
-        self.host, self.plan, self.store, self.keep_hidden = host, plan, store, keep_hidden
+    def __init__(self, host: Host, store: Store, *, keep_hidden: bool = False) -> None:
+        self.host, self.store, self.keep_hidden = host, store, keep_hidden
         self._restart(0)
 
     def _restart(self, rows: int) -> None:
@@ -50,6 +52,11 @@ class Runner:
     def lengths(self) -> Counts:
         """[B] tokens of each row in the cache, those fed since the last `keep` left out."""
         return np.array([len(row) for row in self.tokens], dtype=np.int64)
+
+    @property
+    def plan(self) -> Plan | None:
+        """What the model runs under; None for full attention."""
+        return self.store.plan
 
     @property
     def device(self) -> torch.device:
@@ -233,7 +240,7 @@ def open_runner(
         store = FixedStore(plan, host.config, host.model.device, spare=spare, capacity=capacity)
     if reason and host.cuda_graphs is None and host.model.device.type == "cuda":
         log.info("no CUDA graphs: %s", reason)
-    return Runner(host, plan, store, keep_hidden=keep_hidden)
+    return Runner(host, store, keep_hidden=keep_hidden)
 
 
 def _no_graphs(model: Decoder, plan: Plan | None, trees: bool) -> str:

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends.torch import positions_of, related_nodes
+from zigzag.backends.eager.attention import positions_of
+from zigzag.backends.torch.attention import related_nodes
 from zigzag.backends.triton import launch as triton_launch
 from zigzag.backends.triton.blocks import blocks_of, splits_of
 from zigzag.backends.triton.launch import wait_for_earlier

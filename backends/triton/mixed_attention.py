@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends.torch import join_heads, positions_of
+from zigzag.backends.eager.attention import positions_of
+from zigzag.backends.eager.mixed_attention import join_heads
 from zigzag.backends.triton import launch as triton_launch
 from zigzag.backends.triton.attention import (
     DTYPES,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends.torch.sampling import filtered
+from zigzag.backends.eager.sampling import filtered
 from zigzag.backends.triton import launch as triton_launch
 from zigzag.backends.triton.launch import wait_for_earlier
 from zigzag.reference.errors import KindError

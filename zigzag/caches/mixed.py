@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from zigzag.backends.torch import join_heads
+from zigzag.backends.eager.mixed_attention import join_heads
 from zigzag.caches.streaming import StreamingLayer
 from zigzag.plans.heads import HeadPlan, Plan
 from zigzag.plans.layers import FULL, STREAMING

@@ -5,8 +5,8 @@ A row is a warp's, or a whole block's if it has more than `PARTS` parts; all loa
 
 import numpy as np
 
-from zigzag.backends.cupy.arrays import Array
 from zigzag.backends.cupy.raw import kernels as cupy_kernels
+from zigzag.backends.eager.arrays import Array
 
 NAME = "merge_parts"
 THREADS = 128

@@ -11,8 +11,8 @@ Warps are merged through shared memory, blocks by a second launch (cupy_attentio
 weights are rounded to the arrays' dtype, as the products need them.
 """
 
-from zigzag.backends.cupy.arrays import Array
 from zigzag.backends.cupy.raw.launch import capability
+from zigzag.backends.eager.arrays import Array
 
 NAME = "decode_attention_mma"
 DTYPES = ("float16", "bfloat16")

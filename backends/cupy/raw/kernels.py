@@ -8,8 +8,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from zigzag.backends.cupy.arrays import Array
 from zigzag.backends.cupy.raw import launch as cupy_launch
+from zigzag.backends.eager.arrays import Array
 
 RAW = "ZIGZAG_CUPY_RAW"  # with this environment variable 0 everything is left to array calls
 

@@ -14,10 +14,10 @@ from functools import partial
 
 import numpy as np
 
-from zigzag.backends.cupy.arrays import Array, namespace
 from zigzag.backends.cupy.raw import kernels as cupy_kernels
 from zigzag.backends.cupy.raw import verification_chunks as cupy_verification_chunks
 from zigzag.backends.cupy.raw import verification_decisions as cupy_verification_decisions
+from zigzag.backends.eager.arrays import Array, namespace
 from zigzag.reference.verification import Verdict
 
 THREADS = 256  # of a block; also the most chunks, and one more than the most drafts

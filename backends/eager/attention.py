@@ -85,7 +85,7 @@ def attention(
     if window is not None and contiguous and key.shape[2] > sum(window) + _BLOCK:
         return _streaming_prefill(query, key, value, *window, align, scale)
     positions = positions_of(query, key.shape[2], query_positions, key_positions, parents)
-    mask: dict[str, Any] = {"sink": sink, "recent": recent, "align": align}
+    mask = {"sink": sink, "recent": recent, "align": align}
     blank = query_positions is not None or window is not None
 
     def block(rows: slice) -> tuple[Array, Array]:
@@ -124,8 +124,8 @@ def gated_attention(
 ) -> Array:
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
     both = full_and_streaming(output_of, query, key, value, (sink, recent, align), scale=scale, **where)
-    batch, groups, *_ = key.shape
-    full, streaming = (output.reshape(batch, groups, -1, *output.shape[2:]) for output in both)
+    (batch, heads, *rest), groups = both[0].shape, key.shape[1]
+    full, streaming = (output.reshape(batch, groups, heads // groups, *rest) for output in both)
     weight = cast(gate, full.dtype)[:, None, None, None]
     return cast((weight * full + (1 - weight) * streaming).reshape(both[0].shape), query.dtype)
 
@@ -158,19 +158,11 @@ def positions_of(
     return xp.atleast_2d(query_positions), xp.atleast_2d(key_positions)
 
 
-def seen_by(
-    positions: tuple[Array, Array],
-    rows: slice,
-    parents: Sequence[int] | None,
-    *,
-    sink: int | None = None,
-    recent: int | None = None,
-    align: int = 1,
-) -> Array:
+def seen_by(positions: tuple[Array, Array], rows: slice, parents: Sequence[int] | None, **window: Any) -> Array:
     """[B or 1, rows, Tk] visibility of some of the queries."""
     if parents is None:
-        return visible(positions[0][:, rows], positions[1], sink=sink, recent=recent, align=align)
-    return visible(*positions, sink=sink, recent=recent, align=align, parents=parents)[:, rows]
+        return visible(positions[0][:, rows], positions[1], **window)
+    return visible(*positions, parents=parents, **window)[:, rows]
 
 
 def gathered(

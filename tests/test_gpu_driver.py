@@ -158,10 +158,10 @@ def test_every_kernel_has_small_shapes() -> None:
     """Every op that the triton backend does not share with torch, and every raw kernel."""
     pytest.importorskip("triton", reason="triton is not installed")
     from zigzag import reference
-    from zigzag.backends import torch as torch_eager
+    from zigzag.backends import torch as torch_ops
     from zigzag.backends import triton as triton_ops
 
-    own = {op for op in reference.OPS if getattr(triton_ops, op, None) not in (None, getattr(torch_eager, op, None))}
+    own = {op for op in reference.OPS if getattr(triton_ops, op, None) not in (None, getattr(torch_ops, op, None))}
     assert own == set(TRITON)
     sources = [path.read_text() for path in Path(run.ROOT, "backends/cupy").rglob("*.py")]
     assert sum(text.count(" kernel.chosen(") for text in sources) == len(CUPY)

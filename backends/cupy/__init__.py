@@ -5,9 +5,10 @@ The array calls are the same that NumPy has, so NumPy arrays are taken too; that
 
 from importlib import import_module
 
-from zigzag.backends.cupy.attention import attention, gated_attention, merge
+from zigzag.backends.cupy.assignment import assign_heads, assign_layers
+from zigzag.backends.cupy.attention import attention, gated_attention, merge, visible
 from zigzag.backends.cupy.experts import apply_experts
-from zigzag.backends.cupy.head_scores import assign_heads, assign_layers, gate_gradient, lost_mass, output_deviation
+from zigzag.backends.cupy.head_scores import gate_gradient, lost_mass, output_deviation
 from zigzag.backends.cupy.mixed_attention import mixed_attention
 from zigzag.backends.cupy.routing import route_experts
 from zigzag.backends.cupy.sampling import sample, to_probs
@@ -22,7 +23,6 @@ from zigzag.backends.cupy.verification import (
     verify_top_k,
     verify_typical,
 )
-from zigzag.backends.cupy.visibility import visible
 
 ARRAY_KINDS = ("cupy",)
 

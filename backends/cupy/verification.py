@@ -1,81 +1,34 @@
-"""The acceptance rules for chains of drafts as array calls: no loop over the batch, no waiting.
+"""The acceptance rules for chains of drafts, for CuPy arrays: raw kernels where they take them, else array calls."""
 
-Numbers are compared in the probabilities' dtype, at least float32. Only the row that a token is drawn from becomes a
-residual; block verification also sums one for each draft. Values that the front door would refuse have a meaning:
-counts are cut to [0, K], and the first id outside [0, V) ends its row's drafts.
-"""
-
-import math
-from typing import NamedTuple
-
-import numpy as np
-
-from zigzag.backends.cupy.arrays import (
-    Array,
-    along,
-    compute_dtype,
-    largest_place,
-    namespace,
-    places,
-    smallest_place,
-    with_last,
-)
 from zigzag.backends.cupy.raw import verification as kernel
-from zigzag.backends.cupy.sampling import argmax, draw, to_probs, usable
+from zigzag.backends.eager import verification as eager
+from zigzag.backends.eager.arrays import Array
+from zigzag.backends.eager.verification import (
+    verify_block,
+    verify_exact,
+    verify_lenient,
+    verify_relaxed,
+    verify_top_k,
+    verify_typical,
+)
 from zigzag.reference.verification import Verdict
 
-
-class Drafts(NamedTuple):
-    """The arguments of one call; `ids` are safe to index with."""
-
-    ids: Array  # [B, K] in [0, V)
-    counts: Array  # [B]
-    draft: Array | None  # [B, K, V] in its own dtype, as is target [B, K + 1, V]
-    target: Array
-    coins: Array  # [B, K + 1]
-    dtype: np.dtype
-
-    @property
-    def real(self) -> Array:
-        """[B, K]: whether the row has this draft."""
-        return places(self.ids) < self.counts[:, None]
-
-    @property
-    def last_coin(self) -> Array:
-        return along(self.coins, self.counts[:, None])[:, 0]
-
-    def target_row(self, row: Array) -> Array:
-        return self.target[_rows(row), row].astype(self.dtype, copy=False)
-
-    def draft_row(self, node: Array) -> Array | None:
-        return None if self.draft is None else self.draft[_rows(node), node].astype(self.dtype, copy=False)
-
-
-def prepare(
-    draft_token_ids: Array,
-    draft_probs: Array | None,
-    target: Array,
-    uniforms: Array | None,
-    num_draft_tokens: Array | None,
-    temperature: float | None = None,
-) -> Drafts:
-    """With a temperature the target rows are logits, and become probabilities here."""
-    xp = namespace(target)
-    target = target if temperature is None else to_probs(target, temperature=temperature)
-    dtype = compute_dtype(target) if draft_probs is None else compute_dtype(target, draft_probs)
-    inside = (draft_token_ids >= 0) & (draft_token_ids < target.shape[-1])
-    if num_draft_tokens is not None:
-        inside = inside & (places(draft_token_ids) < num_draft_tokens[:, None])
-    ids = xp.clip(draft_token_ids.astype(np.int64, copy=False), 0, target.shape[-1] - 1)
-    coins = xp.zeros(target.shape[:2], dtype=dtype) if uniforms is None else uniforms.astype(dtype, copy=False)
-    return Drafts(ids, _leading(inside), draft_probs, target, coins, dtype)
+__all__ = [
+    "verify_block",
+    "verify_exact",
+    "verify_greedy",
+    "verify_lenient",
+    "verify_relaxed",
+    "verify_residual",
+    "verify_top_k",
+    "verify_typical",
+]
 
 
 def verify_greedy(draft_token_ids: Array, target_logits: Array, *, num_draft_tokens: Array | None = None) -> Verdict:
     if kernel.chosen(draft_token_ids, target_logits):
         return kernel.greedy(draft_token_ids, target_logits, num_draft_tokens)
-    drafts = prepare(draft_token_ids, None, target_logits, None, num_draft_tokens)
-    return _matched(drafts, argmax(drafts.target))
+    return eager.verify_greedy(draft_token_ids, target_logits, num_draft_tokens=num_draft_tokens)
 
 
 def verify_residual(
@@ -87,194 +40,7 @@ def verify_residual(
     temperature: float | None = None,
     num_draft_tokens: Array | None = None,
 ) -> Verdict:
+    arrays = (draft_token_ids, draft_probs, target_probs, uniforms)
     if temperature != 0 and kernel.chosen(draft_token_ids, target_probs, draft_probs):
-        return kernel.residual(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature)
-    return residual(prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature))
-
-
-def verify_lenient(
-    draft_token_ids: Array,
-    draft_probs: Array | None,
-    target_probs: Array,
-    uniforms: Array,
-    *,
-    lenience: float,
-    temperature: float | None = None,
-    num_draft_tokens: Array | None = None,
-) -> Verdict:
-    drafts = prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature)
-    return residual(drafts, lenience)
-
-
-def residual(drafts: Drafts, lenience: float = 1) -> Verdict:
-    p, q = _of_tokens(drafts)
-    accepted = _leading((drafts.coins[:, :-1] * (lenience * q) < p) & drafts.real)
-    return verdict_of(drafts.ids, accepted, draw(_recovery(drafts, accepted), drafts.last_coin))
-
-
-def verify_block(
-    draft_token_ids: Array,
-    draft_probs: Array | None,
-    target_probs: Array,
-    uniforms: Array,
-    *,
-    temperature: float | None = None,
-    num_draft_tokens: Array | None = None,
-) -> Verdict:
-    drafts = prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens, temperature)
-    xp = namespace(drafts.ids)
-    capped = _capped_products(drafts)
-    ends = places(drafts.ids) + 1 == drafts.counts[:, None]
-    shares = xp.concatenate([_shares(drafts, capped), capped[:, -1:]], axis=1)
-    passed = (drafts.coins[:, :-1] < xp.where(ends, capped[:, 1:], shares)) & drafts.real
-    accepted = largest_place(with_last(passed[:, ::-1], True)[:, ::-1])  # none passed: 0 accepted
-    weights = _recovery(drafts, accepted, along(capped, accepted[:, None]))
-    return verdict_of(drafts.ids, accepted, draw(weights, drafts.last_coin))
-
-
-def _capped_products(drafts: Drafts) -> Array:
-    """[B, K + 1] the running product of p / q, never above 1, before each draft and after the last."""
-    xp = namespace(drafts.ids)
-    p, q = _of_tokens(drafts)
-    ratio = xp.where(q > 0, p / xp.where(q > 0, q, 1), ((q == 0) & (p > 0)).astype(p.dtype))
-    capped = [xp.ones_like(drafts.coins[:, 0])]
-    for n in range(p.shape[1]):
-        capped.append(xp.minimum(capped[-1] * ratio[:, n], 1))  # NaN stays, and rejects
-    return xp.stack(capped, axis=1)
-
-
-def _shares(drafts: Drafts, capped: Array) -> Array:
-    """[B, K - 1] for each draft that another follows: what is owed after it, of all that could happen; 0/0 is 1."""
-    xp = namespace(capped)
-    inner = capped[:, 1:-1]
-    left = drafts.target[:, 1:-1].astype(drafts.dtype, copy=False) * inner[..., None]
-    owed = less(left, None if drafts.draft is None else drafts.draft[:, 1:], drafts.ids[:, 1:, None]).sum(axis=-1)
-    outcomes = owed + (1 - inner)
-    return xp.where(outcomes == 0, 1, owed / xp.where(outcomes == 0, 1, outcomes))
-
-
-def verify_exact(
-    draft_token_ids: Array,
-    target_probs: Array,
-    uniforms: Array,
-    *,
-    temperature: float | None = None,
-    num_draft_tokens: Array | None = None,
-) -> Verdict:
-    drafts = prepare(draft_token_ids, None, target_probs, uniforms, num_draft_tokens, temperature)
-    return _matched(drafts, draw(drafts.target.astype(drafts.dtype, copy=False), drafts.coins))
-
-
-def verify_typical(
-    draft_token_ids: Array,
-    target_probs: Array,
-    uniforms: Array,
-    *,
-    epsilon: float = 0.09,
-    delta: float = 0.3,
-    temperature: float | None = None,
-    num_draft_tokens: Array | None = None,
-) -> Verdict:
-    drafts = prepare(draft_token_ids, None, target_probs, uniforms, num_draft_tokens, temperature)
-    xp = namespace(drafts.target)
-    rows = drafts.target[:, :-1].astype(drafts.dtype, copy=False)
-    negative_entropy = (rows * xp.log(rows + 1e-5)).sum(axis=-1)
-    threshold = xp.minimum(delta * xp.exp(negative_entropy), epsilon)
-    accepted = _leading((_of_tokens(drafts)[0] > threshold) & drafts.real)
-    return verdict_of(drafts.ids, accepted, draw(drafts.target_row(accepted), drafts.last_coin))
-
-
-def verify_relaxed(
-    draft_token_ids: Array,
-    target_probs: Array,
-    *,
-    top_n: int = 10,
-    delta: float = 0.6,
-    temperature: float | None = None,
-    num_draft_tokens: Array | None = None,
-) -> Verdict:
-    drafts = prepare(draft_token_ids, None, target_probs, None, num_draft_tokens, temperature)
-    best = usable(drafts.target[:, :-1]).max(axis=-1).astype(drafts.dtype, copy=False)
-    near = _of_tokens(drafts)[0] >= best - delta
-    return _best_follows(drafts, _among_best(drafts, top_n) & near)
-
-
-def verify_top_k(
-    draft_token_ids: Array,
-    target_probs: Array,
-    *,
-    k: int,
-    temperature: float | None = None,
-    num_draft_tokens: Array | None = None,
-) -> Verdict:
-    drafts = prepare(draft_token_ids, None, target_probs, None, num_draft_tokens, temperature)
-    return _best_follows(drafts, _among_best(drafts, k))
-
-
-def _matched(drafts: Drafts, tokens: Array) -> Verdict:
-    """Drafts are accepted while they are the target's own `tokens` [B, K + 1]."""
-    accepted = _leading((tokens[:, :-1] == drafts.ids) & drafts.real)
-    return Verdict(namespace(tokens).where(places(tokens) > accepted[:, None], -1, tokens), accepted)
-
-
-def _best_follows(drafts: Drafts, passed: Array) -> Verdict:
-    accepted = _leading(passed & drafts.real)
-    return verdict_of(drafts.ids, accepted, argmax(drafts.target_row(accepted)))
-
-
-def verdict_of(tokens: Array, accepted: Array, last: Array) -> Verdict:
-    """The first accepted of `tokens` [B, K], then `last` [B], then -1."""
-    xp = namespace(tokens)
-    tokens = with_last(tokens, -1)
-    here, end = places(tokens), accepted[:, None]
-    return Verdict(xp.where(here < end, tokens, xp.where(here == end, last[:, None], -1)), accepted)
-
-
-def _of_tokens(drafts: Drafts) -> tuple[Array, Array]:
-    """[B, K] p and q of the drafted tokens of a chain."""
-    index = drafts.ids[..., None]
-    p = along(drafts.target[:, :-1], index)[..., 0].astype(drafts.dtype, copy=False)
-    if drafts.draft is None:
-        return p, namespace(p).ones_like(p)
-    return p, along(drafts.draft, index)[..., 0].astype(drafts.dtype, copy=False)
-
-
-def _recovery(drafts: Drafts, row: Array, capped: Array | None = None) -> Array:
-    """[B, V] weights of the token after `row` accepted drafts of a chain."""
-    p = drafts.target_row(row)
-    if drafts.ids.shape[1] == 0:
-        return p
-    node = namespace(row).minimum(row, drafts.ids.shape[1] - 1)
-    owed = p if capped is None else p * capped
-    left = less(owed, drafts.draft_row(node), along(drafts.ids, node[:, None]))
-    return fallback(left, p, row < drafts.counts)
-
-
-def less(weights: Array, q: Array | None, token: Array | None = None) -> Array:
-    """max(weights - q, 0); q=None stands for a one-hot row at `token`."""
-    xp = namespace(weights)
-    if q is None:
-        return xp.where(places(weights) == token, xp.maximum(weights - 1, 0), weights)
-    return xp.maximum(weights - q, 0)
-
-
-def fallback(left: Array, weights: Array, changed: Array) -> Array:
-    """`left` in the rows that changed, unless rounding or a NaN left nothing there."""
-    return namespace(left).where((changed & (left.sum(axis=-1) > 0))[:, None], left, weights)
-
-
-def _among_best(drafts: Drafts, most: int) -> Array:
-    """[B, K]: fewer than `most` tokens are likelier, or as likely with a smaller id. NaN and -inf never pass."""
-    rows, index = drafts.target[:, :-1].astype(drafts.dtype, copy=False), drafts.ids[..., None]
-    p = along(rows, index)
-    ahead = ((rows > p) | ((rows == p) & (places(rows) < index))).sum(axis=-1)
-    return (ahead < most) & (p[..., 0] > -math.inf)
-
-
-def _leading(passed: Array) -> Array:
-    """[B] how many are True before the first that is not."""
-    return smallest_place(~with_last(passed, False))
-
-
-def _rows(index: Array) -> Array:
-    return namespace(index).arange(index.shape[0])
+        return kernel.residual(*arrays, num_draft_tokens, temperature)
+    return eager.verify_residual(*arrays, temperature=temperature, num_draft_tokens=num_draft_tokens)

@@ -6,7 +6,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from zigzag.backends.torch import positions_of, related_nodes
+from zigzag.backends.eager.attention import positions_of
+from zigzag.backends.torch.attention import related_nodes
 from zigzag.backends.triton.blocks import Blocks
 from zigzag.backends.triton.dtypes import LOG2E
 from zigzag.backends.triton.parts import width_of

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends.torch import join_heads, positions_of
+from zigzag.backends.eager.attention import positions_of
+from zigzag.backends.eager.mixed_attention import join_heads
 from zigzag.backends.triton.arguments import batch_strides, factor_of, launch_options, may_have_gaps, or_unused
 from zigzag.backends.triton.attention import attend, attention, rows_of
 from zigzag.backends.triton.blocks import blocks_of, mixed_blocks_of, splits_of

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends.torch.sampling import filtered
+from zigzag.backends.eager.sampling import filtered
 from zigzag.backends.triton.dtypes import check_dtypes
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.backends.triton.rows import (
@@ -39,7 +39,8 @@ def to_probs(
             MODE=mode, CHUNKS=parts.width, CHUNK=parts.chunk, num_warps=warps_of(parts.chunk),
             **dependent(rows.device),
         )  # fmt: skip
-    return filtered(probs.view(logits.shape), top_k=top_k, top_p=top_p, min_p=min_p)
+    left: Tensor = filtered(probs.view(logits.shape), top_k=top_k, top_p=top_p, min_p=min_p)
+    return left
 
 
 def sample(probs: Tensor, uniforms: Tensor) -> Tensor:

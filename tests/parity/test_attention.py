@@ -122,13 +122,17 @@ def test_what_nobody_sees_may_be_nan(backend: str, at: list[int], placed: bool) 
 def test_long_inputs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full score matrix above the limit is taken in blocks of queries, with the same result."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from zigzag.backends import torch as torch_eager
+    from zigzag.backends import torch as torch_ops
+    from zigzag.backends.eager import attention as eager_attention
 
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 4, 50, 8), torch.randn(1, 2, 50, 8), torch.randn(1, 2, 50, 8)
-    whole = torch_eager.attention(query, key, value), torch_eager.lost_mass(query, key, sink=2, recent=3)
-    monkeypatch.setattr(torch_eager, "MAX_SCORES", 4 * 50 * 7)
-    parts = torch_eager.attention(query, key, value), torch_eager.lost_mass(query, key, sink=2, recent=3)
+    blocks, scores_of = [], eager_attention.scores_of
+    monkeypatch.setattr(eager_attention, "scores_of", lambda q, *rest: blocks.append(q.shape[2]) or scores_of(q, *rest))
+    whole = torch_ops.attention(query, key, value), torch_ops.lost_mass(query, key, sink=2, recent=3)
+    monkeypatch.setattr(eager_attention, "MAX_SCORES", 4 * 50 * 7)
+    parts = torch_ops.attention(query, key, value), torch_ops.lost_mass(query, key, sink=2, recent=3)
+    assert blocks == [50, *[7] * 7, 1]
     torch.testing.assert_close(parts, whole)
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from zigzag.backends.eager.mixed_attention import join_heads
 from zigzag.caches.streaming import StreamingLayer
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import CacheError
@@ -88,11 +88,6 @@ def split(full_groups: Sequence[bool], states: Tensor) -> Pair:
     """(full, streaming) heads [B, h, ...] of keys, values or queries [B, G or H, ...]."""
     runs = runs_of(full_groups, states.shape[1])
     return pick(states, runs, True, join_heads), pick(states, runs, False, join_heads)
-
-
-def join_heads(parts: Sequence[Tensor]) -> Tensor:
-    """The heads of all parts, [B, heads, ...]."""
-    return torch.cat(list(parts), dim=1)
 
 
 def full_groups_of(layer: Any) -> bool | tuple[bool, ...]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from zigzag import ops
-from zigzag.caches.mixed import join_heads, split
+from zigzag.backends.eager.mixed_attention import join_heads
+from zigzag.caches.mixed import split
 from zigzag.plans.heads import Plan
 from zigzag.plans.window import Window
 from zigzag.reference.mixed_attention import in_order, runs_of

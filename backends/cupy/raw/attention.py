@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from zigzag.backends.cupy.arrays import Array, namespace
 from zigzag.backends.cupy.raw import attention_mma as mma
 from zigzag.backends.cupy.raw import kernels
 from zigzag.backends.cupy.raw.attention_merge import merge_parts
-from zigzag.backends.cupy.visibility import positions_of
+from zigzag.backends.eager.arrays import Array, namespace
+from zigzag.backends.eager.attention import positions_of
 
 MAX_QUERIES = 16
 MAX_SIZE = 128  # of D and Dv

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from zigzag.backends.cupy.arrays import Array
 from zigzag.backends.cupy.raw import kernels
+from zigzag.backends.eager.arrays import Array
 
 NAME = "merge_parts"
 THREADS = 128

@@ -1,8 +1,8 @@
 """When attention_mma.cu, attention on tensor cores, is used, and its constants; attention.py launches it."""
 
-from zigzag.backends.cupy.arrays import Array
 from zigzag.backends.cupy.raw.kernels import source_of
 from zigzag.backends.cupy.raw.launch import capability
+from zigzag.backends.eager.arrays import Array
 
 NAME = "decode_attention_mma"
 SOURCE = source_of("attention_mma.cu")

@@ -8,8 +8,8 @@ from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
-from zigzag.backends.cupy.arrays import Array
 from zigzag.backends.cupy.raw.launch import queue
+from zigzag.backends.eager.arrays import Array
 
 RAW = "ZIGZAG_CUPY_RAW"  # with this environment variable 0 everything is left to array calls
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zigzag.backends.cupy.arrays import Array
+from zigzag.backends.eager.arrays import Array
 
 LIBRARY = "libcuda.so.1"  # on Linux; elsewhere CuPy launches
 HOPPER = 90  # compute capability

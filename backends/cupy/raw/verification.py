@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from zigzag.backends.cupy.arrays import Array, namespace
 from zigzag.backends.cupy.raw import kernels
+from zigzag.backends.eager.arrays import Array, namespace
 from zigzag.reference.verification import Verdict
 
 THREADS = 256  # of a block; also the most chunks, and one more than the most drafts

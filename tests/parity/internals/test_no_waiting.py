@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from zigzag import ops, reference  # noqa: E402
-from zigzag.backends import torch as torch_eager  # noqa: E402
+from zigzag.backends import torch as torch_ops  # noqa: E402
 
 READS = "item tolist numpy cpu __bool__ __int__ __float__ __index__ __contains__".split()
 WAITING = """
@@ -68,7 +68,7 @@ TREES = [[-1, 0, 1, 2], [-1, -1, 0, 0], [-1, -1, -1, -1]]
 @pytest.mark.parametrize("deterministic", [False, True], ids=["drawn", "deterministic"])
 def test_no_rule_waits(front_door: bool, ragged: bool, deterministic: bool) -> None:
     ids, draft, target, uniforms, rest = inputs(ragged, deterministic)
-    module = ops if front_door else torch_eager
+    module = ops if front_door else torch_ops
     rest |= {"validate": False} if front_door else {}
     called = set()
 
@@ -92,7 +92,7 @@ def test_no_rule_waits(front_door: bool, ragged: bool, deterministic: bool) -> N
     assert called == {op for op in reference.OPS if op.startswith("verify")}
 
 
-@pytest.mark.parametrize("module", [torch_eager, ops], ids=["backend", "front door"])
+@pytest.mark.parametrize("module", [torch_ops, ops], ids=["backend", "front door"])
 def test_sampling_does_not_wait(module) -> None:
     _, _, target, uniforms, _ = inputs(False, False)
     unwatched(module.sample, target, uniforms)
@@ -100,14 +100,14 @@ def test_sampling_does_not_wait(module) -> None:
         unwatched(module.to_probs, target.log(), **options)
 
 
-@pytest.mark.parametrize("module", [torch_eager, ops], ids=["backend", "front door"])
+@pytest.mark.parametrize("module", [torch_ops, ops], ids=["backend", "front door"])
 def test_routing_does_not_wait(module) -> None:
     _, _, target, _, _ = inputs(False, False)
     unwatched(module.route_experts, target[..., :6], target[0, 0, :6], top_k=2)
     unwatched(module.route_experts, target[..., :6], target[0, 0, :6], top_k=2, num_groups=3, top_groups=2)
 
 
-@pytest.mark.parametrize("module", [torch_eager, ops], ids=["backend", "front door"])
+@pytest.mark.parametrize("module", [torch_ops, ops], ids=["backend", "front door"])
 def test_few_tokens_do_not_wait_for_experts(module) -> None:
     options = {"validate": False} if module is ops else {}
     ids, (gate_up, down) = torch.tensor([[3, 3, -1], [0, 7, 1]]), (torch.zeros(8, 6, 5), torch.zeros(8, 5, 3))

@@ -1,0 +1,5 @@
+"""`assign_heads` and `assign_layers` for CuPy arrays."""
+
+from zigzag.backends.eager.assignment import assign_heads, assign_layers
+
+__all__ = ["assign_heads", "assign_layers"]

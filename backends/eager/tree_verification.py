@@ -1,0 +1,180 @@
+"""The acceptance rules for token trees.
+
+A walk goes down all trees of the batch at once, level by level: each row's weights [B, V] stand for its last accepted
+node, and the siblings below it are tested in draw order. A chain is verified without walking.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from zigzag.backends.eager.arrays import Array, along, cast, full, masked_fill, namespace, places, put
+from zigzag.backends.eager.sampling import argmax, draw
+from zigzag.backends.eager.verification import Drafts, fallback, less, prepare, residual, verdict_of
+from zigzag.reference.trees import chain, children, node_depths
+from zigzag.reference.verification import Verdict
+
+
+def verify_tree_greedy(
+    draft_token_ids: Array, target_logits: Array, *, parents: Sequence[int], num_draft_tokens: Array | None = None
+) -> Verdict:
+    drafts = prepare(draft_token_ids, None, target_logits, None, num_draft_tokens)
+
+    def test(nodes: Array, row: Array) -> tuple[Array, Array]:
+        tokens = along(drafts.ids, nodes.clip(0))
+        return _first(nodes, (nodes >= 0) & (tokens == argmax(row)[:, None])), row
+
+    path, row = _descend(drafts, parents, test)
+    return _tree_verdict(drafts, path, argmax(row))
+
+
+def verify_tree_residual(
+    draft_token_ids: Array,
+    draft_probs: Array | None,
+    target_probs: Array,
+    uniforms: Array,
+    *,
+    parents: Sequence[int],
+    replacement: bool = True,
+    num_draft_tokens: Array | None = None,
+) -> Verdict:
+    drafts = prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens)
+    if list(parents) == chain(len(parents)):
+        verdict = residual(drafts)
+        nodes = places(drafts.ids)
+        return verdict._replace(accepted_nodes=masked_fill(nodes, nodes >= verdict.num_accepted[:, None], -1))
+    path, left = _descend(drafts, parents, partial(_one_by_one, drafts, replacement))
+    return _tree_verdict(drafts, path, draw(left, drafts.last_coin))
+
+
+def verify_tree_k_seq(
+    draft_token_ids: Array,
+    draft_probs: Array | None,
+    target_probs: Array,
+    uniforms: Array,
+    *,
+    parents: Sequence[int],
+    num_draft_tokens: Array | None = None,
+) -> Verdict:
+    drafts = prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens)
+    path, left = _descend(drafts, parents, partial(_all_alike, drafts))
+    return _tree_verdict(drafts, path, draw(left, drafts.last_coin))
+
+
+def _descend(
+    drafts: Drafts, parents: Sequence[int], test: Callable[[Array, Array], tuple[Array, Array]]
+) -> tuple[Array, Array]:
+    """(accepted nodes [B, depth], then -1; weights [B, V] of the token that follows).
+
+    `test` gets the siblings [B, C] below each row's last node (-1: no more) and that node's target row; it returns
+    the accepted one or -1, and what is left of the row. A row that has ended has no siblings, and keeps its weights.
+    """
+    xp, (table, widths) = namespace(drafts.ids), _children(parents, drafts.ids)
+    row = xp.zeros_like(drafts.counts)
+    weights, path = drafts.target_row(row), list[Array]()
+    for width in widths:
+        nodes = table[row, :width]
+        absent = nodes >= drafts.counts[:, None]
+        if path:
+            absent |= path[-1][:, None] < 0
+        accepted, weights = test(masked_fill(nodes, absent, -1), weights)
+        row = xp.where(accepted >= 0, accepted + 1, row)
+        weights = xp.where((accepted >= 0)[:, None], drafts.target_row(row), weights)
+        path.append(accepted)
+    return xp.stack(path, axis=1) if path else xp.zeros_like(drafts.ids), weights
+
+
+def _one_by_one(drafts: Drafts, replacement: bool, nodes: Array, left: Array) -> tuple[Array, Array]:
+    """Residual sampling: each rejected sibling takes its share out of `left` before the next is tested."""
+    xp = namespace(nodes)
+    accepted = xp.full_like(nodes[:, 0], -1)
+    drawn = xp.zeros_like(left, dtype=bool)
+    for turn in range(nodes.shape[1]):
+        node = nodes[:, turn]
+        index = node.clip(0)
+        token = along(drafts.ids, index[:, None])
+        q = drafts.draft_row(index)
+        tested = (node >= 0) & (accepted < 0)
+        if not replacement:
+            tested &= ~along(drawn, token)[:, 0]
+            q = q if q is None or turn == 0 else _without(q, drawn)
+            drawn = put(drawn, token, along(drawn, token) | tested[:, None])
+        if turn:
+            total = left.sum(axis=-1, keepdims=True)
+            left = left / masked_fill(total, ~(tested[:, None] & (total > 0)), 1)
+        scale = 1 if q is None else along(q, token)
+        coin = along(drafts.coins, index[:, None])
+        passed = tested & (coin * scale < along(left, token))[:, 0]
+        left = fallback(less(left, q, token), left, tested & ~passed)
+        accepted = xp.where(passed, node, accepted)
+    return accepted, left
+
+
+def _without(q: Array, drawn: Array) -> Array:
+    """q after the tokens of `drawn` [B, V] were taken out; uniform over the rest once nothing of q is left."""
+    left = masked_fill(q, drawn, 0)
+    left = namespace(q).where(left.sum(axis=-1, keepdims=True) > 0, left, cast(~drawn, q.dtype))
+    total = left.sum(axis=-1, keepdims=True)
+    return left / masked_fill(total, total == 0, 1)
+
+
+def _all_alike(drafts: Drafts, nodes: Array, p: Array) -> tuple[Array, Array]:
+    """K-SEQ: one test for all siblings, then what they leave of `p`."""
+    xp, present, index = namespace(nodes), nodes >= 0, nodes.clip(0)
+    count = cast(present.sum(axis=1, keepdims=True).clip(1), p.dtype)
+    tokens = along(drafts.ids, index)
+    q = drafts.draft_row(index[:, 0])
+    if q is None:
+        q = put(xp.zeros_like(p), tokens[:, :1], 1)
+    rho = _k_seq_factor(p, q, count) if nodes.shape[1] > 1 else count
+    coins = along(drafts.coins, index)
+    accepted = _first(nodes, present & (coins * (rho * along(q, tokens)) < along(p, tokens)))
+    taken = xp.minimum(p / rho, q)
+    beta = taken.sum(axis=-1, keepdims=True)
+    share = masked_fill(_any_of(beta, count) / beta, beta == 0, 1)
+    return accepted, fallback(less(p, taken * share), p, present[:, 0] & (accepted < 0))
+
+
+def _k_seq_factor(p: Array, q: Array, count: Array) -> Array:
+    """[B, 1] the least rho in [1, count] with 1 - (1 - b)^count <= rho * b, b = sum(min(p / rho, q)), from above."""
+    xp = namespace(p)
+    low, high, room = xp.ones_like(count), count, xp.empty_like(p)
+    for _ in range(40 if p.dtype == xp.float64 else 24):  # more cannot change a float32
+        middle = (low + high) / 2
+        beta = xp.minimum(xp.divide(p, middle, out=room), q, out=room).sum(axis=-1, keepdims=True)
+        enough = _any_of(beta, count) <= middle * beta
+        low, high = xp.where(enough, low, middle), xp.where(enough, middle, high)
+    return high
+
+
+def _any_of(beta: Array, count: Array) -> Array:
+    """1 - (1 - beta)^count without cancellation."""
+    xp = namespace(beta)
+    return -xp.expm1(count * xp.log1p(-beta.clip(max=1)))
+
+
+def _children(parents: Sequence[int], like: Array) -> tuple[Array, list[int]]:
+    """([N + 1, C] the children of each row in draw order, then -1; the most children of a row, level by level)."""
+    families = [children(parents, row) for row in range(len(parents) + 1)]
+    depths = [0, *node_depths(parents).tolist()]
+    widths = [0] * (max(depths) + 1)
+    for depth, family in zip(depths, families, strict=True):
+        widths[depth] = max(widths[depth], len(family))
+    table = full(like, (len(families), max(widths)), -1)
+    for row, family in enumerate(families):
+        for place, node in enumerate(family):
+            cell = table[row, place : place + 1]
+            cell += node + 1  # made on the device: a copy from the host would wait for it
+    return table, widths[:-1]
+
+
+def _first(nodes: Array, passed: Array) -> Array:
+    """[B] the first node of its row [B, C] that passed, or -1. Siblings are in the order of their index."""
+    xp = namespace(nodes)
+    none = xp.iinfo(nodes.dtype).max
+    first = xp.amin(masked_fill(nodes, ~passed, none), axis=1)
+    return masked_fill(first, first == none, -1)
+
+
+def _tree_verdict(drafts: Drafts, path: Array, last: Array) -> Verdict:
+    verdict = verdict_of(along(drafts.ids, path.clip(0)), (path >= 0).sum(axis=1), last)
+    return verdict._replace(accepted_nodes=path)

@@ -9,13 +9,13 @@ from zigzag.reference.errors import ArgumentError, KindError
 CRITERIA = ("retained", "mean", "weighted_gain", "fewest_changes", "max")
 
 
-def assign_heads(scores: ArrayLike, num_full: int) -> NDArray[np.bool_]:
-    """The `num_full` heads with the highest scores; ties go to the lower (layer, head).
+def assign_heads(scores: ArrayLike, num_full_heads: int) -> NDArray[np.bool_]:
+    """The `num_full_heads` heads with the highest scores; ties go to the lower (layer, head).
 
     DuoAttention's map (arXiv 2410.10819) with an exact count and without its random tie noise.
 
     scores: [L, G] finite, larger = needs its full cache more.
-    num_full: number of full heads, 0 to L * G.
+    num_full_heads: number of full heads, 0 to L * G.
     return: [L, G] True where full
 
     Raises ArgumentError for scores that are not finite or not [L, G], or an impossible count.
@@ -24,9 +24,9 @@ def assign_heads(scores: ArrayLike, num_full: int) -> NDArray[np.bool_]:
     array([[ True, False],
            [ True, False]])
     """
-    values = _checked("assign_heads", scores, num_full, per_layer=False)
+    values = _checked("assign_heads", scores, num_full_heads, per_layer=False)
     full = np.zeros(values.size, dtype=bool)
-    full[np.argsort(-values, axis=None, kind="stable")[:num_full]] = True
+    full[np.argsort(-values, axis=None, kind="stable")[:num_full_heads]] = True
     return full.reshape(values.shape)
 
 
@@ -86,9 +86,9 @@ def _checked(op: str, scores: ArrayLike, num_full: int, *, per_layer: bool) -> N
     if not np.isfinite(values).all():
         bad = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
         raise ArgumentError(f"{op}: scores must be finite, got {values[bad]} at (layer, head) {bad}")
-    unit, most = ("layers", len(values)) if per_layer else ("heads", values.size)
+    name, unit, most = ("num_full", "layers", len(values)) if per_layer else ("num_full_heads", "heads", values.size)
     if isinstance(num_full, bool) or not isinstance(num_full, (int, np.integer)):
-        raise KindError(f"{op}: num_full must be a whole number of {unit}, got {num_full!r}")
+        raise KindError(f"{op}: {name} must be a whole number of {unit}, got {num_full!r}")
     if not 0 <= num_full <= most:
-        raise ArgumentError(f"{op}: num_full must be 0 to {most} {unit}, got {num_full}")
+        raise ArgumentError(f"{op}: {name} must be 0 to {most} {unit}, got {num_full}")
     return values.astype(np.float64)

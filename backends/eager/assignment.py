@@ -4,8 +4,8 @@ from zigzag.backends.eager.arrays import Array, from_host, to_host
 from zigzag.reference import assignment
 
 
-def assign_heads(scores: Array, num_full: int) -> Array:
-    return from_host(assignment.assign_heads(to_host(scores), num_full), scores)
+def assign_heads(scores: Array, num_full_heads: int) -> Array:
+    return from_host(assignment.assign_heads(to_host(scores), num_full_heads), scores)
 
 
 def assign_layers(scores: Array, num_full: int, *, criterion: str = "weighted_gain", gain: float = 0.5) -> Array:

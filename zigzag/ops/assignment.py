@@ -4,20 +4,20 @@ from zigzag.backends import lookup
 from zigzag.ops.arrays import Array
 
 
-def assign_heads(scores: Array, num_full: int, *, backend: str = "auto") -> Array:
-    """The `num_full` heads with the highest scores; ties go to the lower (layer, head).
+def assign_heads(scores: Array, num_full_heads: int, *, backend: str = "auto") -> Array:
+    """The `num_full_heads` heads with the highest scores; ties go to the lower (layer, head).
 
     DuoAttention's map (arXiv 2410.10819) with an exact count and without its random tie noise.
 
     scores: [L, G] finite, larger = needs its full cache more.
-    num_full: number of full heads, 0 to L * G.
+    num_full_heads: number of full heads, 0 to L * G.
     return: [L, G] True where full
 
     Raises ArgumentError for scores that are not finite or not [L, G], or an impossible count.
 
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """
-    return lookup("assign_heads", backend, scores)(scores, num_full)
+    return lookup("assign_heads", backend, scores)(scores, num_full_heads)
 
 
 def assign_layers(

@@ -11,6 +11,7 @@ from zigzag.backends import list_backends, register_backend, unregister_backend,
 from zigzag.plans.heads import HeadPlan, load_duo_head_plan, make_head_plan
 from zigzag.plans.layers import LayerPlan, head_map, make_plan
 from zigzag.plans.scores import HeadScores
+from zigzag.plans.window import Window
 from zigzag.reference.errors import (
     ArgumentError,
     BackendError,
@@ -53,6 +54,7 @@ __all__ = [
     "LayerPlan",
     "ModelError",
     "PlanError",
+    "Window",
     "ZigzagError",
     "__version__",
     "attach",

@@ -131,8 +131,13 @@ def test_what_was_fed_is_kept_before_anything_else() -> None:
         runner.feed(torch.tensor([[4, 5]]))
         with pytest.raises(CacheError, match="2 tokens were fed and neither kept nor dropped"):
             runner.sync([[1, 2, 3, 4]])
-        with pytest.raises(CacheError, match="a tree follows what is kept, but 2 tokens"):
-            runner.feed(torch.tensor([[6]]), parents=[-1])
+        for too_early in (
+            lambda: runner.feed(torch.tensor([[6]]), parents=[-1]),
+            lambda: runner.take_back([1]),
+            lambda: runner.select([0]),
+        ):
+            with pytest.raises(CacheError, match="2 tokens were fed and neither kept nor dropped"):
+                too_early()
         with pytest.raises(ArgumentError, match="a token for each node"):
             runner.keep([[0]], [[4, 5]])
         runner.feed(torch.tensor([[6]]))

@@ -102,8 +102,7 @@ class Runner:
         self, sequences: Sequence[list[int]], at_least: int, hidden: Sequence[Tensor] | None = None
     ) -> Output | None:
         """The last logits; None if there was nothing to feed."""
-        if self.fed:
-            raise CacheError(f"{self.fed} tokens were fed and neither kept nor dropped: call keep first")
+        self._check_settled()
         if not self.tokens:
             self._restart(len(sequences))
         common = [_common(o, n, max(0, len(n) - at_least)) for o, n in zip(self.tokens, sequences, strict=True)]
@@ -137,8 +136,8 @@ class Runner:
         """
         if parents is not None and not self.store.takes_trees:
             raise CacheError("a fixed cache takes chains only: a tree's siblings share a position")
-        if parents is not None and self.fed:
-            raise CacheError(f"a tree follows what is kept, but {self.fed} tokens were fed since: call keep first")
+        if parents is not None:
+            self._check_settled()
         width = token_ids.shape[1]
         steps = self.fed + np.arange(width) if parents is None else node_depths(parents) - 1
         output = self._forward(token_ids, self.lengths[:, None] + steps, parents, width, hidden)
@@ -155,11 +154,15 @@ class Runner:
         if counts != [len(row) for row in tokens]:
             raise ArgumentError(f"keep: a token for each node is needed, got {[len(r) for r in tokens]} for {counts}")
         self.store.keep(nodes, self.fed, self.lengths + np.array(counts, dtype=np.int64))
-        if self.keep_hidden:
+        if self._states:
             states = torch.cat(self._states, dim=1)
             for b, row in enumerate(nodes):
                 self._fresh[b].append(states[b, list(row)])
         self._settle(tokens)
+
+    def _check_settled(self) -> None:
+        if self.fed:
+            raise CacheError(f"{self.fed} tokens were fed and neither kept nor dropped: keep must say which stay")
 
     def _settle(self, tokens: Sequence[Sequence[int]]) -> None:
         """These tokens of each row are what the cache holds of those fed last."""
@@ -169,6 +172,7 @@ class Runner:
 
     def take_back(self, counts: Sequence[int]) -> None:
         """Forget the last `counts[b]` tokens of each row."""
+        self._check_settled()
         if not max(counts, default=0):
             return
         self.store.take_back(np.array(counts), self.lengths - np.array(counts))
@@ -177,6 +181,7 @@ class Runner:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order."""
+        self._check_settled()
         self.store.select(rows, torch.tensor(list(rows), device=self.device))
         self.tokens, self._fresh = [self.tokens[b] for b in rows], [self._fresh[b] for b in rows]
 

@@ -1,4 +1,4 @@
-"""The ops for CuPy arrays: array calls, and raw CUDA kernels that step in where one was asked for or has a record.
+"""The ops for CuPy arrays: array calls, and raw CUDA kernels where there are some (docs/backends-cupy.md).
 
 The array calls are the same that NumPy has, so NumPy arrays are taken too; that is how they are tested without a GPU.
 """

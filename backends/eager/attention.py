@@ -179,7 +179,7 @@ def gathered(
     queries, keys = positions_of(query, pages * size, query_positions, key_positions, parents)
     used = block_table.clip(0)
     key, value = (s[used].swapaxes(1, 2).reshape(batch, groups, pages * size, s.shape[3]) for s in (key, value))
-    keys = masked_fill(keys.reshape(-1, pages, size), (block_table < 0)[..., None], -1)
+    keys = masked_fill(keys.reshape(len(keys), pages, size), (block_table < 0)[..., None], -1)
     return key, value, queries, keys.reshape(batch, pages * size)
 
 
@@ -199,6 +199,7 @@ def softmax(scores: Array, seen: Array) -> tuple[Array, Array, Array]:
         return scores, full(scores, (*rows, 1), 1), full(scores, rows, -math.inf)
     xp, scores = namespace(scores), masked_fill(scores, ~seen[:, None, None], -math.inf)
     base = _finite(xp.amax(detach(scores), axis=-1, keepdims=True))
+    base = masked_fill(base, base == math.inf, 0)  # a score of inf has lse inf
     scores -= base
     weights = xp.exp(scores)
     total = weights.sum(axis=-1, keepdims=True)
@@ -248,7 +249,9 @@ def _streaming_prefill(
     used = key_positions.clip(0)
 
     def windows(states: Array) -> Array:  # [B, G, T, D] -> [B * blocks, G, sink + recent + block, D]
-        return states[:, :, used].swapaxes(1, 2).reshape(batch * blocks, states.shape[1], -1, states.shape[3])
+        return (
+            states[:, :, used].swapaxes(1, 2).reshape(batch * blocks, states.shape[1], used.shape[1], states.shape[3])
+        )
 
     padding = full(query, (batch, heads, blocks * _BLOCK - length, size), 0)
     padded = xp.concatenate([query, padding], axis=2).reshape(batch, heads, blocks, _BLOCK, size)

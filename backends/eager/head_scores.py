@@ -55,7 +55,8 @@ def output_deviation(
     full, streaming = full_and_streaming(output_of, query, key, value, (sink, recent, align), scale=scale, **where)
     norm = namespace(query).linalg.norm
     size, change = norm(full, axis=-1), norm(full - streaming, axis=-1)
-    return cast(masked_fill(change / masked_fill(size, size == 0, 1), size == 0, 0), query.dtype)
+    nothing = ~(size > 0)  # NaN too
+    return cast(masked_fill(change / masked_fill(size, nothing, 1), nothing, 0), query.dtype)
 
 
 def gate_gradient(

@@ -1,17 +1,15 @@
 """Attention for PyTorch tensors."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from zigzag.backends.eager import attention as eager
 from zigzag.backends.eager.attention import attention, merge, visible
 
-__all__ = ["attention", "gated_attention", "merge", "output_of", "related_nodes", "visible"]
+__all__ = ["attention", "gated_attention", "merge", "output_of", "visible"]
 
 
 def output_of(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None, **mask: Any) -> Tensor:
@@ -26,7 +24,3 @@ def output_of(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None 
 
 
 gated_attention = partial(eager.gated_attention, output_of)
-
-
-def related_nodes(parents: Sequence[int], num_queries: int, num_keys: int, device: torch.device) -> Tensor:
-    return torch.from_numpy(eager.related_nodes(parents, num_queries, num_keys)).to(device)

@@ -11,22 +11,22 @@ from typing import Any
 
 import torch
 
-from zigzag.backends.torch import (  # noqa: F401  (ops of this backend, as the next ones)
+from zigzag.backends.torch import (
     assign_heads,
     assign_layers,
     gated_attention,
     merge,
     visible,
 )
-from zigzag.backends.torch.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual  # noqa: F401
-from zigzag.backends.triton.attention import attention  # noqa: F401
+from zigzag.backends.torch.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
+from zigzag.backends.triton.attention import attention
 from zigzag.backends.triton.dtypes import DTYPES
-from zigzag.backends.triton.experts import apply_experts  # noqa: F401
-from zigzag.backends.triton.head_scores import gate_gradient, lost_mass, output_deviation  # noqa: F401
-from zigzag.backends.triton.mixed_attention import mixed_attention  # noqa: F401
-from zigzag.backends.triton.routing import route_experts  # noqa: F401
-from zigzag.backends.triton.sampling import sample, to_probs  # noqa: F401
-from zigzag.backends.triton.verification import (  # noqa: F401
+from zigzag.backends.triton.experts import apply_experts
+from zigzag.backends.triton.head_scores import gate_gradient, lost_mass, output_deviation
+from zigzag.backends.triton.mixed_attention import mixed_attention
+from zigzag.backends.triton.routing import route_experts
+from zigzag.backends.triton.sampling import sample, to_probs
+from zigzag.backends.triton.verification import (
     verify_block,
     verify_exact,
     verify_greedy,
@@ -38,6 +38,34 @@ from zigzag.backends.triton.verification import (  # noqa: F401
 )
 
 ARRAY_KINDS = ("torch",)
+
+__all__ = [
+    "apply_experts",
+    "assign_heads",
+    "assign_layers",
+    "attention",
+    "gate_gradient",
+    "gated_attention",
+    "lost_mass",
+    "merge",
+    "mixed_attention",
+    "output_deviation",
+    "route_experts",
+    "sample",
+    "to_probs",
+    "verify_block",
+    "verify_exact",
+    "verify_greedy",
+    "verify_lenient",
+    "verify_relaxed",
+    "verify_residual",
+    "verify_top_k",
+    "verify_tree_greedy",
+    "verify_tree_k_seq",
+    "verify_tree_residual",
+    "verify_typical",
+    "visible",
+]
 
 
 def device_name() -> str:

@@ -6,8 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from zigzag.backends.eager.attention import positions_of
-from zigzag.backends.torch.attention import related_nodes
+from zigzag.backends.eager.attention import positions_of, related_nodes
 from zigzag.backends.triton.blocks import Blocks
 from zigzag.backends.triton.dtypes import LOG2E
 from zigzag.backends.triton.parts import width_of
@@ -65,4 +64,4 @@ def launch_options(blocks: Blocks, size: int, value_size: int) -> dict[str, int]
 @cache
 def ancestors(parents: tuple[int, ...], device: torch.device) -> Tensor:
     """[N, N] uint8: 1 where the column is the row's node itself or an ancestor."""
-    return related_nodes(parents, len(parents), len(parents), device).to(torch.uint8)
+    return torch.from_numpy(related_nodes(parents, len(parents), len(parents))).to(device, torch.uint8)

@@ -60,7 +60,7 @@ def check_rule_options(
     replacement: bool = True,
     temperature: float | None = None,
 ) -> None:
-    """The options of the acceptance rules; who has none of a name leaves it out."""
+    """The options of the acceptance rules; who has none of a name leaves it out. Of `replacement` any value is one."""
     for name, number in {"epsilon": epsilon, "delta": delta}.items():
         if not number >= 0:
             raise ArgumentError(f"{op}: {name} must be 0 or more, got {number}")

@@ -82,13 +82,18 @@ def mean_loss(model: Any, prompts: list[PasskeyPrompt]) -> float:
     return float(np.mean([loss_of(model, prompt) for prompt in prompts]))
 
 
-def gated_log_odds(model: Any, gates: torch.Tensor) -> float:
-    """Mean of log(p / (1 - p)) over the answers with ``gate * full + (1 - gate) * streaming`` in each head."""
+def gated_log_odds(model: Any, gates: torch.Tensor, plan: LayerPlan | None) -> float:
+    """Mean of log(p / (1 - p)) over the answers with ``streaming + gate * (full - streaming)`` in each head.
+
+    In a layer that streams under a plan the gate adds to what the plan's own window gives.
+    """
 
     def inner(layer: int, query: Any, key: Any, value: Any, scaling: float) -> torch.Tensor:
         gate = gates[layer].repeat_interleave(query.shape[1] // key.shape[1])[:, None, None]
-        full, streaming = (plain(query, key, value, scaling, window) for window in ({}, WINDOW))
-        return gate * full + (1 - gate) * streaming
+        own = None if plan is None else plan.window(layer)
+        windows = ({}, WINDOW, WINDOW if own is None else own.mask)
+        full, streaming, start = (plain(query, key, value, scaling, window) for window in windows)
+        return start + gate * (full - streaming)
 
     with attention_is(model, inner):
         logps = [answer_logp(model, prompt) for prompt in PROMPTS]
@@ -100,7 +105,14 @@ def assert_scores(actual: Any, expected: Any) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("plan", [None, LayerPlan(("streaming", "full", "streaming"), **WINDOW)], ids=["full", "plan"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        None,
+        *(LayerPlan(("streaming", "full", "streaming"), **w) for w in (WINDOW, {"sink": 4, "recent": 8, "align": 4})),
+    ],
+    ids=["full", "plan", "plan of another window"],
+)
 @pytest.mark.parametrize("name", TINY)
 def test_gate_gradient_is_the_derivative_by_the_gates(name: str, plan: LayerPlan | None) -> None:
     """By the five-point formula with a wide step, for the models' norms work in float32.
@@ -113,7 +125,7 @@ def test_gate_gradient_is_the_derivative_by_the_gates(name: str, plan: LayerPlan
     for layer, head in np.ndindex(expected.shape):
         change = torch.zeros(LAYERS, GROUPS, dtype=torch.float64)
         change[layer, head] = step
-        less2, less, more, more2 = (gated_log_odds(model, gates.double() + k * change) for k in (-2, -1, 1, 2))
+        less2, less, more, more2 = (gated_log_odds(model, gates.double() + k * change, plan) for k in (-2, -1, 1, 2))
         expected[layer, head] = (less2 - 8 * less + 8 * more - more2) / (12 * step)
     scores = calibrate(model, method="gate_gradient", prompts=PROMPTS, plan=plan, **WINDOW).values
     tolerance = {"rtol": 2e-3, "atol": 2e-4}

@@ -40,7 +40,9 @@ def histories(model, plan, rows: int, *, capacity: int, graphs: bool, rounds: in
                 continue
             fed = rng.randint(1, 6)
             ids = torch.tensor([draw(rng, fed) for _ in range(rows)]).to(runner.device)
-            logits = runner.feed(ids).logits
+            first = rng.randint(0, fed)  # at once, or in two feeds before one keep
+            pieces = [runner.feed(piece).logits.clone() for piece in (ids[:, :first], ids[:, first:]) if piece.numel()]
+            logits = torch.cat(pieces, dim=1)
             kept = [rng.randint(1, fed) for _ in range(rows)]
             tokens = [new[:count] for new, count in zip(ids.tolist(), kept, strict=True)]
             for text, new in zip(texts, tokens, strict=True):

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -297,6 +298,21 @@ class TestPhases:
             assert again.sequences[0] == row
 
 
+def test_a_cache_is_void_after_an_error() -> None:
+    model = target()
+    first = generate(model, [[1, 2, 3]], temperature=0, max_new_tokens=3)
+    longer = [*first.sequences[0], 4]
+
+    def stumble(ids, scores):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        generate(model, [longer], max_new_tokens=3, cache=first.cache, logits_processor=stumble)
+    with pytest.raises(CacheError, match="broke off: start with a new one"):
+        generate(model, [longer], temperature=0, max_new_tokens=3, cache=first.cache)
+    assert generate(model, [longer], temperature=0, max_new_tokens=3).new_tokens
+
+
 class Bad:
     """A drafter that can be wrong in every way."""
 
@@ -328,6 +344,7 @@ def ids(*rows: list[int]) -> Draft:
         ({"drafter": Bad(ids([-1, 1]))}, ArgumentError, "drafted token -1"),
         ({"drafter": Bad(ids([1, 2], [1, 2]))}, ArgumentError, r"token_ids \[1, K\]"),
         ({"drafter": Bad(ids([1, 2, 3, 4]))}, ArgumentError, "at most 3"),
+        ({"drafter": Bad(replace(ids([1, 2]), parents=(-1, -1)))}, ArgumentError, "drafted a tree, but has no"),
         ({"drafter": Bad(ids([1, 2]), law="dense")}, ArgumentError, "law is dense"),
         ({"drafter": Bad(ids([1, 2]), law="unknown")}, ArgumentError, "law is unknown"),
         ({"drafter": Bad(ids([1, 2]), longest=99), "plan": MIXED}, ArgumentError, "spare=99"),

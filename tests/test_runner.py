@@ -31,8 +31,8 @@ def fresh(model, plan, tokens: list[int]) -> torch.Tensor:
         return model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
 
 
-def growing(host: Host, plan, *, spare: int) -> Runner:
-    return Runner(host, GrowingStore(plan, host.config, host.model.device, spare=spare))
+def growing(host: Host, plan, **options) -> Runner:
+    return Runner(host, GrowingStore(plan, host.config, host.model.device, **options))
 
 
 def assert_right(model, plan, rows: list[list[int]], logits: torch.Tensor) -> None:
@@ -55,13 +55,17 @@ def path_to(parents: list[int], node: int) -> list[int]:
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", PLANS)
-@pytest.mark.parametrize("make", [tiny_llama, tiny_glm4_moe])
-def test_random_histories(make, name: str, rows: int) -> None:
+@pytest.mark.parametrize(
+    ("make", "by_positions"),
+    [(tiny_llama, False), (tiny_llama, True), (tiny_glm4_moe, False)],
+    ids=["llama", "llama, as on a GPU", "glm"],
+)
+def test_random_histories(make, by_positions: bool, name: str, rows: int) -> None:
     """Chains, trees, tokens taken back and more fed, with rows at different lengths."""
     rng = random.Random(rows)
     model, plan = make(4, dtype=torch.float64), PLANS[name]
     with Host(model) as host, torch.inference_mode():
-        runner = growing(host, plan, spare=8)
+        runner = growing(host, plan, spare=8, by_positions=by_positions)
         texts = [draw(rng, rng.randint(3, 25)) for _ in range(rows)]
         checks = [([list(t) for t in texts], runner.sync(texts).logits[:, 0].clone())]
         for _ in range(20):
@@ -157,8 +161,79 @@ def test_a_forward_that_breaks_off_voids_the_cache() -> None:
         with pytest.raises(ZeroDivisionError):
             runner.sync([[1, 2, 3, 4]])
         stumble.remove()
+        assert host._states is None
+        for call in (
+            lambda: runner.sync([[1, 2, 3, 4]]),
+            lambda: runner.feed(torch.tensor([[5]])),
+            lambda: runner.take_back([1]),
+            lambda: runner.select([0]),
+        ):
+            with pytest.raises(CacheError, match="broke off: start with a new one"):
+                call()
+
+
+@pytest.mark.parametrize("part", ["keep", "take_back", "select"])
+def test_a_store_that_breaks_off_voids_the_cache(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when memory runs out half-way; a refusal, before anything is done, does not."""
+    model = tiny_llama(4, dtype=torch.float64)
+    calls = {
+        "keep": lambda r: r.keep([[]], [[]]),
+        "take_back": lambda r: r.take_back([1]),
+        "select": lambda r: r.select([0]),
+    }
+
+    def stumble(error: Exception):
+        def instead(*_):
+            raise error
+
+        return instead
+
+    with Host(model) as host, torch.inference_mode():
+        runner = growing(host, None, spare=3)
+        runner.sync([[1, 2, 3]])
+        for error in (CacheError("refused"), MemoryError("half-way")):
+            monkeypatch.setattr(runner.store, part, stumble(error))
+            with pytest.raises(type(error)):
+                calls[part](runner)
         with pytest.raises(CacheError, match="broke off"):
-            runner.sync([[1, 2, 3, 4]])
+            calls[part](runner)
+
+
+def test_states_are_those_of_the_tokens_kept() -> None:
+    """After two feeds before one keep, and after rows have left."""
+    model = tiny_llama(4, dtype=torch.float64)
+    with torch.inference_mode():
+        true = [
+            model.model(torch.tensor([row])).last_hidden_state[0] for row in ([1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4])
+        ]
+    with Host(model) as host, torch.inference_mode():
+        runner = Runner(host, GrowingStore(None, host.config, model.device), keep_hidden=True)
+        runner.sync([[1, 2], [9, 8]])
+        assert host._states is None  # the runner's own are kept, not the model's last
+        runner.feed(torch.tensor([[3, 4], [7, 6]]))
+        runner.feed(torch.tensor([[5, 6], [5, 4]]))
+        runner.keep([range(4), range(3)], [[3, 4, 5, 6], [7, 6, 5]])
+        runner.select([1, 0])
+        states = runner.take_hidden()
+    torch.testing.assert_close(states[0], true[1][:5], rtol=0, atol=1e-9)
+    torch.testing.assert_close(states[1], true[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("new", "words"), [((9, 2), "7 tokens would have"), ((40, 39), "at most 9 at once")])
+def test_padding_that_could_not_be_forgotten_is_refused(new: tuple[int, int], words: str) -> None:
+    """Before anything is fed: the same text goes in in pieces."""
+    rng, model, plan = random.Random(0), tiny_llama(4, dtype=torch.float64), PLANS["mixed"]
+    texts = [draw(rng, 20), draw(rng, 20)]
+    with Host(model) as host, torch.inference_mode():
+        runner = growing(host, plan, spare=4)
+        runner.sync(texts)
+        longer = [text + draw(rng, count) for text, count in zip(texts, new, strict=True)]
+        with pytest.raises(CacheError, match=words):
+            runner.sync(longer)
+        assert runner.tokens == texts
+        for end in range(20, max(map(len, longer)), 3):
+            logits = runner.sync([text[: end + 3] for text in longer]).logits[:, 0]
+    assert_right(model, plan, longer, logits)
 
 
 def test_plan_of_another_model() -> None:

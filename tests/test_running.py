@@ -483,8 +483,9 @@ def test_cache_after_detach(llama: Any) -> None:
         (LayerPlan(MIXED.kinds, sink=2, recent=5), 4),
         (LayerPlan(MIXED.kinds, sink=1, recent=6), 4),
         (MIXED, 5),
+        (LayerPlan(MIXED.kinds, sink=2, recent=6, align=2), 4),
     ],
-    ids=["kinds", "full", "recent", "sink", "spare"],
+    ids=["kinds", "full", "recent", "sink", "spare", "align"],
 )
 def test_cache_of_another_plan(llama: Any, plan: LayerPlan, spare: int) -> None:
     zigzag.attach(llama, MIXED, spare=4)

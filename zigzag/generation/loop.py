@@ -209,7 +209,11 @@ class _Loop:
                 other = self.drafter.model
                 own = other is None or other is self.model
                 self.drafter.open(host if own else hosts.enter_context(Host(other, self.cuda_graphs)))
-            self._decode()
+            try:
+                self._decode()
+            except BaseException:
+                self.target.void()
+                raise
         new = [row.tokens[row.start :] for row in self.rows]
         self.statistics.new_tokens = sum(map(len, new))
         return Generation(

@@ -59,8 +59,8 @@ def calibrate(
     sink, recent: the window of the streaming layers to be.
     prompts: what to measure on; default: `num_prompts` passkey prompts of `length` tokens from `seed`, made
         with `tokenizer`.
-    plan: measure while the model runs under this plan, not under full attention: what a layer matters while the
-        others do as planned; for gate_gradient, see `zigzag.refine_plan`.
+    plan: measure while the model runs under this plan and its window, not under full attention: what a layer matters
+        while the others do as planned; for gate_gradient, see `zigzag.refine_plan`.
     batch_size: prompts of equal length in one forward.
     advance: called with the number of prompts done, for progress bars; `steps` says how many come.
 

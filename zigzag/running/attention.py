@@ -73,7 +73,9 @@ class Attention:
             )
             joined: Tensor = in_order(*outputs, runs_of(groups, query.shape[1]), join_heads)
             return joined
-        where: dict[str, Any] = {"query_positions": self.now, "key_positions": self.columns, "parents": self.parents}
+        where: dict[str, Any] = {}
+        if self.columns is not None:  # else the queries are the last columns, as is meant without positions
+            where = {"query_positions": self.now, "key_positions": self.columns, "parents": self.parents}
         where["streaming_positions"] = self._held(layer)
         caches = (key, value, streaming_key, streaming_value)
         both: Tensor = ops.mixed_attention(query, *caches, full_groups=groups, **window.mask, scale=scale, **where)[0]

@@ -124,6 +124,9 @@ class FixedStore:
                 layer.grow(self.capacity)
         self.steps.forget()
 
+    def check_padding(self, positions: Counts) -> None:
+        """Padding goes to nobody's slot, whatever there is of it."""
+
     def drop_padding(self, positions: Counts) -> None:
         """Padding went to nobody's slot."""
 

@@ -49,6 +49,10 @@ class Steps:
         step = self._steps[shape] = self._steps[shape] or _captured(forward, ids, hidden)
         step.ids.copy_(ids)
         step.places.copy_(places, non_blocking=True)
+        if (step.hidden is None) != (hidden is None):
+            raise CacheError(
+                f"a step of shape {list(shape)} was captured {'with' if hidden is None else 'without'} states"
+            )
         if step.hidden is not None and hidden is not None:
             step.hidden.copy_(hidden)
         step.graph.replay()

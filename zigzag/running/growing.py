@@ -24,12 +24,22 @@ class GrowingStore:
 
     plan: None where every layer is full; config: of the decoder
     spare: most tokens that streaming layers can take back
+    by_positions: how full heads attend, see `FullHeads`; None: on a GPU
     """
 
     takes_trees = True
 
-    def __init__(self, plan: Plan | None, config: Any, device: torch.device, *, spare: int = 64) -> None:
+    def __init__(
+        self,
+        plan: Plan | None,
+        config: Any,
+        device: torch.device,
+        *,
+        spare: int = 64,
+        by_positions: bool | None = None,
+    ) -> None:
         check_plan("GrowingStore", plan, config)
+        self.by_positions = device.type == "cuda" if by_positions is None else by_positions
         self.plan, self.device, self.spare = plan, device, spare
         layers: list[Any] = [new_layer(plan, index, spare, FullLayer) for index in range(config.num_hidden_layers)]
         self.cache, self.layers = Cache(layers=layers), layers
@@ -57,8 +67,24 @@ class GrowingStore:
         plain = self.aligned and parents is None
         columns = None if plain else torch.from_numpy(self.positions).to(self.device)
         from_start = from_start and plain
-        full = FullHeads(now, columns, parents, from_start=from_start, by_positions=now.is_cuda)
+        full = FullHeads(now, columns, parents, from_start=from_start, by_positions=self.by_positions)
         return Attention(self.plan, self.layers, full, now=now, columns=columns, parents=parents, from_start=from_start)
+
+    def check_padding(self, positions: Counts) -> None:
+        """CacheError, before anything is fed, if streaming layers could not forget this padding afterwards."""
+        if not self.streaming or not self.positions.shape[1]:
+            return
+        padding, most = (
+            int((positions < 0).sum(axis=1).max()),
+            min(s.window.recent for s in self.streaming) + self.spare,
+        )
+        if padding > self.spare:
+            raise CacheError(too_many(padding, self.spare))
+        if positions.shape[1] > most:
+            raise CacheError(
+                f"rows that go on by different numbers of tokens take at most {most} at once where layers stream, got "
+                f"{positions.shape[1]}; feed them in pieces"
+            )
 
     def drop_padding(self, positions: Counts) -> None:
         """Forget the padding of the last feed, which had these positions; at the start it may stay where it is."""

@@ -5,7 +5,8 @@ and verify under another.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from zigzag.running.attention import Attention
 from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, Output, is_spread
+from zigzag.running.interception import check_plan
 from zigzag.running.stores import Counts, Feed
 
 log = logging.getLogger("zigzag")
@@ -45,7 +47,7 @@ class Runner:
         self.fed = 0  # tokens of each row since the last `keep`, behind those in `tokens`
         self._states: list[Tensor] = []  # their final states, if they are collected
         self._fresh: list[list[Tensor]] = [[] for _ in range(rows)]  # final states since `take_hidden`
-        self._broken = False
+        self._void = False
         self.store.restart(rows)
 
     @property
@@ -115,14 +117,16 @@ class Runner:
             ids[b, width - len(row) :], real[b, width - len(row) :] = row, True
         if not width:
             return None
-        positions = self.lengths[:, None] + np.cumsum(real, axis=1) - 1
+        positions = np.where(real, self.lengths[:, None] + np.cumsum(real, axis=1) - 1, -1)
+        if not real.all():
+            self.store.check_padding(positions)
         tokens = torch.from_numpy(ids).to(self.device)
-        output = self._forward(tokens, np.where(real, positions, -1), None, 1, _joined(hidden, width))
+        output = self._forward(tokens, positions, None, 1, _joined(hidden, width))
         if self.keep_hidden:
             for b, row in enumerate(pending):
                 self._fresh[b].append(output.states[b, width - len(row) :])
         if not real.all():
-            self.store.drop_padding(np.where(real, positions, -1))
+            self.store.drop_padding(positions)
         self._settle(pending)
         return output
 
@@ -153,16 +157,40 @@ class Runner:
         counts = [len(row) for row in nodes]
         if counts != [len(row) for row in tokens]:
             raise ArgumentError(f"keep: a token for each node is needed, got {[len(r) for r in tokens]} for {counts}")
-        self.store.keep(nodes, self.fed, self.lengths + np.array(counts, dtype=np.int64))
+        self._check_valid()
+        with self._void_on_error():
+            self.store.keep(nodes, self.fed, self.lengths + np.array(counts, dtype=np.int64))
         if self._states:
             states = torch.cat(self._states, dim=1)
             for b, row in enumerate(nodes):
                 self._fresh[b].append(states[b, list(row)])
         self._settle(tokens)
 
+    def void(self) -> None:
+        """Something broke off: what the cache holds is not known, and nothing can be done with it any more."""
+        self._void = True
+
+    @contextmanager
+    def _void_on_error(self) -> Iterator[None]:
+        """Refusals leave the store as it was; any other error may come half-way."""
+        try:
+            yield
+        except CacheError:
+            raise
+        except BaseException:
+            self.void()
+            raise
+
     def _check_settled(self) -> None:
+        self._check_valid()
         if self.fed:
             raise CacheError(f"{self.fed} tokens were fed and neither kept nor dropped: keep must say which stay")
+
+    def _check_valid(self) -> None:
+        if self._void:
+            raise CacheError(
+                "what this cache holds is not known, since an earlier call broke off: start with a new one"
+            )
 
     def _settle(self, tokens: Sequence[Sequence[int]]) -> None:
         """These tokens of each row are what the cache holds of those fed last."""
@@ -175,14 +203,16 @@ class Runner:
         self._check_settled()
         if not max(counts, default=0):
             return
-        self.store.take_back(np.array(counts), self.lengths - np.array(counts))
+        with self._void_on_error():
+            self.store.take_back(np.array(counts), self.lengths - np.array(counts))
         for row, count in zip(self.tokens, counts, strict=True):
             del row[len(row) - count :]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order."""
         self._check_settled()
-        self.store.select(rows, torch.tensor(list(rows), device=self.device))
+        with self._void_on_error():
+            self.store.select(rows, torch.tensor(list(rows), device=self.device))
         self.tokens, self._fresh = [self.tokens[b] for b in rows], [self._fresh[b] for b in rows]
 
     def _forward(
@@ -193,14 +223,13 @@ class Runner:
         keep_logits: int,
         hidden: Tensor | None,
     ) -> Output:
-        if self._broken:
-            raise CacheError("an earlier forward of this cache broke off, so what it holds is not known; start anew")
+        self._check_valid()
         real = positions >= 0
         lengths = self.lengths + self.fed + real.sum(axis=1)
         feed = Feed(ids, positions, not real.all(), lengths, parents, keep_logits, hidden, self.keep_hidden)
-        self._broken = True
+        self._void = True
         output = self.store.run(self._call, feed)
-        self._broken = False
+        self._void = False
         self.fed += ids.shape[1]
         return output
 
@@ -235,6 +264,7 @@ def open_runner(
 
     Raises ArgumentError if `host.cuda_graphs` is True and it cannot be, PlanError if the plan is for another model.
     """
+    check_plan("generate", plan, host.config)
     reason = _no_graphs(host.model, plan, trees)
     if host.cuda_graphs and reason:
         raise ArgumentError(f"generate: cuda_graphs=True cannot be: {reason}; leave it out")

@@ -46,6 +46,8 @@ class Draft:
         if ids.shape != (rows, width) or counts.shape != (rows,) or ((counts < 0) | (counts > width)).any():
             raise ArgumentError(f"{name} must give token_ids [{rows}, K] and counts [{rows}] in [0, K]")
         if self.parents is not None:
+            if getattr(drafter, "parents", None) is None:
+                raise ArgumentError(f"{name} drafted a tree, but has no `parents` that say that it drafts trees")
             check_tree(name, self.parents, width)
         if width > drafter.longest:
             raise ArgumentError(f"{name} drafted {width} tokens, but says that it drafts at most {drafter.longest}")

@@ -49,6 +49,10 @@ class HeadPlan:
         object.__setattr__(self, "heads", rows)
         Window(self.sink, self.recent, self.align)  # refuses an impossible one
 
+    @cached_property
+    def _window(self) -> Window:
+        return Window(self.sink, self.recent, self.align)  # asked for by every layer in every forward
+
     @property
     def num_layers(self) -> int:
         """L"""
@@ -110,7 +114,7 @@ class HeadPlan:
 
     def window(self, layer: int) -> Window | None:
         """The window of the streaming KV heads of layer `layer`; None if it has none."""
-        return None if self.layer_kinds[layer] == FULL else Window(self.sink, self.recent, self.align)
+        return None if self.layer_kinds[layer] == FULL else self._window
 
     def full_heads(self, num_kv_heads: int | None = None) -> NDArray[np.bool_]:
         """[L, G]: whether each KV head keeps its full cache; ArgumentError if `num_kv_heads` is not the plan's."""

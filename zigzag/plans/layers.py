@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -59,6 +60,10 @@ class LayerPlan:
         if self.scores is not None and self.scores.num_layers != self.num_layers:
             raise PlanError(f"LayerPlan: {self.num_layers} kinds do not fit scores of {self.scores.num_layers} layers")
 
+    @cached_property
+    def _window(self) -> Window:
+        return Window(self.sink, self.recent, self.align)  # asked for by every layer in every forward
+
     @property
     def num_layers(self) -> int:
         """L"""
@@ -99,7 +104,7 @@ class LayerPlan:
 
     def window(self, layer: int) -> Window | None:
         """The window of layer `layer`; None if it is full."""
-        return Window(self.sink, self.recent, self.align) if self.is_streaming(layer) else None
+        return self._window if self.is_streaming(layer) else None
 
     def full_heads(self, num_kv_heads: int | None = None) -> NDArray[np.bool_]:
         """[L, G]: whether each KV head keeps its full cache, as its layer does.

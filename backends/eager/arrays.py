@@ -4,7 +4,6 @@ NumPy stands in for CuPy in the tests. Nothing but `to_host` reads a value on th
 device.
 """
 
-from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -13,22 +12,31 @@ Array = Any  # a torch.Tensor, a cupy.ndarray, or the numpy.ndarray that stands 
 
 def namespace(array: Array) -> Any:
     """The module with the functions for this array: `torch`, `cupy` or `numpy`."""
-    return _library(array.__class__)
-
-
-@cache
-def _library(kind: type) -> Any:
-    names = {base.__module__.partition(".")[0] for base in kind.__mro__}
-    return import_module(next(name for name in ("numpy", "torch", "cupy") if name in names))
+    return _LIBRARIES[array.__class__]
 
 
 def is_torch(array: Array) -> bool:
-    return _is_torch(array.__class__)
+    return _ARE_TORCH[array.__class__]
 
 
-@cache
-def _is_torch(kind: type) -> bool:
-    return bool(_library(kind).__name__ == "torch")
+class _Libraries(dict[type, Any]):
+    """By an array's type: its library. A dictionary that fills itself, since small ops ask dozens of times a call."""
+
+    def __missing__(self, kind: type) -> Any:
+        names = {base.__module__.partition(".")[0] for base in kind.__mro__}
+        self[kind] = import_module(next(name for name in ("numpy", "torch", "cupy") if name in names))
+        return self[kind]
+
+
+class _AreTorch(dict[type, bool]):
+    """By an array's type: whether it is torch's."""
+
+    def __missing__(self, kind: type) -> bool:
+        self[kind] = _LIBRARIES[kind].__name__ == "torch"
+        return self[kind]
+
+
+_LIBRARIES, _ARE_TORCH = _Libraries(), _AreTorch()
 
 
 def compute_dtype(*arrays: Array) -> Any:
@@ -42,7 +50,9 @@ def compute_dtype(*arrays: Array) -> Any:
 
 def cast(array: Array, dtype: Any) -> Array:
     """The array itself if it has the dtype."""
-    return array.to(dtype) if is_torch(array) else array.astype(dtype, copy=False)
+    if is_torch(array):
+        return array if array.dtype is dtype else array.to(dtype)
+    return array.astype(dtype, copy=False)
 
 
 def detach(array: Array) -> Array:
@@ -92,7 +102,9 @@ def put(array: Array, index: Array, values: Array | float) -> Array:
 
 
 def equal(array: Array, other: Array, *, out: Array) -> Array:
-    return (namespace(array).eq if is_torch(array) else namespace(array).equal)(array, other, out=out)
+    if is_torch(array):
+        return array.eq_(other) if out is array else namespace(array).eq(array, other, out=out)
+    return namespace(array).equal(array, other, out=out)
 
 
 def masked_fill(array: Array, mask: Array, value: float) -> Array:

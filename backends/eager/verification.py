@@ -32,7 +32,7 @@ class Drafts(NamedTuple):
     counts: Array  # [B]
     draft: Array | None  # [B, K, V] in its own dtype, as is target [B, K + 1, V]
     target: Array
-    coins: Array  # [B, K + 1]
+    coins: Array  # [B, K + 1]; None for rules that toss none
     dtype: Any
 
     @property
@@ -69,7 +69,7 @@ def prepare(
     if num_draft_tokens is not None:
         inside &= places(draft_token_ids) < num_draft_tokens[:, None]
     ids = cast(draft_token_ids, xp.int64).clip(0, target.shape[-1] - 1)
-    coins = xp.zeros_like(target[..., 0], dtype=dtype) if uniforms is None else cast(detach(uniforms), dtype)
+    coins = None if uniforms is None else cast(detach(uniforms), dtype)
     return Drafts(ids, _leading(inside), draft, target, coins, dtype)
 
 

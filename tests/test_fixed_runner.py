@@ -2,6 +2,7 @@
 
 import os
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from test_runner import PLANS, assert_right, draw
 
 from zigzag import CacheError
 from zigzag.running.fixed import FixedStore
-from zigzag.running.host import Host
+from zigzag.running.graphs import Step, Steps
+from zigzag.running.host import Host, Output
 from zigzag.running.runner import Runner
 
 CHAINS = {name: PLANS[name] for name in ("full", "mixed", "streaming")}
@@ -100,6 +102,27 @@ def test_what_it_refuses() -> None:
             runner.keep([[0, 2]], [[1, 3]])
         with pytest.raises(CacheError, match="spare = 3"):
             runner.keep([[]], [[]])
+        runner.keep([range(5)], [[1, 2, 3, 4, 5]])
+        with pytest.raises(CacheError, match="spare = 3"):
+            runner.take_back([4])
+        runner.take_back([3])
+
+
+@pytest.mark.parametrize("keep_states", [True, False])
+def test_states_that_are_collected_outlive_the_next_replay(keep_states: bool) -> None:
+    """A replay writes into the graph's own memory; here a graph that counts its replays."""
+    states, ids, places = torch.zeros(1, 1, 2), torch.tensor([[7]]), torch.zeros(3, 1, 1, dtype=torch.int64)
+    step = Step(
+        SimpleNamespace(replay=lambda: states.add_(1)), ids.clone(), places.clone(), None, Output(states, states)
+    )
+    steps = Steps()
+    steps._steps[1, 1] = step
+    first = steps.run(None, ids, places, None, keep_states=keep_states).states
+    steps.run(None, ids + 1, places, None, keep_states=keep_states)
+    assert first.tolist() == [[[1.0, 1.0]]] if keep_states else first is states
+    assert step.ids.item() == 8
+    with pytest.raises(CacheError, match="captured without states"):
+        steps.run(None, ids, places, states, keep_states=False)
 
 
 @GPU

@@ -1,7 +1,7 @@
 """Head-wise plans: DuoAttention's way, where one layer may have full and streaming KV heads side by side."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
@@ -40,6 +40,7 @@ class HeadPlan:
     align: int = 1
     source: str | None = None
     model: str | None = None
+    _window: Window = field(init=False, repr=False, compare=False)  # every layer asks for it in every forward
 
     def __post_init__(self) -> None:
         rows = tuple(_row(row) for row in self.heads)
@@ -47,11 +48,7 @@ class HeadPlan:
             lengths = sorted({len(row) for row in rows})
             raise PlanError(f"HeadPlan: heads must be [L, G] with L, G >= 1, got {len(rows)} rows of {lengths}")
         object.__setattr__(self, "heads", rows)
-        Window(self.sink, self.recent, self.align)  # refuses an impossible one
-
-    @cached_property
-    def _window(self) -> Window:
-        return Window(self.sink, self.recent, self.align)  # asked for by every layer in every forward
+        object.__setattr__(self, "_window", Window(self.sink, self.recent, self.align))
 
     @property
     def num_layers(self) -> int:

@@ -1,8 +1,7 @@
 """Layer plans: every layer keeps its full cache or streams, and what that costs against a head-wise map."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -49,6 +48,7 @@ class LayerPlan:
     criterion: str | None = None
     scores: HeadScores | None = None
     model: str | None = None
+    _window: Window = field(init=False, repr=False, compare=False)  # every layer asks for it in every forward
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", tuple(self.kinds))
@@ -56,13 +56,9 @@ class LayerPlan:
         if not self.kinds or unknown:
             found = ", ".join(unknown) or "no layers"
             raise PlanError(f"LayerPlan: kinds must be one of 'full' and 'streaming' for each layer, got {found}")
-        Window(self.sink, self.recent, self.align)  # refuses an impossible one
+        object.__setattr__(self, "_window", Window(self.sink, self.recent, self.align))
         if self.scores is not None and self.scores.num_layers != self.num_layers:
             raise PlanError(f"LayerPlan: {self.num_layers} kinds do not fit scores of {self.scores.num_layers} layers")
-
-    @cached_property
-    def _window(self) -> Window:
-        return Window(self.sink, self.recent, self.align)  # asked for by every layer in every forward
 
     @property
     def num_layers(self) -> int:

@@ -22,7 +22,7 @@ MULTIPLE = 2  # of the error that bfloat16 costs transformers itself
 
 
 def fixed(host: Host, plan, **options) -> Runner:
-    return Runner(host, FixedStore(plan, host.config, host.model.device, **options))
+    return Runner(host, FixedStore(plan, host.layers, host.device, **options))
 
 
 def histories(model, plan, rows: int, *, capacity: int, graphs: bool, rounds: int = 12) -> list:

@@ -7,7 +7,7 @@ import torch
 from models import VOCAB, tiny_glm4_moe, tiny_llama
 from written_out import written_out
 
-from zigzag import ArgumentError, CacheError, HeadPlan, LayerPlan, PlanError
+from zigzag import ArgumentError, CacheError, HeadPlan, LayerPlan, ModelError, PlanError
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host
 from zigzag.running.runner import Runner
@@ -32,7 +32,7 @@ def fresh(model, plan, tokens: list[int]) -> torch.Tensor:
 
 
 def growing(host: Host, plan, **options) -> Runner:
-    return Runner(host, GrowingStore(plan, host.config, host.model.device, **options))
+    return Runner(host, GrowingStore(plan, host.layers, host.device, **options))
 
 
 def assert_right(model, plan, rows: list[list[int]], logits: torch.Tensor) -> None:
@@ -207,7 +207,7 @@ def test_states_are_those_of_the_tokens_kept() -> None:
             model.model(torch.tensor([row])).last_hidden_state[0] for row in ([1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4])
         ]
     with Host(model) as host, torch.inference_mode():
-        runner = Runner(host, GrowingStore(None, host.config, model.device), keep_hidden=True)
+        runner = Runner(host, GrowingStore(None, host.layers, model.device), keep_hidden=True)
         runner.sync([[1, 2], [9, 8]])
         assert host._states is None  # the runner's own are kept, not the model's last
         runner.feed(torch.tensor([[3, 4], [7, 6]]))
@@ -243,6 +243,6 @@ def test_plan_of_another_model() -> None:
 
 def test_the_model_cannot_be_called_meanwhile() -> None:
     model = tiny_llama(2)
-    with Host(model), pytest.raises(CacheError, match=r"zigzag\.generate"):
+    with Host(model), pytest.raises(ModelError, match=r"zigzag\.generate"):
         model(torch.tensor([[1, 2]]))
     model(torch.tensor([[1, 2]]))

@@ -135,8 +135,8 @@ class RandomCache:
         return cache
 
     def runner(self, host: Host, plan: LayerPlan | None, graphs: bool) -> tuple[Runner, FixedStore]:
-        device = host.model.device
-        store = FixedStore(plan, host.config, device, capacity=self.length + 256, graphs=graphs)
+        device = host.device
+        store = FixedStore(plan, host.layers, device, capacity=self.length + 256, graphs=graphs)
         runner = Runner(host, store)
         runner.adopt([self.ids], self.states())
         return runner, store
@@ -193,7 +193,7 @@ def _of_runner(
         error=relative(logits, logits if truth is None else truth),
         graph=replayed(store, ids),
         eager=_wall(lambda: _fed(runner, ids), ids.device),
-        remark="error: beside the same kernels without a graph" if store.ring is not None else "",
+        remark="error: beside the same kernels without a graph" if store.rings else "",
     )
     return row, logits
 

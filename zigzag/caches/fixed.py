@@ -8,7 +8,9 @@ The last slot of every buffer takes what is not kept: padding, and what a long c
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -82,7 +84,7 @@ class FixedLayer(DynamicLayer):
 
 
 class Ring(Slots):
-    """The slots of all streaming layers: positions [B, size + 1] of what lies there, -1 where nothing does.
+    """The slots of all layers that stream in one window: positions [B, size + 1] of what lies there, -1 if nothing.
 
     chunk: more new tokens than the ring can take without losing keys that some of them see: they attend to the old ring
         and to themselves, and enter the ring afterwards.
@@ -110,6 +112,12 @@ class Ring(Slots):
         """Slots of positions that are no padding; NumPy arrays or tensors."""
         is_sink = positions < self.sink
         return is_sink * positions + ~is_sink * (self.sink + (positions - self.sink) % self.length)
+
+    def slots_of(self, positions: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[B, T] slots of new tokens at `positions`, after which rows hold `lengths` tokens; the last for the rest."""
+        recent = positions >= lengths[:, None] - self.length
+        kept = (positions >= 0) & ((positions < self.sink) | recent)
+        return np.where(kept, self.slot(positions), self.size)
 
     def receive(self, positions: Tensor) -> None:
         """Take note of the new tokens' positions [B, T], after `place`."""

@@ -46,6 +46,10 @@ class FullLayer(DynamicLayer):
             tail = states[:, :, start:]
             tail[:, :, : index.shape[1]] = tail.take_along_dim(where, dim=2)
 
+    def reset(self) -> None:
+        super().reset()
+        self.length = 0
+
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:
             self.keys, self.values = (states[indices.to(states.device)] for states in filled(self))

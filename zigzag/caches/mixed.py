@@ -1,4 +1,4 @@
-"""The two caches of a head-mixed layer, and which cache layer each layer of a plan needs."""
+"""The two caches of a head-mixed layer, and which cache layer each kind of layer needs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicLayer
 
 from zigzag.backends.eager.mixed_attention import join_heads
 from zigzag.caches.streaming import StreamingLayer
-from zigzag.plans.heads import Plan
+from zigzag.plans.window import Window
 from zigzag.reference.errors import CacheError
 from zigzag.reference.mixed_attention import pick, runs_of
 
@@ -95,12 +95,22 @@ def full_groups_of(layer: Any) -> bool | tuple[bool, ...]:
     return layer.full_groups if isinstance(layer, MixedLayer) else not isinstance(layer, StreamingLayer)
 
 
-def new_layer(plan: Plan | None, index: int, spare: int, growing: Callable[[], DynamicLayer]) -> DynamicLayer:
-    """The cache layer for one layer of a plan; `growing` makes what keeps everything, as all do without a plan."""
-    groups, window = (True, None) if plan is None else (plan.full_groups(index), plan.window(index))
+def new_layer(
+    groups: bool | Sequence[bool],
+    window: Window | None,
+    spare: int,
+    growing: Callable[[], DynamicLayer],
+    *,
+    poses_as_full: bool = False,
+) -> DynamicLayer:
+    """The cache layer for full (True), streaming (False) or both kinds of KV heads, [G] bools.
+
+    window: of the streaming heads, None where all are full; growing: makes what keeps everything
+    poses_as_full: as of `StreamingLayer`
+    """
     if window is None:
         return growing()
-    streaming = StreamingLayer(window, spare)
+    streaming = StreamingLayer(window, spare, poses_as_full=poses_as_full)
     return streaming if isinstance(groups, bool) else MixedLayer(groups, growing(), streaming)
 
 
@@ -119,4 +129,5 @@ def growing_parts(layers: Sequence[Any]) -> list[Any]:
 def held(layers: Sequence[Any]) -> list[Tensor]:
     """All keys and values that a cache's layers hold."""
     parts = [part for x in layers for part in ((x.full, x.streaming) if isinstance(x, MixedLayer) else (x,))]
-    return [states for part in parts for states in (part.keys, part.values) if states is not None]
+    kept = [getattr(part, name, None) for part in parts for name in ("keys", "values")]
+    return [states for states in kept if states is not None]  # layers without attention keep none

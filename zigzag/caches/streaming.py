@@ -21,13 +21,15 @@ class StreamingLayer(DynamicLayer):
 
     The forward pre-hook of `zigzag.attach` calls `receive` before every forward; `update` then returns the
     keys and values to attend to and leaves their positions in `attended_positions` [B, slots + Tq].
+
+    poses_as_full: transformers takes the sizes of a mask from the first cache layer of its kind. It shall not take them
+        from a streaming layer, which builds its own: not for full layers, and, where this is True, not for layers with
+        windows of the model's own either.
     """
 
-    is_sliding = True
-
-    def __init__(self, window: Window, spare: int) -> None:
+    def __init__(self, window: Window, spare: int, *, poses_as_full: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers' has no types
-        self.window, self.spare = window, spare
+        self.window, self.spare, self.is_sliding = window, spare, not poses_as_full
         self._clear()
 
     def _clear(self) -> None:
@@ -94,8 +96,8 @@ class StreamingLayer(DynamicLayer):
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Streaming layers build their own mask; this one is never looked at, so it is as small as can be."""
-        return query_length, self.seen
+        """As small as can be, since nobody looks at that mask; or what a full layer would say, posing as one."""
+        return (query_length, self.seen) if self.is_sliding else (self.seen + query_length, 0)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last ``-tokens_to_remove`` columns; CacheError if the window would be incomplete."""

@@ -78,9 +78,10 @@ def calibrate(
     """Score the KV heads of a model on passkey prompts."""
     from zigzag.measuring.calibration import calibrate as score
     from zigzag.measuring.calibration import steps
+    from zigzag.running.model_layers import layers_of
 
     loaded, tokenizer = load(model, device)
-    with progress(console, method.value, steps(method.value, prompts, loaded.config.num_hidden_layers)) as advance:
+    with progress(console, method.value, steps(method.value, prompts, len(layers_of(loaded).full))) as advance:
         scores = score(
             loaded,
             tokenizer,

@@ -18,6 +18,7 @@ from zigzag.plans import formats
 from zigzag.plans.layers import LayerPlan, make_plan
 from zigzag.plans.scores import HeadScores
 from zigzag.running.attach import attach, cache_bytes, cache_lengths, detach, kv_size
+from zigzag.running.model_layers import layers_of
 
 SINK, RECENT, LENGTH = 16, 112, 1000
 CALIBRATION = ((500, 8, 0), (1000, 8, 100), (2000, 8, 200))  # (tokens, prompts, first seed)
@@ -65,7 +66,7 @@ def show_rivals(
     model: Decoder, plan: LayerPlan, prompts: Sequence[PasskeyPrompt], console: Console, *, draws: int = 1
 ) -> None:
     """Retrieval and loss on the answer of full attention, the plan and its rivals; draws: as for `rivals`."""
-    maps = rivals(plan, model.config.num_key_value_heads, draws=draws)
+    maps = rivals(plan, layers_of(model).num_kv_heads, draws=draws)
     with progress(console, "prompts", len(prompts) * len(maps)) as advance:
         measured = compare(model, plan, maps, prompts, advance=advance)
     table = Table("attention", "full heads", "passkeys", "answer loss")

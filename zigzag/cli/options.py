@@ -85,6 +85,6 @@ def progress(console: Console, what: str, total: int) -> Iterator[Advance]:
 
 def same_depth(plan: LayerPlan, model: Decoder) -> None:
     """ZigzagError for a plan of another model."""
-    layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    if plan.num_layers != layers:
-        raise ZigzagError(f"the plan is for {plan.num_layers} layers, the model has {layers}; give this model's plan")
+    from zigzag.running.model_layers import check_plan, layers_of
+
+    check_plan("zigzag", plan, layers_of(model))

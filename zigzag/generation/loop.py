@@ -25,6 +25,7 @@ from zigzag.reference.errors import ArgumentError, CacheError, ModelError
 from zigzag.reference.trees import node_depths
 from zigzag.running.host import Host
 from zigzag.running.interception import attachment_of
+from zigzag.running.model_layers import layers_of
 from zigzag.running.runner import Runner, open_runner
 
 
@@ -348,7 +349,7 @@ def _drafter(drafter: Any, model: Decoder, num_draft_tokens: int) -> Drafter | N
     if drafter == "lookup":
         return LookupDrafter(num_draft_tokens)
     if drafter == "streaming":
-        return streaming_drafter(model.config.get_text_config(decoder=True).num_hidden_layers, stop=num_draft_tokens)
+        return streaming_drafter(len(layers_of(model).full), stop=num_draft_tokens)
     if isinstance(drafter, str):
         raise ArgumentError(f"generate: drafter must be 'lookup', 'streaming', a model or a Drafter, got {drafter!r}")
     if isinstance(drafter, torch.nn.Module):

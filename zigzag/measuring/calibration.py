@@ -21,8 +21,9 @@ from zigzag.plans.window import Mask, Window
 from zigzag.reference.checks import check_streaming_window
 from zigzag.reference.errors import ArgumentError, ModelError
 from zigzag.running.attention import Attention
-from zigzag.running.interception import check_plan, decoder_config, full_attention, intercepted, layer_index
+from zigzag.running.interception import States, full_attention, intercepted, layer_index
 from zigzag.running.masking import masked_heads
+from zigzag.running.model_layers import check_plan, layers_of, place
 
 Advance = Callable[[int], object]
 Score = Callable[[Decoder, Sequence[PasskeyPrompt], Mask, int, Advance], NDArray[np.float64]]
@@ -74,7 +75,7 @@ def calibrate(
             raise ArgumentError("calibrate: a tokenizer or prompts are needed, got neither")
         distance = max(128, recent + 16)
         prompts = passkey_prompts(tokenizer, length, count=num_prompts, seed=seed, min_distance=distance)
-    decoder_config(model)
+    _heads(model)
     check_weights(model)
     measure = METHODS[method] if plan is None else _under(plan, method, model)
     training = model.training
@@ -99,7 +100,7 @@ def _under(plan: LayerPlan, method: str, model: Decoder) -> Score:
     """The measurement of `method` while the model runs under `plan`."""
     if method != "gate_gradient":
         raise ArgumentError(f"calibrate: plan goes with method gate_gradient only, got {method!r}")
-    check_plan("calibrate", plan, decoder_config(model))
+    check_plan("calibrate", plan, layers_of(model))
     return partial(_gate_gradient, plan=plan)
 
 
@@ -113,17 +114,17 @@ def _gate_gradient(
     plan: LayerPlan | None = None,
 ) -> NDArray[np.float64]:
     gradient = torch.zeros(_heads(model), dtype=torch.float64, device=model.device)
-    under_plan = Attention(plan, None, full_attention, from_start=True)
+    layers = layers_of(model)
+    under_plan = Attention(place(plan, layers, own_windows=False), None, full_attention, from_start=True)
 
-    def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
-    ) -> Tensor:
-        layer = layer_index(module)
-        output = under_plan(module, query, key, value, mask, scaling)
-        states = (query.detach(), key.detach(), value.detach())
+    def attend(module: nn.Module, states: States) -> Tensor:
+        layer = layers.full.index(layer_index(module))
+        output = under_plan(module, states)
+        seen = (states.query.detach(), states.key.detach(), states.value.detach())
+        _check_no_sinks("gate_gradient", states)
 
         def add(grad_output: Tensor) -> None:
-            gradient[layer] += ops.gate_gradient(*states, grad_output, **window, scale=scaling).sum(dim=0)
+            gradient[layer] += ops.gate_gradient(*seen, grad_output, **window, scale=states.scale).sum(dim=0)
 
         output.register_hook(add)
         return output
@@ -146,16 +147,16 @@ def _at_answer(measure: Callable[..., Tensor]) -> Score:
     ) -> NDArray[np.float64]:
         num_layers, num_kv_heads = _heads(model)
         sums: list[Tensor | float] = [0.0] * num_layers
-        tokens = 0
+        full, tokens = layers_of(model).full, 0
 
-        def attend(
-            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
-        ) -> Tensor:
-            positions = torch.arange(key.shape[2], device=key.device)
+        def attend(module: nn.Module, states: States) -> Tensor:
+            _check_no_sinks("this method", states)
+            positions = torch.arange(states.key.shape[2], device=states.key.device)
             where = {"query_positions": positions[-tokens - 1 : -1], "key_positions": positions}
-            each = measure(query[:, :, -tokens - 1 : -1], key, value, **window, scale=scaling, **where)
-            sums[layer_index(module)] += each.double().mean(dim=-1).sum(dim=0)
-            return full_attention(module, query, key, value, mask, scaling)
+            query = states.query[:, :, -tokens - 1 : -1]
+            each = measure(query, states.key, states.value, **window, scale=states.scale, **where)
+            sums[full.index(layer_index(module))] += each.double().mean(dim=-1).sum(dim=0)
+            return full_attention(module, states)
 
         with intercepted(model, attend), torch.inference_mode():
             for group in batches(prompts, batch_size):
@@ -196,8 +197,14 @@ METHODS: dict[str, Score] = {
 
 
 def _heads(model: Decoder) -> tuple[int, int]:
-    config = decoder_config(model)
-    return config.num_hidden_layers, config.num_key_value_heads
+    layers = layers_of(model)
+    return len(layers.full), layers.num_kv_heads
+
+
+def _check_no_sinks(method: str, states: States) -> None:
+    """ModelError for learned sinks: the scores of ops know only the keys."""
+    if states.sinks is not None:
+        raise ModelError(f"calibrate: {method} does not know this model's learned sinks; use method='layer_loss'")
 
 
 @contextmanager

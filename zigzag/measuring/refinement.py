@@ -16,6 +16,7 @@ from zigzag.models.decoder import Decoder
 from zigzag.plans.layers import FULL, STREAMING, LayerPlan
 from zigzag.reference.checks import check_count
 from zigzag.running.masking import masked_heads
+from zigzag.running.model_layers import layers_of
 
 Advance = Callable[[int], object]
 
@@ -61,7 +62,7 @@ def refinements(
     check_count("refine_plan", "trials", trials)
 
     def loss(tried: LayerPlan) -> float:
-        full = tried.full_heads(model.config.num_key_value_heads)
+        full = tried.full_heads(layers_of(model).num_kv_heads)
         with masked_heads(model, full, sink=plan.sink, recent=plan.recent, align=plan.align):
             return answer(model, prompts, batch_size=batch_size, advance=advance).loss
 

@@ -17,6 +17,7 @@ class Sizes(TypedDict, total=False):
     batch: int
     head_size: Required[int]
     itemsize: int
+    own_windows: Sequence[int]
 
 
 def kv_bytes(
@@ -28,18 +29,21 @@ def kv_bytes(
     batch: int = 1,
     head_size: int,
     itemsize: int = 2,
+    own_windows: Sequence[int] = (),
 ) -> int:
     """Bytes for `context` tokens: full heads keep all of them, streaming ones their layer's window and `spare` more.
 
     full_heads: [L, G]; windows: [L], None where no head of the layer streams
     spare: slots for rollback that `zigzag.attach` adds; head_size: D; itemsize: bytes a number
+    own_windows: of each layer beside those of the plan, the tokens that its own window keeps
 
     Raises ArgumentError for negative numbers.
     """
     sizes = {"context": context, "spare": spare, "batch": batch, "head_size": head_size, "itemsize": itemsize}
-    for name, number in sizes.items():
+    for name, number in [*sizes.items(), *(("own_windows", window) for window in own_windows)]:
         if number < 0:
             raise ArgumentError(f"kv_bytes: {name} must not be negative, got {number}")
     kept = [context if window is None else min(context, window.size + spare) for window in windows]
     slots = np.where(full_heads, context, np.array(kept)[:, None]).sum(dtype=np.int64)
-    return 2 * batch * head_size * itemsize * int(slots)
+    own = full_heads.shape[1] * sum(min(context, window) for window in own_windows)
+    return 2 * batch * head_size * itemsize * (int(slots) + int(own))

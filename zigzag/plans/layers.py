@@ -127,7 +127,7 @@ class LayerPlan:
 
         num_kv_heads: G, default the plan's
         size: spare (slots for rollback that `attach` adds, default 0), batch (1), head_size (D), itemsize (bytes a
-            number, 2)
+            number, 2), own_windows (tokens of each layer with a window of its own, of which the plan does not speak)
 
         >>> LayerPlan(("full", "streaming"), 4, 16, num_kv_heads=2).kv_bytes(100, head_size=8)
         7680
@@ -239,14 +239,15 @@ def make_plan(
     itemsize: int = 2,
     batch: int = 1,
     spare: int = 0,
+    own_windows: Sequence[int] = (),
 ) -> LayerPlan:
     """The layer plan that fits a budget exactly: the layers that need their cache most stay full.
 
     Exactly one budget:
     num_full: layers that stay full.
     sparsity: share of layers that stream, 0 to 1; floor(L * sparsity + 1e-9) layers stream.
-    kv_bytes: bytes of keys and values at `context` tokens (with head_size, itemsize, batch, spare as in
-        `LayerPlan.kv_bytes`); the most full layers that fit.
+    kv_bytes: bytes of keys and values at `context` tokens (with head_size, itemsize, batch, spare, own_windows as
+        in `LayerPlan.kv_bytes`); the most full layers that fit.
     criterion, gain: as in `zigzag.ops.assign_layers`; default the best measured for the scoring method.
 
     Raises ArgumentError for no or several budgets or one that cannot be met, with the least that can.
@@ -261,7 +262,8 @@ def make_plan(
     if budget == "kv_bytes":
         if context is None or head_size is None:
             raise ArgumentError("make_plan: with kv_bytes, context and head_size are needed too")
-        size = {"context": context, "head_size": head_size, "itemsize": itemsize, "batch": batch, "spare": spare}
+        size: dict[str, Any] = {"context": context, "head_size": head_size, "itemsize": itemsize, "batch": batch}
+        size |= {"spare": spare, "own_windows": own_windows}
         value = _most_full(scores, value, align, size)
     if criterion is None:
         criterion = DEFAULT_CRITERION.get(scores.method, "weighted_gain")
@@ -271,7 +273,7 @@ def make_plan(
     )
 
 
-def _most_full(scores: HeadScores, limit: int, align: int, size: dict[str, int]) -> int:
+def _most_full(scores: HeadScores, limit: int, align: int, size: dict[str, Any]) -> int:
     def needed(num_full: int) -> int:
         kinds = kinds_of(np.arange(scores.num_layers) < num_full)
         return LayerPlan(kinds, scores.sink, scores.recent, align, scores.num_kv_heads).kv_bytes(**size)

@@ -1,6 +1,7 @@
 """Running a model under a plan: `attach`, `detach`, and what its cache really holds."""
 
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,15 +12,8 @@ from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
 from zigzag.running.attention import Attention
-from zigzag.running.interception import (
-    ATTACHMENT,
-    NAME,
-    Interception,
-    attachment_of,
-    check_plan,
-    decoder_config,
-    full_attention,
-)
+from zigzag.running.interception import ATTACHMENT, NAME, Interception, attachment_of, full_attention
+from zigzag.running.model_layers import ModelLayers, check_plan, layers_of, place
 
 Model = TypeVar("Model", bound=Decoder)
 
@@ -41,21 +35,23 @@ def attach(model: Model, plan: Plan, *, spare: int = 64) -> Model:
     Full layers run transformers' SDPA attention, streaming layers `zigzag.ops.attention`; layers that are both run the
     two for a prompt and `zigzag.ops.mixed_attention` for few tokens.
     """
-    config = decoder_config(model)
+    layers = layers_of(model)
     if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
         raise ArgumentError(f"attach: spare must be a whole number of slots, 0 or more, got {spare!r}")
-    check_plan("attach", plan, config)
+    check_plan("attach", plan, layers)
     detach(model)
-    setattr(model, ATTACHMENT, _Attachment(model, plan, spare))
+    _Attachment(model, plan, spare, layers)
     return model
 
 
 def detach(model: Model) -> Model:
-    """Undo `attach`; does nothing to a model without a plan. Caches made under the plan cannot be used after."""
+    """Undo `attach`, by any handle of the model; does nothing to a model without a plan.
+
+    Caches made under the plan cannot be used after. Raises ModelError while `zigzag.generate` runs the model.
+    """
     attachment = attachment_of(model)
     if attachment is not None:
-        attachment.interception.remove()
-        setattr(model, ATTACHMENT, None)
+        attachment.remove()
     return model
 
 
@@ -65,47 +61,72 @@ def cache_bytes(cache: Cache) -> int:
 
 
 def cache_lengths(cache: Cache) -> list[int]:
-    """Slots a row that each layer stores; of a head-mixed one, those of its full heads."""
-    layers: list[Any] = cache.layers
-    return [0 if layer.keys is None else layer.keys.shape[-2] for layer in layers]
+    """Slots a row that each layer stores; of a head-mixed one, those of its full heads; 0 where no keys are kept."""
+    keys = [getattr(layer, "keys", None) for layer in cache.layers]
+    return [0 if k is None else k.shape[-2] for k in keys]
 
 
-def kv_size(model: Decoder) -> dict[str, int]:
-    """head_size, num_kv_heads and itemsize of a model, as `LayerPlan.kv_bytes` takes them."""
-    config = model.config
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return {"head_size": head_size, "num_kv_heads": config.num_key_value_heads, "itemsize": model.dtype.itemsize}
+class KvSize(TypedDict):
+    """What a model adds to the options of `LayerPlan.kv_bytes`."""
+
+    head_size: int
+    num_kv_heads: int
+    itemsize: int
+    own_windows: Sequence[int]
+
+
+def kv_size(model: Decoder) -> KvSize:
+    """head_size, num_kv_heads, itemsize and own_windows of a model, as `LayerPlan.kv_bytes` takes them."""
+    layers = layers_of(model)
+    return {
+        "head_size": layers.head_size,
+        "num_kv_heads": layers.num_kv_heads,
+        "itemsize": model.dtype.itemsize,
+        "own_windows": layers.own_windows,
+    }
 
 
 class _Attachment:
-    def __init__(self, model: Decoder, plan: Plan, spare: int) -> None:
-        self.plan, self.spare = plan, spare
-        self.interception = Interception(model, self._prepare)
+    def __init__(self, model: Decoder, plan: Plan, spare: int, layers: ModelLayers) -> None:
+        self.plan, self.spare, self.layers = plan, spare, layers
+        self.placement = place(plan, layers, own_windows=False)
+        self.interception = Interception(model, self._prepare, "runs a plan")
+        setattr(model.get_decoder(), ATTACHMENT, self)
+
+    def remove(self) -> None:
+        self.interception.remove()
+        delattr(self.interception.decoder, ATTACHMENT)
 
     def _prepare(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each forward: the plan's layers into an empty cache, the tokens' positions into the layers."""
         inputs = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
         cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
+        if decoder.training and _is_checkpointing(decoder):
+            if cache is not None:
+                raise ModelError("gradient checkpointing keeps no cache: pass no past_key_values, or call model.eval()")
+            use_cache = kwargs["use_cache"] = False
+        mask = kwargs.get("attention_mask")
+        seen = 0 if cache is None or not len(cache.layers) else cache.get_seq_length()
+        if mask is not None:
+            _check_mask(mask, inputs.shape[0], seen + inputs.shape[1])
         if cache is None and (decoder.config.use_cache if use_cache is None else use_cache):
             kwargs["past_key_values"] = cache = DynamicCache(config=decoder.config)
         if cache is not None:
-            self._fit(cache, decoder.config)
-        seen = 0 if cache is None else cache.get_seq_length()
+            self._fit(cache, seen)
         streaming = [] if cache is None else streaming_parts(cache.layers)
         padding = streaming[0].max_padding if streaming else 0
-        mask = kwargs.get("attention_mask")
         if mask is not None:
-            _check_mask(mask, inputs.shape[0], seen + inputs.shape[1])
             if inputs.shape[1] > 1 or padding >= seen:  # reads the device for chunks, never in a decode step
                 padding = _left_padding(mask)
         elif padding and seen:
             raise ModelError("the cache holds padded rows: give the attention_mask [B, tokens seen + new] again")
         columns = _positions(mask if padding else None, inputs, seen)
         positions = columns[:, columns.shape[1] - inputs.shape[1] :]
+        _check_positions(kwargs.get("position_ids"), positions)
         for layer in streaming:
             layer.receive(positions, padding)
         kwargs[NAME] = Attention(
-            self.plan,
+            self.placement,
             None if cache is None else cache.layers,
             full_attention,
             now=positions,
@@ -113,13 +134,13 @@ class _Attachment:
             from_start=seen == 0 and padding == 0,
         )
 
-    def _fit(self, cache: Any, config: Any) -> None:
+    def _fit(self, cache: Any, seen: int) -> None:
         if not isinstance(cache, Cache) or getattr(cache, "offloading", False):
             raise CacheError(f"a plan needs a dynamic, not offloaded cache, got {type(cache).__name__}")
         if streaming_parts(cache.layers):
             self._check_ours(cache)
-        elif cache.get_seq_length() == 0:
-            self._install(cache, config.num_hidden_layers)
+        elif seen == 0:
+            self._install(cache)
         elif self.plan.streams:
             raise CacheError(
                 "the cache was filled without this plan, so its streaming layers hold too much and in another form; "
@@ -127,21 +148,40 @@ class _Attachment:
             )
 
     def _check_ours(self, cache: Cache) -> None:
-        layers = range(self.plan.num_layers)
-        ours = [full_groups_of(layer) for layer in cache.layers]
+        ours = tuple(
+            full_groups_of(layer) if index in self.layers.full else True for index, layer in enumerate(cache.layers)
+        )
         kept = [(part.window, part.spare) for part in streaming_parts(cache.layers)]
-        windows = [window for window in map(self.plan.window, layers) if window is not None]
-        if ours != [self.plan.full_groups(i) for i in layers] or kept != [(window, self.spare) for window in windows]:
+        windows = [window for window in self.placement.windows if window is not None]
+        if ours != self.placement.groups or kept != [(window, self.spare) for window in windows]:
             raise CacheError("the cache was filled under another plan or spare; start with an empty cache")
 
-    def _install(self, cache: Any, num_layers: int) -> None:
-        kinds = {type(layer) for layer in cache.layers}
-        if kinds - {DynamicLayer} or (not kinds and cache.layer_class_to_replicate is not DynamicLayer):
-            raise CacheError(
-                f"a plan needs a dynamic cache, got {type(cache).__name__} of "
-                f"{', '.join(sorted(k.__name__ for k in kinds)) or 'other'} layers; leave cache_implementation unset"
-            )
-        cache.layers[:] = [new_layer(self.plan, i, self.spare, DynamicLayer) for i in range(num_layers)]
+    def _install(self, cache: Any) -> None:
+        """The plan's layers in the places of the full ones; the others stay as transformers has them."""
+        fresh = DynamicCache(config=self.interception.decoder.config).layers
+        layers = cache.layers or fresh
+        if not cache.layers and cache.layer_class_to_replicate is not DynamicLayer:
+            raise _wrong_layers(cache, [])
+        if [type(layer) for layer in layers] != [type(layer) for layer in fresh]:
+            raise _wrong_layers(cache, layers)
+        poses = bool(self.layers.own_windows)
+        for index in self.layers.full:
+            groups, window = self.placement.groups[index], self.placement.windows[index]
+            layers[index] = new_layer(groups, window, self.spare, DynamicLayer, poses_as_full=poses)
+        cache.layers[:] = layers
+
+
+def _wrong_layers(cache: Cache, layers: list[Any]) -> CacheError:
+    kinds = ", ".join(sorted({type(layer).__name__ for layer in layers})) or "other"
+    return CacheError(
+        f"a plan needs the dynamic cache that transformers makes for this model, got {type(cache).__name__} of {kinds} "
+        f"layers; leave cache_implementation unset, or give DynamicCache(config=model.config)"
+    )
+
+
+def _is_checkpointing(decoder: Any) -> bool:
+    """Whether layers are computed again for their gradients: transformers then hands them no cache."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
 
 
 def _check_mask(mask: Any, batch: int, length: int) -> None:
@@ -169,3 +209,18 @@ def _positions(mask: Tensor | None, inputs: Tensor, seen: int) -> Tensor:
     if mask is None:
         return columns.expand(inputs.shape[0], -1)
     return (columns - (mask == 0).sum(dim=-1, keepdim=True)).clamp(min=-1)
+
+
+def _check_positions(given: Any, positions: Tensor) -> None:
+    """ModelError for positions that are not those of each row's tokens; reads the device, so not in a decode step.
+
+    given: position_ids [1 or B, Tq]; with several axes (images) they are the model's business
+    """
+    if given is None or given.dim() != 2 or positions.shape[1] == 1:
+        return
+    real = positions >= 0
+    if bool(((given.to(positions.device) != positions) & real).any()):
+        raise ModelError(
+            "under a plan position_ids must count each row's tokens, 0, 1, 2, ...: where they restart a row holds "
+            "several texts (packed), which streaming layers cannot keep apart; give each text its own row"
+        )

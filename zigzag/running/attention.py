@@ -1,7 +1,7 @@
 """The one place that attends: what a layer attends to, and with what, for every kind of cache.
 
-A forward has one `Attention`, which its layers call. It asks the plan whether a layer is full, streaming or both, and
-the layer's cache for the positions of what it holds. How full heads attend is given: transformers' own way under
+A forward has one `Attention`, which its layers call. It asks the placement whether a layer is full, streaming or both,
+and the layer's cache for the positions of what it holds. How full heads attend is given: transformers' own way under
 `zigzag.attach` (`interception.full_attention`), `FullHeads` under a runner.
 """
 
@@ -16,10 +16,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from zigzag import ops
 from zigzag.backends.eager.mixed_attention import join_heads
 from zigzag.caches.mixed import split
-from zigzag.plans.heads import Plan
 from zigzag.plans.window import Window
+from zigzag.reference.errors import CacheError
 from zigzag.reference.mixed_attention import in_order, runs_of
-from zigzag.running.interception import Attend, layer_index
+from zigzag.running.interception import Attend, States, layer_index
+from zigzag.running.learned_sinks import attention_with_sinks, with_sinks
+from zigzag.running.model_layers import Placement
 
 FEW_QUERIES = 32  # up to so many, one call for both caches of a mixed layer and, on a CPU, folded heads are faster
 
@@ -27,7 +29,7 @@ FEW_QUERIES = 32  # up to so many, one call for both caches of a mixed layer and
 class Attention:
     """The attention of all layers in one forward.
 
-    plan: None where every layer is full
+    placement: what each layer does
     layers: of the cache, None where none is kept
     full: attends for full heads
     now: [B, Tq] positions of the new tokens, -1 for padding; columns: [B, Tk] of what full layers hold, None where
@@ -38,7 +40,7 @@ class Attention:
 
     def __init__(
         self,
-        plan: Plan | None,
+        placement: Placement,
         layers: Sequence[Any] | None,
         full: Attend,
         *,
@@ -47,52 +49,62 @@ class Attention:
         parents: Sequence[int] | None = None,
         from_start: bool = False,
     ) -> None:
-        self.plan, self.layers, self.full, self.from_start = plan, layers, full, from_start
+        self.placement, self.layers, self.full, self.from_start = placement, layers, full, from_start
         self.now, self.columns, self.parents = now, columns, parents
 
-    def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
-    ) -> Tensor:
+    def __call__(self, module: nn.Module, states: States) -> Tensor:
         index = layer_index(module)
-        window = None if self.plan is None else self.plan.window(index)
-        if self.plan is None or window is None:
-            return self.full(module, query, key, value, mask, scale)
-        layer, groups = None if self.layers is None else self.layers[index], self.plan.full_groups(index)
+        window, groups = self.placement.windows[index], self.placement.groups[index]
+        if window is None:
+            return self.full(module, states)
+        layer = None if self.layers is None else self.layers[index]
         if isinstance(groups, bool):
-            return self._streaming(layer, window, query, key, value, scale)
+            return self._streaming(layer, window, states)
+        return self._mixed(module, layer, window, groups, states)
+
+    def _mixed(self, module: nn.Module, layer: Any, window: Window, groups: tuple[bool, ...], states: States) -> Tensor:
+        query, key, value, mask, scale, sinks = states
         if layer is None:
-            (key, streaming_key), (value, streaming_value) = (split(groups, states) for states in (key, value))
+            (key, streaming_key), (value, streaming_value) = (split(groups, held) for held in (key, value))
         else:
             streaming_key, streaming_value = layer.take_streaming()
             layer = layer.streaming
         if self.from_start or query.shape[2] > FEW_QUERIES:
             mine, others = split(groups, query)
+            my_sinks, other_sinks = (None, None) if sinks is None else (s[0] for s in split(groups, sinks[None]))
             outputs = (
-                self.full(module, mine, key, value, mask, scale),
-                self._streaming(layer, window, others, streaming_key, streaming_value, scale),
+                self.full(module, States(mine, key, value, mask, scale, my_sinks)),
+                self._streaming(
+                    layer, window, States(others, streaming_key, streaming_value, None, scale, other_sinks)
+                ),
             )
             joined: Tensor = in_order(*outputs, runs_of(groups, query.shape[1]), join_heads)
             return joined
         where: dict[str, Any] = {}
         if self.columns is not None:  # else the queries are the last columns, as is meant without positions
             where = {"query_positions": self.now, "key_positions": self.columns, "parents": self.parents}
-        where["streaming_positions"] = self._held(layer)
+        where["streaming_positions"] = self._held(layer, streaming_key)
         caches = (key, value, streaming_key, streaming_value)
-        both: Tensor = ops.mixed_attention(query, *caches, full_groups=groups, **window.mask, scale=scale, **where)[0]
-        return both
+        return with_sinks(
+            *ops.mixed_attention(query, *caches, full_groups=groups, **window.mask, scale=scale, **where), sinks
+        )
 
-    def _streaming(
-        self, layer: Any, window: Window, query: Tensor, key: Tensor, value: Tensor, scale: float | None
-    ) -> Tensor:
+    def _streaming(self, layer: Any, window: Window, states: States) -> Tensor:
         where: dict[str, Any] = {}
         if not self.from_start:
-            where = {"query_positions": self.now, "key_positions": self._held(layer), "parents": self.parents}
-        output: Tensor = ops.attention(query, key, value, **window.mask, scale=scale, **where)[0]
-        return output
+            held = self._held(layer, states.key)
+            where = {"query_positions": self.now, "key_positions": held, "parents": self.parents}
+        attended = ops.attention(states.query, states.key, states.value, **window.mask, scale=states.scale, **where)
+        return with_sinks(*attended, states.sinks)
 
-    def _held(self, layer: Any) -> Tensor | None:
+    def _held(self, layer: Any, key: Tensor) -> Tensor | None:
         """[B, slots + Tq] positions of what streaming heads attend to: the cache's, without one the tokens' own."""
         positions: Tensor | None = self.now if layer is None else layer.attended_positions
+        if positions is not None and positions.shape[-1] != key.shape[2]:
+            raise CacheError(
+                f"a streaming layer got {key.shape[2]} keys, where its cache says {positions.shape[-1]}: the model did "
+                f"not take its keys from the cache that it was given"
+            )
         return positions
 
 
@@ -115,22 +127,24 @@ class FullHeads:
         self.now, self.columns, self.parents = now, columns, parents
         self.from_start, self.by_positions = from_start, by_positions
 
-    def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
-    ) -> Tensor:
+    def __call__(self, module: nn.Module, states: States) -> Tensor:
+        query, key, value, _, scale, sinks = states
+        if self.by_positions and not (self.from_start and sinks is None):
+            return self._positioned(states)
+        if sinks is not None:
+            return attention_with_sinks(query, key, value, None if self.from_start else self._mask, scale, sinks)
         if self.from_start:
             return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
-        if self.by_positions:
-            where: dict[str, Any] = {
-                "query_positions": self.now,
-                "key_positions": self.columns,
-                "parents": self.parents,
-            }
-            output: Tensor = ops.attention(query, key, value, scale=scale, **where)[0]
-            return output
         if query.shape[2] <= FEW_QUERIES:
             return _folded(query, key, value, self._mask, scale)
         return scaled_dot_product_attention(query, key, value, attn_mask=self._mask, scale=scale, enable_gqa=True)
+
+    def _positioned(self, states: States) -> Tensor:
+        where: dict[str, Any] = {}
+        if not self.from_start:
+            where = {"query_positions": self.now, "key_positions": self.columns, "parents": self.parents}
+        attended = ops.attention(states.query, states.key, states.value, scale=states.scale, **where)
+        return with_sinks(*attended, states.sinks)
 
     @cached_property
     def _mask(self) -> Tensor | None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from zigzag.caches.fixed import FixedLayer, Ring, RingLayer, Slots
 from zigzag.plans.layers import LayerPlan
@@ -19,14 +18,14 @@ from zigzag.reference.errors import CacheError
 from zigzag.running.attention import Attention, FullHeads
 from zigzag.running.graphs import Steps
 from zigzag.running.host import Output
-from zigzag.running.interception import check_plan
-from zigzag.running.stores import Call, Counts, Feed, too_many
+from zigzag.running.model_layers import ModelLayers, check_plan, place
+from zigzag.running.stores import Call, Counts, Feed, RunnerCache, too_many
 
 
 class FixedStore:
     """Full layers preallocated, streaming layers as rings; its methods do what those of `GrowingStore` say.
 
-    plan: None where every layer is full; config: of the decoder
+    plan: None where every layer is full; layers: of the model
     spare: most tokens that streaming layers can take back
     capacity: tokens of a row that the full layers have room for; they move, and steps are captured again, beyond it
     graphs: capture steps of at most `spare` tokens; needs a CUDA device
@@ -37,31 +36,33 @@ class FixedStore:
     def __init__(
         self,
         plan: LayerPlan | None,
-        config: Any,
+        layers: ModelLayers,
         device: torch.device,
         *,
         spare: int = 64,
         capacity: int = 1024,
         graphs: bool = True,
     ) -> None:
-        check_plan("FixedStore", plan, config)
+        check_plan("FixedStore", plan, layers)
         self.plan, self.device, self.spare, self.capacity, self.graphs = plan, device, spare, capacity, graphs
-        windows = [None if plan is None else plan.window(index) for index in range(config.num_hidden_layers)]
+        self.placement = place(plan, layers, own_windows=True)
         self.slots = Slots()
-        self.ring = next((Ring(window, spare) for window in windows if window is not None), None)
+        windows = self.placement.windows
+        self.rings = {window: Ring(window, spare) for window in windows if window is not None}
         self.layers: list[Any] = [
-            FixedLayer(self.slots, capacity) if window is None or self.ring is None else RingLayer(self.ring)
-            for window in windows
+            FixedLayer(self.slots, capacity) if window is None else RingLayer(self.rings[window]) for window in windows
         ]
-        self.cache = Cache(layers=self.layers)
+        self.cache = RunnerCache(layers=self.layers)
         self.steps = Steps()
         self.restart(0)
 
     def restart(self, rows: int) -> None:
         self.written = np.zeros(rows, dtype=np.int64)  # a row's slots hold what was fed up to here, or after it
         self.steps.forget()
-        if self.ring is not None:
-            self.ring.reset(rows, self.device)
+        for layer in self.layers:
+            layer.reset()
+        for ring in self.rings.values():
+            ring.reset(rows, self.device)
 
     def run(self, call: Call, feed: Feed) -> Output:
         from_start = not self.written.any()
@@ -69,8 +70,8 @@ class FixedStore:
         self._reserve(int(feed.lengths.max()))
         places = torch.from_numpy(self._places(feed.positions, feed.lengths))
         width = feed.ids.shape[1]
-        if self.ring is not None:
-            self.ring.chunk = width > self.spare and not from_start
+        for ring in self.rings.values():
+            ring.chunk = width > self.spare and not from_start
 
         def forward(ids: Tensor, places: Tensor, hidden: Tensor | None) -> Output:
             attention = self._attention(places, padded=feed.padded, from_start=from_start)
@@ -88,13 +89,13 @@ class FixedStore:
         columns = now if from_start and padded else None
         plain = from_start and not padded
         full = FullHeads(now, columns, None, from_start=plain, by_positions=True)
-        return Attention(self.plan, self.layers, full, now=now, columns=columns, from_start=plain)
+        return Attention(self.placement, self.layers, full, now=now, columns=columns, from_start=plain)
 
     def _receive(self, places: Tensor, from_start: bool) -> None:
         self.slots.place(places[1], from_start=from_start)
-        if self.ring is not None:
-            self.ring.place(places[2], from_start=from_start)
-            self.ring.receive(places[0])
+        for ring, where in zip(self.rings.values(), places[2:], strict=True):
+            ring.place(where, from_start=from_start)
+            ring.receive(places[0])
 
     def adopt(self, length: int, states: Iterable[tuple[Tensor, Tensor]], rows: int) -> None:
         """Hold keys and values [B, G, length, D] of every layer, computed elsewhere."""
@@ -107,13 +108,9 @@ class FixedStore:
             layer.update(key, value)
 
     def _places(self, positions: Counts, lengths: Counts) -> Counts:
-        """[3, B, T]: positions, slots of the full layers, slots of the rings."""
+        """[2 + rings, B, T]: positions, slots of the full layers, slots of each ring."""
         full = np.where(positions < 0, self.capacity, positions)
-        if self.ring is None:
-            return np.stack([positions, full, full])
-        recent = positions >= lengths[:, None] - self.ring.length
-        kept = (positions >= 0) & ((positions < self.ring.sink) | recent)
-        return np.stack([positions, full, np.where(kept, self.ring.slot(positions), self.ring.size)])
+        return np.stack([positions, full, *(ring.slots_of(positions, lengths) for ring in self.rings.values())])
 
     def _reserve(self, tokens: int) -> None:
         if tokens <= self.capacity:
@@ -141,16 +138,14 @@ class FixedStore:
 
     def _check_window(self, lengths: Counts) -> None:
         """What was overwritten must be out of every later query's sight."""
-        if self.ring is None:
-            return
         behind = self.written - lengths
-        if ((self.written > self.ring.size) & (behind > self.spare)).any():
+        if any(((self.written > ring.size) & (behind > self.spare)).any() for ring in self.rings.values()):
             raise CacheError(too_many(int(behind.max()), self.spare))
 
     def select(self, rows: Sequence[int], index: Tensor) -> None:
         for layer in self.layers:
             layer.batch_select_indices(index)
-        if self.ring is not None:
-            self.ring.select(index)
+        for ring in self.rings.values():
+            ring.select(index)
         self.written = self.written[list(rows)]
         self.steps.forget()  # the buffers have moved

@@ -18,7 +18,7 @@ class Step:
 
     graph: torch.cuda.CUDAGraph
     ids: Tensor  # [B, T]
-    places: Tensor  # [3, B, T]: positions, slots of full layers, slots of rings
+    places: Tensor  # [2 + rings, B, T]: positions, slots of full layers, slots of each ring
     hidden: Tensor | None
     output: Output
 
@@ -46,7 +46,7 @@ class Steps:
         if shape not in self._steps:
             self._steps[shape] = None
             return forward(ids, places.to(ids.device), hidden)
-        step = self._steps[shape] = self._steps[shape] or _captured(forward, ids, hidden)
+        step = self._steps[shape] = self._steps[shape] or _captured(forward, ids, places, hidden)
         step.ids.copy_(ids)
         step.places.copy_(places, non_blocking=True)
         if (step.hidden is None) != (hidden is None):
@@ -59,11 +59,11 @@ class Steps:
         return step.output._replace(states=step.output.states.clone()) if keep_states else step.output
 
 
-def _captured(forward: Forward, ids: Tensor, hidden: Tensor | None) -> Step:
+def _captured(forward: Forward, ids: Tensor, places: Tensor, hidden: Tensor | None) -> Step:
     ids, hidden = ids.clone(), None if hidden is None else hidden.clone()
-    places = torch.zeros((3, *ids.shape), dtype=torch.int64, device=ids.device)
+    places = torch.zeros_like(places, device=ids.device)
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads run models of their own
         output = forward(ids, places, hidden)
     return Step(graph, ids, places, hidden, output)

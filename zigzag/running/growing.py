@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from zigzag.caches.full import FullLayer
 from zigzag.caches.mixed import growing_parts, new_layer, streaming_parts
@@ -15,14 +14,14 @@ from zigzag.plans.heads import Plan
 from zigzag.reference.errors import CacheError
 from zigzag.running.attention import Attention, FullHeads
 from zigzag.running.host import Output
-from zigzag.running.interception import check_plan
-from zigzag.running.stores import Call, Counts, Feed, too_many
+from zigzag.running.model_layers import ModelLayers, check_plan, place
+from zigzag.running.stores import Call, Counts, Feed, RunnerCache, too_many
 
 
 class GrowingStore:
     """Columns of all rows side by side; a row's padding and rejected drafts are holes in its columns.
 
-    plan: None where every layer is full; config: of the decoder
+    plan: None where every layer is full; layers: of the model
     spare: most tokens that streaming layers can take back
     by_positions: how full heads attend, see `FullHeads`; None: on a GPU
     """
@@ -32,22 +31,26 @@ class GrowingStore:
     def __init__(
         self,
         plan: Plan | None,
-        config: Any,
+        layers: ModelLayers,
         device: torch.device,
         *,
         spare: int = 64,
         by_positions: bool | None = None,
     ) -> None:
-        check_plan("GrowingStore", plan, config)
+        check_plan("GrowingStore", plan, layers)
         self.by_positions = device.type == "cuda" if by_positions is None else by_positions
         self.plan, self.device, self.spare = plan, device, spare
-        layers: list[Any] = [new_layer(plan, index, spare, FullLayer) for index in range(config.num_hidden_layers)]
-        self.cache, self.layers = Cache(layers=layers), layers
-        self.full, self.streaming = growing_parts(layers), streaming_parts(layers)
+        self.placement = place(plan, layers, own_windows=True)
+        kinds = zip(self.placement.groups, self.placement.windows, strict=True)
+        self.layers: list[Any] = [new_layer(groups, window, spare, FullLayer) for groups, window in kinds]
+        self.cache = RunnerCache(layers=self.layers)
+        self.full, self.streaming = growing_parts(self.layers), streaming_parts(self.layers)
         self.restart(0)
 
     def restart(self, rows: int) -> None:
         """Hold so many rows, of which nothing is in the cache."""
+        for layer in self.layers:
+            layer.reset()
         self.positions: Counts = np.empty((rows, 0), dtype=np.int64)  # of the full layers' columns, -1 for holes
         self.aligned = True  # no holes: column c holds position c in every row
 
@@ -68,7 +71,9 @@ class GrowingStore:
         columns = None if plain else torch.from_numpy(self.positions).to(self.device)
         from_start = from_start and plain
         full = FullHeads(now, columns, parents, from_start=from_start, by_positions=self.by_positions)
-        return Attention(self.plan, self.layers, full, now=now, columns=columns, parents=parents, from_start=from_start)
+        return Attention(
+            self.placement, self.layers, full, now=now, columns=columns, parents=parents, from_start=from_start
+        )
 
     def check_padding(self, positions: Counts) -> None:
         """CacheError, before anything is fed, if streaming layers could not forget this padding afterwards."""

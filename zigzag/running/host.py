@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import ExitStack
+from threading import get_ident
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 
 from zigzag.models.decoder import Decoder
-from zigzag.reference.errors import CacheError, ModelError
-from zigzag.running import attach, few_token_experts
+from zigzag.reference.errors import ModelError
+from zigzag.running import few_token_experts
 from zigzag.running.fused_modules import fused_modules
-from zigzag.running.interception import NAME, Attend, Interception, attachment_of, decoder_config
+from zigzag.running.interception import NAME, Attend, Interception, attachment_of
+from zigzag.running.model_layers import layers_of
 
 log = logging.getLogger("zigzag")
+_BUSY = "is in the middle of zigzag.generate"
 
 
 class Output(NamedTuple):
@@ -25,37 +28,45 @@ class Output(NamedTuple):
 
 
 class Host:
-    """A model whose attention is zigzag's inside the `with` block; an attached plan comes back afterwards.
+    """A model whose attention is zigzag's inside the `with` block; what was there before comes back afterwards.
 
     cuda_graphs: for `zigzag.running.runner.open_runner`
+
+    Raises ModelError on entering where the model is busy: in another call of `generate`, or being scored.
     """
 
     def __init__(self, model: Decoder, cuda_graphs: bool | None = None) -> None:
-        self.model, self.config, self.cuda_graphs = model, decoder_config(model), cuda_graphs
+        self.model, self.cuda_graphs = model, cuda_graphs
+        self.layers, self.config = layers_of(model), model.config.get_text_config(decoder=True)
+        self.device = execution_device(model)
         self._attend: Attend | None = None
         self._states: Tensor | None = None
 
     def __enter__(self) -> "Host":
-        self._attached = attachment_of(self.model)
-        attach.detach(self.model)
-        self._interception = Interception(self.model, self._prepare)
-        self._faster = ExitStack()
-        if self.model.device.type in few_token_experts.DEVICES and not is_spread():
-            self._faster.enter_context(fused_modules(self.model))
-            try:
-                self._faster.enter_context(few_token_experts.few_token_experts(self.model))
-            except ModelError as error:  # experts of another kind stay on what they have
-                log.info("%s", error)
-        self._hook = self.model.get_decoder().register_forward_hook(self._remember)
+        with ExitStack() as stack:
+            self._take(stack)
+            self._thread = get_ident()
+            if self.device.type in few_token_experts.DEVICES and not is_spread():
+                stack.enter_context(fused_modules(self.model))
+                try:
+                    stack.enter_context(few_token_experts.few_token_experts(self.model))
+                except ModelError as error:  # experts of another kind stay on what they have
+                    log.info("%s", error)
+            stack.callback(self.model.get_decoder().register_forward_hook(self._remember).remove)
+            self._held = stack.pop_all()
         return self
 
+    def _take(self, stack: ExitStack) -> None:
+        """The model's attention: lent by an attached plan, or taken."""
+        attached = attachment_of(self.model)
+        if attached is not None:
+            stack.enter_context(attached.interception.lent(self._prepare, _BUSY))
+        else:
+            stack.callback(Interception(self.model, self._prepare, _BUSY).remove)
+
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._faster.close()
-        self._interception.remove()
-        self._hook.remove()
         self._states = None
-        if self._attached is not None:
-            attach.attach(self.model, self._attached.plan, spare=self._attached.spare)
+        self._held.close()
 
     def forward(self, attend: Attend, **inputs: Any) -> Output:
         """One forward of the model with the attention `attend`."""
@@ -73,9 +84,24 @@ class Host:
         self._states = output.last_hidden_state
 
     def _prepare(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._attend is None:
-            raise CacheError("the model is in the middle of zigzag.generate: it cannot be called by itself now")
+        if self._attend is None or get_ident() != self._thread:
+            raise ModelError(f"the model {_BUSY}: it cannot be called by itself, or by another thread, until that ends")
         kwargs[NAME] = self._attend
+
+
+def execution_device(model: Decoder) -> torch.device:
+    """Where the model's inputs go; of one that accelerate offloads, where its layers are computed.
+
+    Raises ModelError where that cannot be known.
+    """
+    if model.device.type != "meta":
+        return model.device
+    hooks = [getattr(module, "_hf_hook", None) for module in (model, *model.modules())]
+    devices = [getattr(hook, "execution_device", None) for hook in hooks]
+    found = next((device for device in devices if device is not None), None)
+    if found is None:
+        raise ModelError("the model's weights are on the meta device: load them before it is run")
+    return torch.device(found)
 
 
 def is_spread() -> bool:

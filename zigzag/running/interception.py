@@ -1,13 +1,16 @@
-"""How zigzag gets into a transformers model: its public extension points and one forward pre-hook.
+"""How zigzag gets into a transformers model: its public extension points and two hooks on the decoder.
 
-One attention function is registered with transformers as "zigzag". It does nothing by itself: the pre-hook
-hands every forward an *attend* callable through the forward's keyword arguments, and the function calls it.
-Running a plan, scoring heads and masking heads are three such callables.
+One attention function is registered with transformers as "zigzag". It does nothing by itself: before each forward a
+hook leaves an *attend* callable for it. Running a plan, scoring heads and masking heads are three such callables.
+The callable travels with the forward's keyword arguments, so that a layer that is computed again for its gradient finds
+it; for models that do not pass those on, the hook also leaves it for the thread that runs the forward.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from threading import Lock
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -15,35 +18,81 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from zigzag.models.decoder import Decoder
-from zigzag.plans.heads import Plan
-from zigzag.reference.errors import ModelError, PlanError
+from zigzag.reference.errors import ModelError
+from zigzag.running.learned_sinks import attention_with_sinks
+from zigzag.running.model_layers import layers_of
 
 NAME = "zigzag"
-Attend = Callable[..., Tensor]  # (module, query, key, value, attention_mask, scaling) -> [B, H, Tq, Dv]
+
+
+class States(NamedTuple):
+    """What one attention layer is given.
+
+    query: [B, H, Tq, D]; key, value: [B, G, Tk, D], of the layer's cache
+    mask: of transformers, [B, 1, Tq, Tk] bool or None
+    scale: factor on the scores; None for D^-0.5
+    sinks: [H] learned scores that take part in each softmax and have no value (gpt-oss); None without
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float | None
+    sinks: Tensor | None = None
+
+
+Attend = Callable[[nn.Module, States], Tensor]  # -> [B, H, Tq, Dv]
 Prepare = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
+
+# What else models hand to their attention: told, or of no weight where masks and caches are ours.
+HARMLESS = frozenset(
+    "sliding_window position_ids use_cache output_hidden_states output_router_logits return_dict num_items_in_batch "
+    "cache_position logits_to_keep".split()
+)
+# What transformers' packed batches bring: rows that hold several texts.
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+
+_attending: ContextVar[Attend | None] = ContextVar("attending", default=None)
 
 
 def _attention_function(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    attend: Attend | None = kwargs.pop(NAME, None)
+    attend: Attend | None = kwargs.pop(NAME, None) or _attending.get()
+    states = States(query, key, value, attention_mask, scaling, s_aux)
+    if not hasattr(module, "_zigzag_intercepted"):  # of another part of the model, or "zigzag" was set without a plan
+        if s_aux is not None:
+            output = attention_with_sinks(query, key, value, attention_mask, scaling, s_aux)
+            return output.transpose(1, 2).contiguous(), None
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs
+        )
     if attend is None:
-        if getattr(module, "_zigzag_intercepted", False):
-            raise ModelError(
-                f"{type(module).__name__} was called without zigzag's keyword argument: call the model itself, not a "
-                f"part of it; if you did, this model does not pass keyword arguments on to its attention"
-            )
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    scaling = kwargs.get("scaling")
-    output = attend(module, query, key, value, attention_mask, scaling)
-    return output.transpose(1, 2).contiguous(), None
+        raise ModelError(f"{type(module).__name__} was called by itself: call the model, not a part of it")
+    unknown = [n for n, given in kwargs.items() if given is not None and given is not False and n not in HARMLESS]
+    if unknown or dropout or is_causal is False:
+        what = ", ".join((*unknown, *["dropout"] * bool(dropout), *["is_causal=False"] * (is_causal is False)))
+        raise ModelError(f"{type(module).__name__} asks its attention for {what}, which cannot be had under zigzag")
+    return attend(module, states).transpose(1, 2).contiguous(), None
 
 
-def full_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None
-) -> Tensor:
-    """Full causal attention as transformers computes it: [B, H, Tq, Dv]."""
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
+def full_attention(module: nn.Module, states: States) -> Tensor:
+    """Causal attention under the mask that transformers made for the layer: [B, H, Tq, Dv]."""
+    query, key, value, mask, scale, sinks = states
+    if sinks is not None:
+        return attention_with_sinks(query, key, value, mask, scale, sinks)
+    output, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scale)
     return output.transpose(1, 2)
 
 
@@ -56,96 +105,151 @@ def layer_index(module: nn.Module) -> int:
 AttentionInterface.register(NAME, _attention_function)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
-
-def decoder_config(model: Any) -> Any:
-    """The decoder's configuration; ModelError if the model is not a plain grouped-query decoder."""
-    if not hasattr(model, "config") or not hasattr(model, "get_decoder"):
-        raise ModelError(f"a transformers decoder model is needed, got {type(model).__name__}")
-    config = model.config.get_text_config(decoder=True)
-    if getattr(config, "num_key_value_heads", None) is None:
-        raise ModelError(f"{type(model).__name__} has no num_key_value_heads: grouped-query attention is needed")
-    windows = {t for t in getattr(config, "layer_types", None) or () if t != "full_attention"}
-    if windows or getattr(config, "sliding_window", None) is not None:
-        what = ", ".join(sorted(windows)) or f"sliding_window={config.sliding_window}"
-        raise ModelError(
-            f"{type(model).__name__} has attention windows of its own ({what}); zigzag would replace them, so only "
-            f"models whose layers are all full attention are supported"
-        )
-    return config
-
-
-def check_plan(op: str, plan: Plan | None, config: Any) -> None:
-    """PlanError unless the plan is for a decoder of this configuration."""
-    if plan is None:
-        return
-    if plan.num_layers != config.num_hidden_layers:
-        raise PlanError(
-            f"{op}: the plan is for {plan.num_layers} layers, the model has {config.num_hidden_layers}; "
-            f"make a plan for this model"
-        )
-    if plan.num_kv_heads not in (None, config.num_key_value_heads):
-        raise PlanError(
-            f"{op}: the plan was made for {plan.num_kv_heads} KV heads a layer, the model has "
-            f"{config.num_key_value_heads}; make a plan for this model"
-        )
-
-
-ATTACHMENT = "_zigzag_attachment"  # where `zigzag.attach` leaves what it needs to undo itself
-
-
-def attachment_of(model: Decoder) -> Any:
-    """What `zigzag.attach` has put on the model, with its `plan` and `spare`; None without a plan."""
-    return getattr(model, ATTACHMENT, None)
+ATTACHMENT = "_zigzag_attachment"  # where the decoder holds the plan that `zigzag.attach` gave it
+_INTERCEPTION = "_zigzag_interception"  # where the decoder of a model holds what has its attention
+_lock = Lock()  # one thread at a time puts something there, or takes it away
 
 
 class Interception:
-    """The model's attention is ours while this is installed; `remove` restores what was there."""
+    """The model's attention is ours while this is installed; `remove` restores what was there.
 
-    def __init__(self, model: Decoder, prepare: Prepare) -> None:
-        """`prepare(decoder, args, kwargs)` runs before each forward and puts an Attend in kwargs["zigzag"]."""
-        decoder_config(model)
-        self.model = model
-        self.previous = model.config._attn_implementation
-        model.set_attn_implementation(NAME)
-        if model.config._attn_implementation != NAME:
+    It stands on the decoder, which all handles of a model share: wrapped by PEFT, inside a pipeline, merged.
+    `prepare(decoder, args, kwargs)` runs before each forward and puts an Attend in kwargs["zigzag"].
+
+    what: what the model is doing meanwhile, for errors
+
+    Raises ModelError if the model cannot run plans, or somebody has its attention already.
+    """
+
+    def __init__(self, model: Decoder, prepare: Prepare, what: str) -> None:
+        layers = layers_of(model)
+        decoder: Any = model.get_decoder()
+        with _lock:
+            check_free(model)
+            self._install(decoder, prepare, what)
+        missing = set(layers.full) - {layer_index(module) for module in self.modules}
+        if decoder.config._attn_implementation != NAME or missing:
+            self.remove()
             raise ModelError(
                 f"{type(model).__name__} does not go through transformers' attention interface, so its attention "
                 f"cannot be replaced"
             )
 
-        def pre_hook(
-            decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            if len(args) > 1:
-                raise ModelError("with zigzag, give a model's inputs other than input_ids by keyword")
-            prepare(decoder, args, kwargs := dict(kwargs))
-            return args, kwargs
-
-        self.modules: list[Any] = [m for m in model.get_decoder().modules() if hasattr(m, "layer_idx")]
+    def _install(self, decoder: Any, prepare: Prepare, what: str) -> None:
+        self.decoder, self.prepare, self.what = decoder, prepare, what
+        self.previous = decoder.config._attn_implementation
+        self._lent: tuple[Prepare, str] | None = None
+        self.modules: list[Any] = [m for m in decoder.modules() if hasattr(m, "layer_idx")]
+        decoder.set_attn_implementation(NAME)
         for module in self.modules:
             module._zigzag_intercepted = True
-        self.hook = model.get_decoder().register_forward_pre_hook(pre_hook, with_kwargs=True)
+        self.hooks = [
+            decoder.register_forward_pre_hook(self._before, with_kwargs=True),
+            decoder.register_forward_hook(self._after, always_call=True),
+        ]
+        setattr(decoder, _INTERCEPTION, self)
+
+    def _before(
+        self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if len(args) > 1:
+            raise ModelError("with zigzag, give a model's inputs other than input_ids by keyword")
+        if decoder.config._attn_implementation != NAME:
+            raise ModelError(
+                f"the attention of this model was set to {decoder.config._attn_implementation!r} while it {self.what}: "
+                f"call zigzag.detach(model), set it, and attach the plan again"
+            )
+        self._check_asked(decoder, kwargs)
+        kwargs = dict(kwargs)
+        (self._lent[0] if self._lent else self.prepare)(decoder, args, kwargs)
+        _attending.set(kwargs[NAME])
+        return args, kwargs
+
+    def _check_asked(self, decoder: Any, kwargs: dict[str, Any]) -> None:
+        """ModelError, before any layer runs, for what its attention would refuse or ignore."""
+        if kwargs.get("output_attentions"):
+            raise ModelError("with zigzag there are no attention weights to give: leave out output_attentions")
+        packed = [name for name in PACKED if kwargs.get(name) is not None]
+        if packed:
+            raise ModelError(f"packed rows ({', '.join(packed)}) cannot be kept apart here: give each text its own row")
+        dropping = [m for m in self.modules if getattr(m, "attention_dropout", 0)] if decoder.training else []
+        if dropping:
+            raise ModelError(
+                f"attention dropout ({dropping[0].attention_dropout}) cannot be had under zigzag: set "
+                f"attention_dropout to 0 in the config and in each attention module, or call model.eval()"
+            )
+
+    def _after(self, *_: Any) -> None:
+        _attending.set(None)
+
+    @contextmanager
+    def lent(self, prepare: Prepare, what: str) -> Iterator[None]:
+        """Within the block forwards are prepared by somebody else; ModelError if they are already."""
+        with _lock:
+            if self._lent is not None:
+                raise _busy(self._lent[1])
+            self._lent = (prepare, what)
+        try:
+            yield
+        finally:
+            self._lent = None
+
+    def check_not_lent(self) -> None:
+        if self._lent is not None:
+            raise _busy(self._lent[1])
 
     def remove(self) -> None:
-        self.hook.remove()
+        """Give the attention back; what others have set meanwhile stays."""
+        self.check_not_lent()
+        for hook in self.hooks:
+            hook.remove()
         for module in self.modules:
             del module._zigzag_intercepted
-        self.model.set_attn_implementation(self.previous)
+        if self.decoder.config._attn_implementation == NAME:
+            self.decoder.set_attn_implementation(self.previous)
+        delattr(self.decoder, _INTERCEPTION)
+
+
+def interception_of(model: Decoder) -> Interception | None:
+    """What has the attention of the model, by whichever handle; None if nothing has."""
+    return getattr(model.get_decoder(), _INTERCEPTION, None)
+
+
+def attachment_of(model: Decoder) -> Any:
+    """What `zigzag.attach` has put on the model, with its `plan` and `spare`; None without a plan."""
+    return getattr(model.get_decoder(), ATTACHMENT, None)
+
+
+def check_free(model: Decoder) -> None:
+    """ModelError if something has the model's attention."""
+    if (found := interception_of(model)) is not None:
+        raise _busy(found.what)
+
+
+def _busy(what: str) -> ModelError:
+    return ModelError(
+        f"the model {what}: wait until that has ended (threads that share a model need a lock of yours, or rows in one "
+        f"batch), or load it a second time"
+    )
 
 
 @contextmanager
 def intercepted(model: Decoder, attend: Attend) -> Iterator[None]:
-    """Within the block every attention layer of `model` calls `attend`; forwards keep no cache."""
+    """Within the block every layer with full attention calls `attend`, the others as ever; forwards keep no cache."""
     if attachment_of(model) is not None:
         raise ModelError("the model already runs a plan: call zigzag.detach(model) first")
+    full = frozenset(layers_of(model).full)
+
+    def attend_full(module: nn.Module, states: States) -> Tensor:
+        return attend(module, states) if layer_index(module) in full else full_attention(module, states)
 
     def prepare(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if kwargs.get("past_key_values") is not None:
             raise ModelError("scoring and head masks work on whole prompts: pass no past_key_values")
         kwargs["use_cache"] = False
-        kwargs[NAME] = attend
+        kwargs[NAME] = attend_full
 
-    interception = Interception(model, prepare)
+    interception = Interception(model, prepare, "is being scored, or its heads are masked")
     try:
         yield
     finally:

@@ -13,24 +13,26 @@ from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import HeadPlan
 from zigzag.reference.errors import PlanError
 from zigzag.running.attention import Attention
-from zigzag.running.interception import decoder_config, full_attention, intercepted
+from zigzag.running.interception import full_attention, intercepted
+from zigzag.running.model_layers import layers_of, place
 
 
 @contextmanager
 def masked_heads(model: Decoder, full_heads: ArrayLike, *, sink: int, recent: int, align: int = 1) -> Iterator[None]:
     """Within the block the KV heads that are False in `full_heads` see only sink + recent tokens.
 
-    full_heads: [L, G] bool. Forwards inside must be whole prompts without padding and keep no cache.
+    full_heads: [L, G] bool, L layers with full attention. Forwards inside must be whole prompts without
+        padding and keep no cache.
 
     Raises PlanError if the map does not fit the model.
     """
     full = np.asarray(full_heads, dtype=bool)
-    config = decoder_config(model)
-    if full.shape != (config.num_hidden_layers, config.num_key_value_heads):
+    layers = layers_of(model)
+    if full.shape != (len(layers.full), layers.num_kv_heads):
         raise PlanError(
-            f"masked_heads: full_heads must be [{config.num_hidden_layers}, {config.num_key_value_heads}] for this "
+            f"masked_heads: full_heads must be [{len(layers.full)}, {layers.num_kv_heads}] for this "
             f"model, got {list(full.shape)}"
         )
-    plan = HeadPlan(full.tolist(), sink, recent, align)
-    with intercepted(model, Attention(plan, None, full_attention, from_start=True)):
+    placement = place(HeadPlan(full.tolist(), sink, recent, align), layers, own_windows=False)
+    with intercepted(model, Attention(placement, None, full_attention, from_start=True)):
         yield

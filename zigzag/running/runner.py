@@ -16,13 +16,13 @@ from transformers.cache_utils import Cache
 
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import HeadPlan, Plan
-from zigzag.reference.errors import ArgumentError, CacheError
+from zigzag.reference.errors import ArgumentError, CacheError, ModelError
 from zigzag.reference.trees import node_depths
 from zigzag.running.attention import Attention
 from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, Output, is_spread
-from zigzag.running.interception import check_plan
+from zigzag.running.model_layers import check_plan
 from zigzag.running.stores import Counts, Feed
 
 log = logging.getLogger("zigzag")
@@ -62,7 +62,7 @@ class Runner:
 
     @property
     def device(self) -> torch.device:
-        return self.host.model.device
+        return self.host.device
 
     @property
     def cache(self) -> Cache:
@@ -166,6 +166,10 @@ class Runner:
                 self._fresh[b].append(states[b, list(row)])
         self._settle(tokens)
 
+    def reset(self) -> None:
+        """Hold nothing, as a new runner; also after something broke off."""
+        self._restart(0)
+
     def void(self) -> None:
         """Something broke off: what the cache holds is not known, and nothing can be done with it any more."""
         self._void = True
@@ -262,17 +266,24 @@ def open_runner(
 
     capacity: tokens of a row that a fixed store has room for at first; trees: whether trees will be fed
 
-    Raises ArgumentError if `host.cuda_graphs` is True and it cannot be, PlanError if the plan is for another model.
+    Raises ArgumentError if `host.cuda_graphs` is True and it cannot be, PlanError if the plan is for another model,
+    ModelError if the model has layers that are neither full nor windowed.
     """
-    check_plan("generate", plan, host.config)
+    if host.layers.others:
+        kinds = ", ".join(sorted(set(host.layers.others.values())))
+        raise ModelError(
+            f"generate: {type(host.model).__name__} has layers ({kinds}) whose state no draft and no padding can "
+            f"be taken back from; use zigzag.attach(model, plan) and the model's own generate"
+        )
+    check_plan("generate", plan, host.layers)
     reason = _no_graphs(host.model, plan, trees)
     if host.cuda_graphs and reason:
         raise ArgumentError(f"generate: cuda_graphs=True cannot be: {reason}; leave it out")
     store: Store
     if host.cuda_graphs is False or reason or isinstance(plan, HeadPlan):
-        store = GrowingStore(plan, host.config, host.model.device, spare=spare)
+        store = GrowingStore(plan, host.layers, host.device, spare=spare)
     else:
-        store = FixedStore(plan, host.config, host.model.device, spare=spare, capacity=capacity)
+        store = FixedStore(plan, host.layers, host.device, spare=spare, capacity=capacity)
     if reason and host.cuda_graphs is None and host.model.device.type == "cuda":
         log.info("no CUDA graphs: %s", reason)
     return Runner(host, store, keep_hidden=keep_hidden)

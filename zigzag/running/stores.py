@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.cache_utils import Cache
 
+from zigzag.reference.errors import CacheError
 from zigzag.running.attention import Attention
 from zigzag.running.host import Output
 
@@ -36,6 +38,16 @@ class Feed:
     keep_logits: int
     hidden: Tensor | None
     keep_states: bool
+
+
+class RunnerCache(Cache):
+    """The cache as transformers sees it in a forward; what it holds is the runner's business."""
+
+    def reset(self) -> None:
+        raise CacheError("this cache belongs to a runner, which knows what it holds: call reset() of the runner")
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise CacheError("this cache belongs to a runner, which knows what it holds: call take_back() of the runner")
 
 
 # Calls the model: token ids [B, T], their positions [B, T] on the device, attention, how many logits, hidden -> output.

@@ -266,7 +266,7 @@ class ModelShape:
     def kv_bytes(self, plan: LayerPlan, context: int, batch: int = 1, itemsize: int = 2) -> int:
         """Bytes of keys and values in all layers but the MTP ones."""
         check_case(self, plan, context, batch)
-        size = {"head_size": self.head_size, "num_kv_heads": self.num_kv_heads, "itemsize": itemsize}
+        size: dict[str, Any] = {"head_size": self.head_size, "num_kv_heads": self.num_kv_heads, "itemsize": itemsize}
         return plan.kv_bytes(context, batch=batch, **size)
 
 

@@ -113,13 +113,17 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def lookup(op: str, backend: str, array: Any) -> Any:
-    """The function of `op` for these arrays, by the order of choice that this module states."""
+def lookup(op: str, backend: str, array: Any, *, differentiable: tuple[Any, ...] = ()) -> Any:
+    """The function of `op` for these arrays, by the order of choice that this module states.
+
+    differentiable: the arrays by which the result has a derivative, of which some may want a gradient
+    """
     name, source = _explicit(backend)
     if name is None:
-        name = _automatic(op, array)
+        name = _automatic(op, array, differentiable)
     else:
         _check_kind(op, name, source, array)
+        _check_gradients(op, name, differentiable)
     function = getattr(get_backend(name), op, None)
     if function is None:
         having = [info.name for info in list_backends() if op in info.ops]
@@ -139,10 +143,10 @@ def _explicit(backend: str) -> tuple[str | None, str]:
     return None, ""
 
 
-def _automatic(op: str, array: Any) -> str:
+def _automatic(op: str, array: Any, differentiable: tuple[Any, ...]) -> str:
     kind = array_kind(array)
     for name in BUILTIN:
-        if kind in ARRAY_KINDS[name] and _serves(name, op, array):
+        if kind in ARRAY_KINDS[name] and _serves(name, op, array, differentiable):
             if (name, kind) not in _announced:
                 _announced.add((name, kind))
                 _log.info("backend %r chosen automatically: the arrays are %s arrays", name, kind)
@@ -163,14 +167,14 @@ def _reason(name: str) -> str:
     return ""
 
 
-def _serves(name: str, op: str, array: Any) -> bool:
+def _serves(name: str, op: str, array: Any, differentiable: tuple[Any, ...]) -> bool:
     """Whether the automatic choice may take this backend for the op on arrays like this one."""
     if name != "triton":
         return True
     if getattr(array, "is_cuda", False) is not True or _reason(name):
         return False
     backend = get_backend(name)
-    return hasattr(backend, op) and backend.takes(array)
+    return hasattr(backend, op) and backend.takes(array) and not backend.wants_gradient(*differentiable)
 
 
 def _check_kind(op: str, name: str, source: str, array: Any) -> None:
@@ -179,6 +183,15 @@ def _check_kind(op: str, name: str, source: str, array: Any) -> None:
         raise BackendError(
             f"{op}: backend {name!r} (from {source}) takes {' or '.join(kinds)} arrays, got a {array_kind(array)} "
             f"array; convert it yourself or choose another backend"
+        )
+
+
+def _check_gradients(op: str, name: str, arrays: tuple[Any, ...]) -> None:
+    """BackendError where a gradient is wanted that the backend would lose without a word."""
+    wants = getattr(get_backend(name), "wants_gradient", None)
+    if wants is not None and wants(*arrays):
+        raise BackendError(
+            f"{op}: backend {name!r} gives no gradients, and these arrays want them; use 'torch', or torch.no_grad()"
         )
 
 

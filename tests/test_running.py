@@ -500,7 +500,7 @@ def test_model_with_windows_of_its_own() -> None:
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
     plan = LayerPlan(("full", "streaming"), sink=1, recent=2)
     mistral = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=8))
-    with refuses(ModelError, "windows of its own", "sliding_window=8"):
+    with refuses(ModelError, "no layer with full attention", "window of 8", "nothing for a plan to decide"):
         zigzag.attach(mistral, plan)
     zigzag.attach(MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=None)), plan)
 

@@ -17,18 +17,42 @@ NAME = "written-out"
 
 
 @contextmanager
-def written_out(model: Any, full_heads: Any, **window: int) -> Iterator[None]:
-    """Within the block the KV heads that are False in `full_heads` [L, G] see only the window."""
+def written_out(model: Any, full_heads: Any, *, padding: tuple[int, ...] = (0,), **window: int) -> Iterator[None]:
+    """Within the block the KV heads that are False in `full_heads` [L, G] see only the window.
+
+    L counts the layers with full attention; the others see what their own window shows. Learned sinks take part.
+    padding: how many columns of padding each row starts with.
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    full_layers = [index for index, kind in enumerate(kinds) if kind == "full_attention"]
+
+    def visible_heads(layer: int, at: np.ndarray) -> np.ndarray:
+        if kinds[layer] == "sliding_attention":
+            return visible(at, at, sink=0, recent=config.sliding_window)[:, None]
+        heads = full_heads[full_layers.index(layer)]
+        return np.stack([visible(at, at, **({} if full else window)) for full in heads], axis=1)
 
     def attention(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float, **_: Any
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Any,
+        scaling: float,
+        s_aux: torch.Tensor | None = None,
+        **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        at, share = np.arange(key.shape[2]), query.shape[1] // key.shape[1]
-        heads = full_heads[module.layer_idx]
-        seen = np.stack([visible(at, at, **({} if full else window)) for full in heads]).repeat(share, axis=0)
+        at = np.maximum(np.arange(key.shape[2]) - np.array(padding)[:, None], -1)
+        share = query.shape[1] // key.shape[1]
+        seen = visible_heads(module.layer_idx, at)
+        seen = seen.repeat(query.shape[1] // seen.shape[1], axis=1)
         key, value = (x.repeat_interleave(share, dim=1) for x in (key, value))
         scores = (query @ key.mT * scaling).masked_fill(~torch.from_numpy(seen), -torch.inf)
-        return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
+        if s_aux is not None:
+            scores = torch.cat([scores, s_aux[None, :, None, None].expand(*scores.shape[:-1], 1)], dim=-1)
+        weights = scores.softmax(dim=-1).nan_to_num()[..., : key.shape[2]]
+        return (weights @ value).transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(NAME, attention)
     previous = model.config._attn_implementation

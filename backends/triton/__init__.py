@@ -82,3 +82,8 @@ def unavailable() -> str:
 def takes(array: Any) -> bool:
     """Whether the automatic choice may come here: CUDA tensors of the dtypes that the kernels know."""
     return array.device.type == "cuda" and (array.dtype in DTYPES or not array.dtype.is_floating_point)
+
+
+def wants_gradient(*arrays: Any) -> bool:
+    """Whether a gradient is wanted, which kernels do not give."""
+    return torch.is_grad_enabled() and any(getattr(array, "requires_grad", False) for array in arrays)

@@ -93,7 +93,7 @@ def attention(
 
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """
-    function = lookup("attention", backend, query)
+    function = lookup("attention", backend, query, differentiable=(query, key, value))
     where = {
         "query_positions": query_positions,
         "key_positions": key_positions,
@@ -123,7 +123,7 @@ def merge(outputs: Array, lses: Array, *, backend: str = "auto") -> tuple[Array,
 
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """
-    function = lookup("merge", backend, outputs)
+    function = lookup("merge", backend, outputs, differentiable=(outputs, lses))
     sizes: dict[str, int] = {}
     checks.check_shape("merge", "outputs", outputs, "P B H Tq Dv", sizes)
     checks.check_shape("merge", "lses", lses, "P B H Tq", sizes)
@@ -156,7 +156,7 @@ def gated_attention(
 
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """
-    function = lookup("gated_attention", backend, query)
+    function = lookup("gated_attention", backend, query, differentiable=(query, key, value, gate))
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
     checks.check_streaming_window("gated_attention", sink, recent, align)
     sizes = checks.check_attention("gated_attention", query, key, value, **where)

@@ -34,7 +34,7 @@ def apply_experts(
     validate: check the ids too. It waits for the device, so switch it off in a loop; an id that is out of range then
         names no expert
     """
-    function = lookup("apply_experts", backend, hidden)
+    function = lookup("apply_experts", backend, hidden, differentiable=(hidden, weights, gate_up, down))
     arrays = {"hidden": hidden, "expert_ids": expert_ids, "weights": weights, "gate_up": gate_up, "down": down}
     given = checks.same_kind("apply_experts", array_kind, arrays)
     check_experts(**given)

@@ -29,7 +29,7 @@ def lost_mass(
 
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """
-    function = lookup("lost_mass", backend, query)
+    function = lookup("lost_mass", backend, query, differentiable=(query, key))
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
     checks.check_streaming_window("lost_mass", sink, recent, align)
     checks.check_attention("lost_mass", query, key, **where)
@@ -59,7 +59,7 @@ def output_deviation(
 
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """
-    function = lookup("output_deviation", backend, query)
+    function = lookup("output_deviation", backend, query, differentiable=(query, key, value))
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
     checks.check_streaming_window("output_deviation", sink, recent, align)
     checks.check_attention("output_deviation", query, key, value, **where)
@@ -93,7 +93,7 @@ def gate_gradient(
 
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """
-    function = lookup("gate_gradient", backend, query)
+    function = lookup("gate_gradient", backend, query, differentiable=(query, key, value))
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
     checks.check_streaming_window("gate_gradient", sink, recent, align)
     sizes = checks.check_attention("gate_gradient", query, key, value, **where)

@@ -52,8 +52,8 @@ def mixed_attention(
 
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """
-    function = lookup("mixed_attention", backend, query)
     arrays = (query, full_key, full_value, streaming_key, streaming_value)
+    function = lookup("mixed_attention", backend, query, differentiable=arrays)
     options: dict[str, Any] = {
         "full_groups": full_groups,
         "sink": sink,

@@ -36,7 +36,7 @@ def route_experts(
 
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """
-    function = lookup("route_experts", backend, router_logits)
+    function = lookup("route_experts", backend, router_logits, differentiable=(router_logits, bias))
     given = checks.same_kind("route_experts", array_kind, {"router_logits": router_logits, "bias": bias})
     options: dict[str, Any] = {
         "top_k": top_k,

@@ -33,7 +33,7 @@ def to_probs(
 
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """
-    function = lookup("to_probs", backend, logits)
+    function = lookup("to_probs", backend, logits, differentiable=(logits,))
     checks.check_sampling("to_probs", temperature, top_k, top_p, min_p)
     given = checks.same_kind("to_probs", array_kind, {"logits": logits})
     checks.check_rows("to_probs", **given)

@@ -155,6 +155,12 @@ class _Attachment:
         windows = [window for window in self.placement.windows if window is not None]
         if ours != self.placement.groups or kept != [(window, self.spare) for window in windows]:
             raise CacheError("the cache was filled under another plan or spare; start with an empty cache")
+        lengths = {layer.get_seq_length() for layer in cache.layers if hasattr(layer, "get_seq_length")}
+        if len(lengths) > 1:
+            raise CacheError(
+                f"the layers of the cache hold different numbers of tokens ({sorted(lengths)}), since a forward or a "
+                f"crop broke off: start with an empty cache, or call its reset()"
+            )
 
     def _install(self, cache: Any) -> None:
         """The plan's layers in the places of the full ones; the others stay as transformers has them."""

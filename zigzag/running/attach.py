@@ -148,12 +148,13 @@ class _Attachment:
             )
 
     def _check_ours(self, cache: Cache) -> None:
+        count = len(cache.layers)
         ours = tuple(
             full_groups_of(layer) if index in self.layers.full else True for index, layer in enumerate(cache.layers)
         )
         kept = [(part.window, part.spare) for part in streaming_parts(cache.layers)]
-        windows = [window for window in self.placement.windows if window is not None]
-        if ours != self.placement.groups or kept != [(window, self.spare) for window in windows]:
+        windows = [window for window in self.placement.windows[:count] if window is not None]
+        if ours != self.placement.groups[:count] or kept != [(window, self.spare) for window in windows]:
             raise CacheError("the cache was filled under another plan or spare; start with an empty cache")
         lengths = {layer.get_seq_length() for layer in cache.layers if hasattr(layer, "get_seq_length")}
         if len(lengths) > 1:
@@ -171,7 +172,7 @@ class _Attachment:
         if [type(layer) for layer in layers] != [type(layer) for layer in fresh]:
             raise _wrong_layers(cache, layers)
         poses = bool(self.layers.own_windows)
-        for index in self.layers.full:
+        for index in (i for i in self.layers.full if i < len(layers)):  # a draft may leave the model early
             groups, window = self.placement.groups[index], self.placement.windows[index]
             layers[index] = new_layer(groups, window, self.spare, DynamicLayer, poses_as_full=poses)
         cache.layers[:] = layers
@@ -193,7 +194,10 @@ def _is_checkpointing(decoder: Any) -> bool:
 def _check_mask(mask: Any, batch: int, length: int) -> None:
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ModelError(f"under a plan the attention mask must be [B, tokens seen + new] of 0 and 1, got {shape}")
+        raise ModelError(
+            f"under a plan the attention mask must be [B, tokens seen + new] of 0 and 1, got {shape}; a model that makes "
+            f"masks before its decoder runs (for images) can run text through zigzag.generate"
+        )
     if tuple(mask.shape) != (batch, length):
         raise ModelError(
             f"under a plan the attention mask must cover all tokens seen and new: [{batch}, {length}], "

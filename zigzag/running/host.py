@@ -37,6 +37,11 @@ class Host:
 
     def __init__(self, model: Decoder, cuda_graphs: bool | None = None) -> None:
         self.model, self.cuda_graphs = model, cuda_graphs
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ModelError(
+                "generate: the adapter puts virtual tokens before each prompt, which no draft knows; use the model's "
+                "own generate, after zigzag.attach(model, plan)"
+            )
         self.layers, self.config = layers_of(model), model.config.get_text_config(decoder=True)
         self.device = execution_device(model)
         self._attend: Attend | None = None

@@ -22,6 +22,11 @@ def calls(form: str, name: str = "{{ c.name }}") -> str:
     return "{% for m in messages %}{{ m.content }}" + each + "{% endfor %}"
 
 
+def tiny(template: str, messages: list, **options) -> str:
+    tokenizer = templated(template)
+    return tokenizer.decode(chat_prompt(tokenizer, messages, thinking=None, **options))
+
+
 CALL = said("", tool_calls=[{"name": "f", "arguments": {"key": "value", "n": 5, "l": ["x"]}}])
 
 
@@ -91,9 +96,11 @@ def test_what_is_in_the_prompt_by_chance_does_not_count() -> None:
         calls("{% for k, v in c.arguments.items() %}{{ k }}={{ v }}{% endfor %}"),
     ],
 )
-def test_python_text_is_refused(template: str) -> None:
+@pytest.mark.parametrize("arguments", [{"l": ["x"]}, {"s": {"k": "v"}}, {"s": {"n": 5}}])
+def test_python_text_is_refused(template: str, arguments: dict) -> None:
+    call = said("", tool_calls=[{"name": "f", "arguments": arguments}])
     with pytest.raises(ModelError, match="as Python text, not as JSON"):
-        chat_prompt(templated(template), [HI, CALL], thinking=None)
+        chat_prompt(templated(template), [HI, call], thinking=None)
 
 
 @pytest.mark.parametrize("tool", [ADD, STOP])
@@ -103,6 +110,10 @@ def test_tools_as_python_text_are_refused(tool: dict) -> None:
 
 
 def test_altered_texts_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"alters messages\[0\].content: 'a<think>b'"):
+        tiny(
+            ROLES.replace("m.content", "m.content | replace('<think>', '')"), [{"role": "user", "content": "a<think>b"}]
+        )
     for change in ("upper", "replace('secret', '')", "truncate(20)"):
         with pytest.raises(ModelError, match=r"(leaves out|alters) messages\[0\].content"):
             template = ROLES.replace("m.content", f"m.content | {change}")
@@ -125,13 +136,29 @@ def test_thoughts_that_the_template_would_cut_are_refused(content: str) -> None:
     [
         ROLES.replace("m.content", "m.content | trim"),
         ROLES.replace("m.content", "m.content | tojson"),
-        ROLES.replace("m.content", "m.content | tojson(ensure_ascii=False)"),
+        ROLES.replace("m.content", "m.content | tojson(ensure_ascii=True)"),
         "The function 'f': {# a word of the template #}" + ROLES,
     ],
 )
 def test_stripping_and_escaping_are_no_loss(template: str) -> None:
     chat = [{"role": "system", "content": " \n"}, {"role": "user", "content": ' "é"\n<b>\\ x '}, said("")]
     chat_prompt(templated(template), chat, thinking=None)
+
+
+def test_true_and_none_may_be_written_in_words() -> None:
+    template = calls("{% for k, v in c.arguments.items() %}{{ k }}{{ 'yes' if v else 'no' }}{% endfor %}")
+    call = said("", tool_calls=[{"name": "f", "arguments": {"t": True, "n": None}}])
+    assert "tyesnno" in tiny(template, [HI, call])
+
+
+def test_required_arguments_keep_their_names_together() -> None:
+    """A template may look up in the properties what is required."""
+    write = (
+        "{% for name in f.parameters.required %}{{ name }}{{ f.parameters.properties[name].description }}{% endfor %}"
+    )
+    template = ROLES + "{% for f in tools %}{{ f.name }}" + write + "{% endfor %}"
+    schema = {"properties": {"x": {"description": "One"}}, "required": ["x"]}
+    assert tiny(template, [HI], tools=[{"name": "f", "parameters": schema}]) == "<user>hifxOne"
 
 
 def test_quotes_around_names_are_no_python() -> None:
@@ -150,6 +177,15 @@ def test_old_reasoning_may_only_be_dropped_where_it_would_be_shown() -> None:
             chat_prompt(templated(last.replace("CASE", case)), chat, thinking=None)
 
 
+def test_only_what_an_assistant_thought_may_be_dropped_as_old() -> None:
+    cut = "m.content if loop.last else m.content.split('</think>')[-1]"
+    template = ROLES.replace("m.content", cut) + "{{ messages[0].reasoning_content }}"
+    chat_prompt(templated(template), [said("a</think>b"), HI], thinking=None)
+    for message in (said("a</think>b", reasoning_content="c"), {"role": "user", "content": "a</think>b"}):
+        with pytest.raises(ModelError, match=r"leaves out messages\[0\].content"):
+            chat_prompt(templated(template), [message, HI], thinking=None)
+
+
 def test_the_check_calls_a_template_that_shows_all_right() -> None:
     """And one that does not, wrong: without a tokenizer."""
     chat = [HI, {**ASKED, "note": ["x", {"y": 2.5, "z": None}]}]
@@ -164,10 +200,9 @@ def test_the_check_calls_a_template_that_shows_all_right() -> None:
 
 def test_a_template_of_roles_alone() -> None:
     """As SmolLM2's: a plain chat is as it was, more is refused."""
-    tokenizer = templated(
-        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' "
-        "}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-    )
+    turn = "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    prompt = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    tokenizer = templated("{% for message in messages %}" + turn + "{% endfor %}" + prompt)
     chat = [HI, said("yes"), HI]
     plain = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert chat_prompt(tokenizer, chat, thinking=None) == list(plain)

@@ -141,6 +141,7 @@ def test_where_arguments_are_named() -> None:
         {**named, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
         {"allOf": [named, {"properties": {"a": {"minLength": 2}}}]},
         {"additionalProperties": STRING},
+        {"allOf": [{"additionalProperties": STRING}]},
         {"$ref": "#", **named},
         {"$ref": "#/$defs/A", "$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}, named]}}},
     ):
@@ -152,18 +153,33 @@ def test_where_arguments_are_named() -> None:
         {"properties": None},
         {"properties": {"b": STRING}},
         {"additionalProperties": False},
-        {"anyOf": [named, {"properties": {"a": {"type": "integer"}}}]},
+        {"anyOf": [{"additionalProperties": STRING}, {"additionalProperties": {"type": "integer"}}]},
         {"additionalProperties": STRING, "patternProperties": {"^b": True}},
     ):
         assert read(parameters, "7") == 7, parameters
+    either = {"anyOf": [named, {"properties": {"a": {"type": "integer"}}}]}
+    assert read(either, "7") == 7 and read(either, '"x"') == '"x"'
     assert read({"properties": {"a": {"type": "integer"}}, "additionalProperties": STRING}, "7", "b") == "7"
     assert read({**named, "additionalProperties": True}, "7", "b") == 7
 
 
+def test_circles_are_entered_anew_by_each_argument() -> None:
+    """Each of the two adds to the other, whichever is read first."""
+    defs = {
+        "A": {"anyOf": [{"$ref": "#/$defs/B"}, STRING]},
+        "B": {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "integer"}]},
+    }
+    for first, second in (("A", "B"), ("B", "A")):
+        properties = {"first": {"$ref": f"#/$defs/{first}"}, "a": {"$ref": f"#/$defs/{second}"}}
+        parameters = {"properties": properties, "$defs": defs}
+        assert [read(parameters, text) for text in ("7", '"x"', "true")] == [7, '"x"', "true"]
+
+
 def test_tools_are_told_apart_by_name() -> None:
-    tools = [{"name": "f", "parameters": {"properties": {"a": STRING}}}, {"name": "g"}, {"function": {"name": " h "}}]
+    schema = {"properties": {"a": STRING}}
+    tools = [{"name": "f", "parameters": schema}, {"name": "g"}, {"function": {"name": " h ", "parameters": schema}}]
     text = "<tool_call>{}\n<arg_key>a</arg_key>\n<arg_value>7</arg_value>\n</tool_call>"
-    for name, value in (("f", "7"), ("g", 7), ("h", 7), ("unknown", 7)):  # a call of an unknown tool is a call
+    for name, value in (("f", "7"), ("g", 7), ("h", "7"), ("unknown", 7)):  # a call of an unknown tool is a call
         assert parse(text.format(name), thinking=False, tools=tools) == [ToolCall(name, {"a": value})]
 
 

@@ -86,8 +86,12 @@ def _segments(message: Mapping[str, Any]) -> list[tuple[str, bool]]:
 
 
 def _texts(number: int, message: Mapping[str, Any]) -> Iterator[Piece]:
-    for text, thought in _segments(message):
-        yield Piece(text, f"messages[{number}].content", number if thought else None)
+    segments, where = _segments(message), f"messages[{number}].content"
+    if not any(thought for _, thought in segments):
+        segments = [(message["content"], False)]
+    for text, thought in segments:
+        if text not in _THINK_TAGS:  # which the template writes itself around what was thought
+            yield Piece(text, where, number if thought else None)
     yield Piece(message.get("reasoning_content", ""), f"messages[{number}].reasoning_content", number)
 
 

@@ -3,13 +3,14 @@
 The forms are those of GLM-4.5 and GLM-4.7 (their chat templates; docs/reasoning.md has the rules and the edges).
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from zigzag.chat.schemas import Arguments, Tool, tool_arguments
+from zigzag.chat.values import read_value
 from zigzag.reference.errors import ArgumentError
 
 FORMS = ("glm45", "glm47")
@@ -19,6 +20,7 @@ _TAGS = (THINK, THINK_END, CALL, CALL_END, KEY, KEY_END, VALUE, VALUE_END)
 _SPLIT = re.compile("(" + "|".join(_TAGS) + ")")  # no repetition inside: linear
 _FOLLOWS = {("pair", KEY): "key", ("key", KEY_END): "colon", ("colon", VALUE): "value", ("value", VALUE_END): "pair"}
 _LONGEST = max(map(len, _TAGS))
+_LOST = "\ufffd"
 _LONGEST_NAME = 256  # of a tool, with the blanks around it; bounds what is looked at again with every piece
 
 
@@ -40,7 +42,8 @@ class Content:
 class ToolCall:
     """A whole, well-formed tool call.
 
-    arguments: by key, in the order written; a value is what its JSON says, or the raw text if that is no JSON
+    arguments: by key, in the order written; a value is what its JSON says, or the raw text where that is no JSON or the
+    schema wants a string (zigzag.chat.values)
     text: as the model wrote it, tags included
     """
 
@@ -50,7 +53,6 @@ class ToolCall:
 
 
 Event = Reasoning | Content | ToolCall
-Tool = Mapping[str, Any]  # its description as a chat template takes it
 
 
 class ReasoningParser:
@@ -60,21 +62,23 @@ class ReasoningParser:
     form: "glm45" (a newline must follow the name of a tool) or "glm47" (it may be missing)
     tools: as given to the chat template; arguments that their schemas call strings are never read as JSON
 
-    Only these are dropped: the `<think>` that begins the text, the `</think>` that ends the reasoning, and newlines
-    next to them or to a tool call. What is no well-formed call stays text of the phase that it stands in.
-    Takes linear time. Raises ArgumentError for an unknown form, and for text after `finish`.
+    Only these are dropped: the `<think>` that begins the text, the `</think>` that ends the reasoning or follows the
+    call that ended it, and newlines next to them or to a tool call. What is no well-formed call stays text of the phase
+    that it stands in. Takes linear time.
+    Raises ArgumentError for an unknown form, for malformed tools and schemas, and for text after `finish`.
     """
 
-    def __init__(self, thinking: bool = True, form: str = "glm45", tools: Iterable[Tool] | None = None) -> None:
+    def __init__(self, thinking: bool = True, form: str = "glm45", tools: Sequence[Tool] | None = None) -> None:
         if form not in FORMS:
             raise ArgumentError(f"ReasoningParser: form must be one of {', '.join(FORMS)}, got {form!r}")
         self._phase: type[Reasoning | Content] = Reasoning if thinking else Content
-        self._form, self._strings = form, _string_arguments(tools or ())
+        self._form, self._tools = form, tool_arguments(tools)
         self._events: list[Event] = []
         self._tail = ""  # the beginning of what may become a tag
         self._newlines = 0  # at the end of the text so far: a tag would take them
         self._after_tag = True  # the prompt ends with one
         self._started = self._finished = False
+        self._left_open = False  # whether a call ended the reasoning
         self._call: _Call | None = None
 
     def feed(self, text: str) -> list[Event]:
@@ -116,7 +120,8 @@ class ReasoningParser:
                 return
             call, self._call = self._call, None
             if call.done:
-                self._events.append(call.event(self._strings))
+                self._events.append(call.event(self._tools))
+                self._left_open |= self._phase is Reasoning
                 self._tag(Content)
                 return
             self._text(call.text)
@@ -124,7 +129,8 @@ class ReasoningParser:
             self._call = _Call(self._form)
         elif piece == THINK and not self._started:
             self._tag(Reasoning)
-        elif piece == THINK_END and self._phase is Reasoning:
+        elif piece == THINK_END and (self._phase is Reasoning or (self._left_open and self._after_tag)):
+            self._left_open = False
             self._tag(Content)
         else:
             self._text(piece)
@@ -164,10 +170,10 @@ class _Call:
             self._pieces.append(piece)
         return goes_on
 
-    def event(self, strings: frozenset[tuple[str, str]]) -> ToolCall:
+    def event(self, tools: Mapping[str, Arguments]) -> ToolCall:
         name = self._head.strip()
-        arguments = {k: v if (name, k) in strings else _json_or_text(v) for k, v in self._pairs.items()}
-        return ToolCall(name, arguments, self.text)
+        schema = tools.get(name, Arguments())
+        return ToolCall(name, {k: read_value(v, schema.types(k)) for k, v in self._pairs.items()}, self.text)
 
     def _take_text(self, piece: str) -> bool:
         if self._waiting in ("key", "value"):
@@ -209,7 +215,7 @@ class _Call:
         return text
 
 
-def parse(text: str, *, thinking: bool = True, form: str = "glm45", tools: Iterable[Tool] | None = None) -> list[Event]:
+def parse(text: str, *, thinking: bool = True, form: str = "glm45", tools: Sequence[Tool] | None = None) -> list[Event]:
     """The events of a whole text, merged.
 
     >>> parse("\\n<think>2 + 2</think>\\nFour.")
@@ -234,34 +240,53 @@ class Detokenizer:
     """Text of a stream of tokens, as soon as it is certain: bytes of one character may come in several tokens.
 
     decode: tokens -> text, such as `tokenizer.decode`; it must keep the tags (they are not special in GLM's tokenizer)
+
+    Each token is decoded with at most 16 around it, however many of them decode to nothing.
     """
 
     _MOST_WAITING = 8  # a character has at most 4 bytes; what waits longer is really undecodable
+    _OPEN = 3  # tokens that may be the begin of a character
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode
         self._before: list[int] = []  # decoded again with what follows, since decoders treat a beginning differently
+        self._given = 0  # characters of it that are out
         self._waiting: list[int] = []
 
     def feed(self, tokens: Sequence[int]) -> str:
         """The text that `tokens` complete."""
-        out = []
-        for token in tokens:
-            self._waiting.append(token)
-            out.append(self._text(len(self._waiting) >= self._MOST_WAITING))
-        return "".join(out)
+        return "".join(map(self._next, tokens))
 
     def finish(self) -> str:
         """The rest, with U+FFFD for a character that was cut."""
-        return self._text(True)
-
-    def _text(self, last: bool) -> str:
-        known = self._decode(self._before) if self._before else ""
-        text = self._decode(self._before + self._waiting)[len(known) :] if self._waiting else ""
-        if not text or (text.endswith("\ufffd") and not last):
-            return ""
-        self._before, self._waiting = self._waiting, []
+        text = self._text(self._waiting)
+        self._before, self._given, self._waiting = [], 0, []
         return text
+
+    def _next(self, token: int) -> str:
+        self._waiting.append(token)
+        text = self._text(self._waiting)
+        if text and not text.endswith(_LOST):
+            self._before, self._waiting = self._waiting, []
+            self._given = len(self._decode(self._before))
+            return text
+        if len(self._waiting) < self._MOST_WAITING:
+            return ""
+        return self._unfinished()
+
+    def _unfinished(self) -> str:
+        """Of too many waiting tokens, those that belong to no open character are let go."""
+        old, self._waiting = self._waiting[: -self._OPEN], self._waiting[-self._OPEN :]
+        text = self._text(old)
+        if text:  # undecodable, and its last character may still become one
+            visible = [token for token in self._before + old if self._decode([token])]
+            self._before = visible[-self._MOST_WAITING :]
+            self._given = len(self._decode(self._before).removesuffix(_LOST))
+        return text.removesuffix(_LOST)
+
+    def _text(self, tokens: list[int]) -> str:
+        """What `tokens` add to the text that is out."""
+        return self._decode(self._before + tokens)[self._given :] if tokens or self._before else ""
 
 
 def _open_tag(text: str) -> int:
@@ -269,31 +294,3 @@ def _open_tag(text: str) -> int:
     start = text.rfind("<", max(0, len(text) - _LONGEST + 1))
     end = text[start:] if start >= 0 else ""
     return len(end) if end and any(tag != end and tag.startswith(end) for tag in _TAGS) else 0
-
-
-def _json_or_text(text: str) -> Any:
-    """What strict JSON says: no NaN, no repeated keys."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(items)) != len(items):
-            raise ValueError("a key is repeated")
-        return dict(items)
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=refuse)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _string_arguments(tools: Iterable[Tool]) -> frozenset[tuple[str, str]]:
-    """(tool, argument) of those that are strings by their schema."""
-    functions = [tool.get("function", tool) for tool in tools]
-    return frozenset(
-        (function["name"], key)
-        for function in functions
-        for key, schema in ((function.get("parameters") or {}).get("properties") or {}).items()
-        if schema.get("type") == "string"
-    )

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zigzag.chat.reasoning import THINK, THINK_END, Tool
+from zigzag.chat.messages import check_order_of_results, plain_messages
+from zigzag.chat.reasoning import THINK, THINK_END
+from zigzag.chat.schemas import Tool, tool_arguments
+from zigzag.chat.shown import Messages, check_all_shown
 from zigzag.generation.rules import PhaseRule, Rule
 from zigzag.reference.errors import ArgumentError, ModelError
 
@@ -13,32 +16,49 @@ def chat_prompt(
 ) -> list[int]:
     """Tokens of a conversation that the model is to continue, in thinking or direct mode.
 
-    messages, tools: as `tokenizer.apply_chat_template` takes them
+    messages: mappings with role and content, a string or a list of text parts; an assistant's may have
+        reasoning_content and tool_calls, whose arguments are an object or the JSON of one
+    tools: their schemas, as `tokenizer.apply_chat_template` takes them
     thinking: passed to the template as `enable_thinking`; None leaves the choice to the template
 
-    Raises ModelError without a template, where the template does not read `enable_thinking` (the mode would be
-    ignored without a word), and where it cannot render the messages.
+    What is given is in the prompt, or refused by name. The template alone decides about old reasoning: GLM-4.5's drops
+    what was thought before the last user message.
+    Raises ArgumentError for messages and tools that are none, and for results of tools in another order than their
+    calls where the template leaves the ids out; ModelError without a template, where it cannot render the messages,
+    leaves something out or alters it, and where `enable_thinking` changes nothing (the mode would be ignored).
     """
+    given, offered = plain_messages(messages), list(tools) if tool_arguments(tools) and tools else None
+    template = _template(tokenizer, offered)
+    if "tool_call_id" not in template:
+        check_order_of_results(given)
+
+    def rendered(messages: Messages, tools: Sequence[Tool] | None, thinking: bool | None = thinking, **how: Any) -> Any:
+        mode = {} if thinking is None else {"enable_thinking": thinking}
+        try:
+            return tokenizer.apply_chat_template(
+                list(messages), tools=tools, add_generation_prompt=True, **{"tokenize": False, **mode, **how}
+            )
+        except Exception as error:  # whatever the template raises
+            raise ModelError(f"chat_prompt: the chat template failed: {type(error).__name__}: {error}") from error
+
+    if thinking is not None and rendered(given, offered) == rendered(given, offered, not thinking):
+        raise ModelError(
+            "chat_prompt: the tokenizer's chat template does not read enable_thinking, so it knows no thinking and "
+            "direct modes; give thinking=None, or another template"
+        )
+    check_all_shown(rendered, given, offered)
+    return list(rendered(given, offered, tokenize=True, return_dict=False))
+
+
+def _template(tokenizer: Any, tools: Sequence[Tool] | None) -> str:
     try:
-        template = tokenizer.get_chat_template(None, tools)
+        template: str = tokenizer.get_chat_template(None, tools)
     except (AttributeError, ValueError) as error:
         raise ModelError(
             f"chat_prompt: the tokenizer must have a chat template; set tokenizer.chat_template, or load the "
             f"tokenizer of a chat model ({error})"
         ) from error
-    mode = {} if thinking is None else {"enable_thinking": thinking}
-    if mode and "enable_thinking" not in template:
-        raise ModelError(
-            "chat_prompt: the tokenizer's chat template does not read enable_thinking, so it knows no thinking and "
-            "direct modes; give thinking=None, or another template"
-        )
-    try:
-        ids = tokenizer.apply_chat_template(
-            list(messages), tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False, **mode
-        )
-    except Exception as error:  # whatever the template raises
-        raise ModelError(f"chat_prompt: the chat template failed: {type(error).__name__}: {error}") from error
-    return list(ids)
+    return template
 
 
 def thinking_token_ids(tokenizer: Any, begin: str = THINK, end: str = THINK_END) -> tuple[int, int]:

@@ -5,47 +5,17 @@ that `zigzag.chat.reasoning` sees them, as with GLM-4.5's own tokenizer.
 """
 
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from zigzag.models import tiny_glm
 from zigzag.reference.errors import ModelError
 
 END, USER, ASSISTANT = "<|endoftext|>", "<|user|>", "<|assistant|>"
 SPECIAL = (END, "[gMASK]", "<sop>", "<|system|>", USER, ASSISTANT)
 TAGS = ("<think>", "</think>", "/nothink")
 STOPS = (END, USER)  # a turn ends with the role of the next
-CHAT_TEMPLATE = """\
-[gMASK]<sop>
-{%- set ns = namespace(last=-1) -%}
-{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
-{%- for m in messages -%}
-{%- if m.role == 'user' -%}
-<|user|>
-{{ m.content }}
-{%- if enable_thinking is defined and not enable_thinking and not m.content.endswith('/nothink') -%}
-/nothink
-{%- endif -%}
-{%- elif m.role == 'assistant' -%}
-{%- set content = m.content.split('</think>')[-1].lstrip('\\n') -%}
-{%- set reasoning = m.reasoning_content or '' -%}
-{%- if '</think>' in m.content and not reasoning -%}
-{%- set reasoning = m.content.split('</think>')[0].split('<think>')[-1] -%}
-{%- endif -%}
-<|assistant|>
-<think>{{ reasoning.strip('\\n') if loop.index0 > ns.last else '' }}</think>
-{{ content }}
-{%- elif m.role == 'system' -%}
-<|system|>
-{{ m.content }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-<|assistant|>
-{%- if enable_thinking is defined and not enable_thinking -%}
-{{ '\\n<think></think>' }}
-{%- endif -%}
-{%- endif -%}
-"""
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Any:
@@ -90,7 +60,7 @@ def _wrapped(tokenizer: Any) -> Any:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
     )
-    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.chat_template = (files(tiny_glm) / "chat_template.jinja").read_text(encoding="utf-8")
     return wrapped
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zigzag.reference.checks import check_floating
+from zigzag.reference.checks import as_real, as_whole, check_floating
 from zigzag.reference.errors import ArgumentError, KindError
 
 CRITERIA = ("retained", "mean", "weighted_gain", "fewest_changes", "max")
@@ -24,9 +24,9 @@ def assign_heads(scores: ArrayLike, num_full_heads: int) -> NDArray[np.bool_]:
     array([[ True, False],
            [ True, False]])
     """
-    values = _checked("assign_heads", scores, num_full_heads, per_layer=False)
+    values, count = _checked("assign_heads", scores, num_full_heads, per_layer=False)
     full = np.zeros(values.size, dtype=bool)
-    full[np.argsort(-values, axis=None, kind="stable")[:num_full_heads]] = True
+    full[np.argsort(-values, axis=None, kind="stable")[:count]] = True
     return full.reshape(values.shape)
 
 
@@ -55,10 +55,11 @@ def assign_layers(
     >>> assign_layers(np.array([[0.9, 0.1], [0.5, 0.5], [0.0, 0.8]]), 1)
     array([ True, False, False])
     """
-    values = _checked("assign_layers", scores, num_full, per_layer=True)
-    if not np.isfinite(gain):
-        raise ArgumentError(f"assign_layers: gain must be finite, got {gain}")
-    labels = assign_heads(values, num_full * values.shape[1])
+    values, count = _checked("assign_layers", scores, num_full, per_layer=True)
+    share = as_real(gain)
+    if share is None or not np.isfinite(share):
+        raise ArgumentError(f"assign_layers: gain must be a finite number, got {gain!r}")
+    labels = assign_heads(values, count * values.shape[1])
     retained = np.where(labels, values, 0.0).sum(axis=1)
     others = np.where(labels, 0.0, values).sum(axis=1)
     counts = labels.sum(axis=1)
@@ -66,7 +67,7 @@ def assign_layers(
     worth = {
         "retained": retained,
         "mean": total,
-        "weighted_gain": retained + gain * others,
+        "weighted_gain": retained + share * others,
         "fewest_changes": counts.astype(np.float64),
         "max": values.max(axis=1),
     }
@@ -74,11 +75,12 @@ def assign_layers(
         raise ArgumentError(f"assign_layers: criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
     best_first = np.lexsort((np.arange(len(values)), -total, -counts, -worth[criterion]))
     full = np.zeros(len(values), dtype=bool)
-    full[best_first[:num_full]] = True
+    full[best_first[:count]] = True
     return full
 
 
-def _checked(op: str, scores: ArrayLike, num_full: int, *, per_layer: bool) -> NDArray[np.float64]:
+def _checked(op: str, scores: ArrayLike, num_full: int, *, per_layer: bool) -> tuple[NDArray[np.float64], int]:
+    """The scores, and the count as a plain int."""
     values = np.asarray(scores)
     if values.ndim != 2 or values.size == 0:
         raise ArgumentError(f"{op}: scores must have shape [L, G] with L, G >= 1, got {list(values.shape)}")
@@ -87,8 +89,9 @@ def _checked(op: str, scores: ArrayLike, num_full: int, *, per_layer: bool) -> N
         bad = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
         raise ArgumentError(f"{op}: scores must be finite, got {values[bad]} at (layer, head) {bad}")
     name, unit, most = ("num_full", "layers", len(values)) if per_layer else ("num_full_heads", "heads", values.size)
-    if isinstance(num_full, bool) or not isinstance(num_full, (int, np.integer)):
+    count = as_whole(num_full)
+    if count is None:
         raise KindError(f"{op}: {name} must be a whole number of {unit}, got {num_full!r}")
-    if not 0 <= num_full <= most:
-        raise ArgumentError(f"{op}: {name} must be 0 to {most} {unit}, got {num_full}")
-    return values.astype(np.float64)
+    if not 0 <= count <= most:
+        raise ArgumentError(f"{op}: {name} must be 0 to {most} {unit}, got {count}")
+    return values.astype(np.float64), count

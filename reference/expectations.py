@@ -7,6 +7,7 @@ section 3; arXiv 2402.12374 for trees). Real text is not so: measure, and take t
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from zigzag.reference.checks import as_real, as_whole, check_count
 from zigzag.reference.errors import ArgumentError
 
 Floats = NDArray[np.float64]
@@ -20,8 +21,8 @@ def expected_tokens(acceptance: float, num_draft_tokens: int) -> float:
     >>> round(expected_tokens(0.2, 3), 3)
     1.248
     """
-    _check(acceptance, num_draft_tokens)
-    return float(sum(acceptance**n for n in range(num_draft_tokens + 1)))
+    chance, drafts = _checked(acceptance, num_draft_tokens)
+    return float(sum(chance**n for n in range(drafts + 1)))
 
 
 def expected_speedup(acceptance: float, num_draft_tokens: int, cost: float) -> float:
@@ -33,9 +34,10 @@ def expected_speedup(acceptance: float, num_draft_tokens: int, cost: float) -> f
     >>> round(expected_speedup(0.8, 5, 0.0), 2)
     3.69
     """
-    if not cost >= 0:
-        raise ArgumentError(f"expected_speedup: cost must be 0 or more, got {cost}")
-    return expected_tokens(acceptance, num_draft_tokens) / (num_draft_tokens * cost + 1)
+    price = as_real(cost)
+    if price is None or not price >= 0:
+        raise ArgumentError(f"expected_speedup: cost must be 0 or more, got {cost!r}")
+    return expected_tokens(acceptance, num_draft_tokens) / (_checked(acceptance, num_draft_tokens)[1] * price + 1)
 
 
 def best_draft_length(acceptance: float, cost: float, *, longest: int = 128) -> int:
@@ -44,7 +46,7 @@ def best_draft_length(acceptance: float, cost: float, *, longest: int = 128) -> 
     >>> best_draft_length(0.8, 0.05)
     8
     """
-    lengths = range(longest + 1)
+    lengths = range(check_count("best_draft_length", "longest", longest, least=0) + 1)
     return max(lengths, key=lambda k: (expected_speedup(acceptance, k, cost), -k))
 
 
@@ -64,9 +66,8 @@ def best_tree(ranked_acceptance: ArrayLike, num_nodes: int, *, depth: int | None
     shares = np.asarray(ranked_acceptance, dtype=np.float64)
     if shares.ndim != 1 or not len(shares) or not (shares >= 0).all() or shares.sum() > 1 + 1e-9:
         raise ArgumentError("best_tree: ranked_acceptance must be [R] probabilities that sum to at most 1")
-    if num_nodes < 1 or (depth is not None and depth < 1):
-        raise ArgumentError(f"best_tree: at least one node and one level are needed, got {num_nodes} and {depth}")
-    levels = min(num_nodes, num_nodes if depth is None else depth)
+    num_nodes = check_count("best_tree", "num_nodes", num_nodes)
+    levels = num_nodes if depth is None else min(num_nodes, check_count("best_tree", "depth", depth))
     value, sizes = _solve(shares, num_nodes + 1, levels)
     if value[levels, num_nodes + 1] == -np.inf:
         raise ArgumentError(f"best_tree: {len(shares)} children and {levels} levels cannot hold {num_nodes} nodes")
@@ -117,8 +118,11 @@ def _by_level(parents: list[int]) -> list[int]:
     return [-1 if parents[node] < 0 else place[parents[node]] for node in order]
 
 
-def _check(acceptance: float, num_draft_tokens: int) -> None:
-    if not 0 <= acceptance <= 1:
-        raise ArgumentError(f"the acceptance must be a probability in [0, 1], got {acceptance}")
-    if num_draft_tokens < 0:
-        raise ArgumentError(f"the number of draft tokens must be 0 or more, got {num_draft_tokens}")
+def _checked(acceptance: float, num_draft_tokens: int) -> tuple[float, int]:
+    """Both as plain numbers."""
+    chance, drafts = as_real(acceptance), as_whole(num_draft_tokens)
+    if chance is None or not 0 <= chance <= 1:
+        raise ArgumentError(f"the acceptance must be a probability in [0, 1], got {acceptance!r}")
+    if drafts is None or drafts < 0:
+        raise ArgumentError(f"the number of draft tokens must be a whole number, 0 or more, got {num_draft_tokens!r}")
+    return chance, drafts

@@ -1,15 +1,23 @@
 """Loading: whole models load, damaged ones are refused with the reason."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from models import random_ids, smollm2, tiny_glm4_moe, tiny_llama, tiny_tokenizer
+from safetensors.torch import load_file, save_file
 
 import zigzag.models.load
-from zigzag import ModelError, load_model
+from zigzag import ArgumentError, ModelError, load, load_model
+from zigzag.models.checkpoint import read_config
+from zigzag.models.glm import load_both
 from zigzag.models.load import check_weights, smollm2_path
+from zigzag.models.placement import DTYPES
+from zigzag.models.tiny_glm import folder as folder_of_tiny_glm
+from zigzag.reference.glm import GlmConfig
+from zigzag.training.model import TrainingModel
 
 
 @pytest.fixture
@@ -74,9 +82,138 @@ def test_damaged_folder(folder: Path) -> None:
         load_model(folder)
 
 
-def test_unknown_dtype(folder: Path) -> None:
-    with pytest.raises(ModelError, match="float33"):
-        load_model(folder, dtype="float33")
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"", b'{"eos_token_id": ', b"[1]", b'{"a": "\xe9"}', None])
+def test_damaged_json_beside_the_model(folder: Path, name: str, content: bytes | None) -> None:
+    """transformers takes a generation_config.json that it cannot read for one that is not there."""
+    (folder / name).unlink()
+    if content is None:
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(ModelError, match=rf"JSON (file|object) is needed.*{name}|{name}: a JSON"):
+        load_model(folder)
+    if content is None:
+        (folder / name).rmdir()
+        load_model(folder)  # without one it goes
+
+
+KEY = "model.layers.1.self_attn.k_proj.weight"
+
+
+@pytest.mark.parametrize("damage", ["missing", "left over", "another shape", "fewer layers", "more layers", "no head"])
+def test_weights_that_do_not_fit(folder: Path, damage: str) -> None:
+    """By itself transformers makes up what is missing, and leaves out what is left over."""
+    file = folder / "model.safetensors"
+    tensors, config = load_file(file), json.loads((folder / "config.json").read_text())
+    match damage:
+        case "missing":
+            del tensors[KEY]
+        case "left over":
+            tensors[KEY + "_scale"] = torch.ones(1)
+        case "another shape":
+            tensors[KEY] = tensors[KEY][:-1].clone()
+        case "no head":
+            del tensors["lm_head.weight"]
+        case _:
+            config["num_hidden_layers"] += 1 if damage == "more layers" else -1
+    save_file(tensors, file, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    said = {
+        "missing": f"1 weights are missing, first {KEY}",
+        "left over": f"1 weights are left over, first {KEY}_scale",
+        "another shape": f"1 weights have another shape, first {KEY}",
+        "fewer layers": r"9 weights are left over, first model\.layers\.1\.",
+        "more layers": r"9 weights are missing, first model\.layers\.2\.",
+        "no head": r"1 weights are missing, first lm_head\.weight",
+    }
+    with pytest.raises(ModelError, match=f"does not fit its config.json: {said[damage]}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("model_type", None),
+        ("model_type", "none such"),
+        ("hidden_size", "32"),
+        ("num_hidden_layers", 2.5),
+        ("num_attention_heads", 0),
+        ("vocab_size", None),
+        ("eos_token_id", "</s>"),
+    ],
+)
+def test_wrong_fields(folder: Path, key: str, value: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ModelError):
+        load_model(folder)
+
+
+def test_only_a_tokenizer(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        load_model(tmp_path)
+
+
+TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24, "vocab_size": 256}
+OTHER_KINDS = {
+    "llava": {"model_type": "llava", "text_config": {"model_type": "llama", **TEXT}, "vision_config": {}},
+    "gemma3": {"model_type": "gemma3", "text_config": TEXT, "vision_config": {}},  # loads as one, with parts that see
+    "qwen2_5_vl": {"model_type": "qwen2_5_vl", "text_config": TEXT, "vision_config": {}},
+    "t5": {"model_type": "t5"},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_no_causal_language_model(folder: Path, kind: str) -> None:
+    (folder / "config.json").write_text(json.dumps(OTHER_KINDS[kind]))
+    instead = "" if kind == "t5" else "; save its language model in a folder of its own"
+    with pytest.raises(ModelError, match=f"a causal language model is needed, .* is a {kind}{instead}$"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, *(getattr(torch, name) for name in DTYPES), "torch.float16"])
+def test_dtypes(folder: Path, dtype: Any) -> None:
+    """By name or torch's own, for both ways to load."""
+    wanted = getattr(torch, str(dtype).removeprefix("torch."))
+    for model in (load_model(folder, dtype=dtype)[0], load("tiny-glm", dtype=dtype)[0]):
+        assert model.dtype is wanted
+        assert {p.dtype for p in model.parameters()} == {wanted}
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float33", "int8", "float8_e4m3fn", "nn", "auto", "", None, 32, torch.int64, torch.bool]
+)
+def test_dtypes_that_cannot_be(tmp_path: Path, dtype: Any) -> None:
+    """Refused before anything is looked at: there is no model in the folder."""
+    for read in (load_model, load, lambda path, dtype: load_both(path, dtype=dtype, device="cpu")):
+        with pytest.raises(ArgumentError, match=r"dtype must be one of float32, bfloat16, float16, float64, .* got "):
+            read(tmp_path, dtype=dtype)
+    with pytest.raises(ArgumentError, match="TrainingModel: dtype must be one of"):
+        TrainingModel(GlmConfig.from_dict(read_config(folder_of_tiny_glm() / "config.json")), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "device, message",
+    [
+        ("gpu0", r"must be as torch names it \(cpu, cuda, cuda:1\), got 'gpu0'"),
+        (1.5, "must be as torch names it"),
+        ("meta", "holds no numbers"),
+        ("xpu", "PyTorch finds no such device"),
+        pytest.param(
+            "cuda", "finds no CUDA device", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+        ),
+    ],
+)
+def test_devices_that_cannot_be(tmp_path: Path, device: Any, message: str) -> None:
+    for read in (load_model, lambda path, device: load_both(path, dtype="float32", device=device)):
+        with pytest.raises(ArgumentError, match=message):
+            read(tmp_path, device=device)
+
+
+def test_a_device_of_torch(folder: Path) -> None:
+    assert load_model(folder, device=torch.device("cpu"))[0].device.type == "cpu"
 
 
 @pytest.mark.parametrize(

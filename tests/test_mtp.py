@@ -196,6 +196,60 @@ def test_precision() -> None:
     assert made.rotary_emb is model.get_decoder().rotary_emb and made.rotary_emb.inv_freq.dtype == torch.float32
 
 
+def converted(made: MtpHead) -> tuple[torch.Tensor, ...]:
+    return made.embed_tokens.weight, made.lm_head.weight, made.rotary_emb.inv_freq
+
+
+@pytest.mark.parametrize("convert", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.to("meta")])
+def test_converting_the_layer_leaves_the_target(convert: Any) -> None:
+    """Embedding and head belong to the target, whose tokens would become others."""
+    model = target()
+    made = head(model)
+    before = [(tensor, tensor.dtype, tensor.device) for tensor in converted(made)]
+    ids = torch.tensor([PROMPTS[3]])
+    with torch.inference_mode():
+        logits = model(ids).logits
+        assert convert(made) is made
+        assert [(t, t.dtype, t.device) for t in converted(made)] == before
+        assert made.eh_proj.weight.dtype != torch.float64 or made.eh_proj.weight.device.type == "meta"
+        assert made.block.mlp.gate.e_score_correction_bias.dtype == torch.float32
+        assert torch.equal(model(ids).logits, logits)
+        with pytest.raises(ModelError, match=r"MtpHead: the layer is .* the main model, .* torch.float64 on cpu; call"):
+            made(ids, hidden=torch.zeros(1, ids.shape[1], 32), position_ids=torch.arange(ids.shape[1])[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_converted_target_and_its_layer(dtype: torch.dtype) -> None:
+    """Refused until the layer has followed; then drafts change nothing."""
+    model = target()
+    made = head(model)
+    made.block.mlp.gate.e_score_correction_bias.add_(1 + 2**-20)  # what half precision would round
+    bias = made.block.mlp.gate.e_score_correction_bias.clone()
+    model.to(dtype)
+    model.set_experts_implementation("grouped_mm")
+    made.set_experts_implementation("grouped_mm")
+    with pytest.raises(ModelError, match=rf"the layer is torch.float64 on cpu, .* {dtype} on cpu"):
+        made.check_placement()
+    made.to(model.device, model.dtype)
+    made.check_placement()
+    assert {p.dtype for p in made.parameters()} == {dtype}
+    assert torch.equal(made.block.mlp.gate.e_score_correction_bias, bias)
+    options = {"temperature": 0, "max_new_tokens": 8}
+    plain = generate(model, PROMPTS, **options)
+    drafted = generate(model, PROMPTS, drafter=MtpDrafter(made), **options)
+    if dtype is torch.float32:
+        assert drafted.sequences == plain.sequences
+    assert sum(drafted.statistics.drafted) > 0
+
+
+def test_a_head_of_another_dtype_is_noticed() -> None:
+    model = target()
+    made = head(model)
+    model.lm_head.to(torch.float32)
+    with pytest.raises(ModelError, match=r"MtpHead: the layer is torch\.float64"):
+        made.check_placement()
+
+
 def test_refusals() -> None:
     with pytest.raises(ModelError, match=r"GLM-4\.5 model is needed"):
         MtpHead(tiny_llama(2))

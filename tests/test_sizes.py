@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference import expected_tokens, visible
 from zigzag.reference.errors import ArgumentError, ModelError, ZigzagError
+from zigzag.sizes.configuration import VISION_KINDS
 from zigzag.sizes.page import Question, page
 from zigzag.sizes.roofline import HARDWARE, Case, Cost, Hardware, Layout, Part, hardware_by_name
 from zigzag.sizes.shape import (
@@ -50,6 +51,12 @@ LLAMA_3_8B = {
     "intermediate_size": 14336,
     "vocab_size": 128256,
 }
+
+LATENT = {"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_key_value_heads": 128}
+
+
+def without(config: dict, key: str) -> dict:
+    return {k: v for k, v in config.items() if k != key}
 
 
 # Parameters.
@@ -120,7 +127,7 @@ def configs(draw) -> dict:
     kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     config = {
         "model_type": kind,
-        "hidden_size": 8 * draw(numbers),
+        "hidden_size": 2 * kv_heads * group * draw(numbers),  # Llama's must be a multiple of its heads
         "num_hidden_layers": draw(numbers),
         "num_attention_heads": kv_heads * group,
         "num_key_value_heads": kv_heads,
@@ -147,20 +154,132 @@ def configs(draw) -> dict:
     return config
 
 
-@settings(max_examples=30)
-@given(config=configs())
-def test_parameters_are_those_of_transformers(config: dict) -> None:
+def counted_by_transformers(config: dict) -> int:
+    """Parameters of transformers' own model, without a vision part; routing biases are buffers there."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     rest = {key: value for key, value in config.items() if key != "model_type"}
+    seeing = "vision_config" in config
     with torch.device("meta"):
         made = transformers.AutoConfig.for_model(config["model_type"], **rest)
-        model = transformers.AutoModelForCausalLM.from_config(made)
-    shape = ModelShape.from_config(config)
-    counted = {id(p): p.numel() for p in model.parameters()}
+        auto = transformers.AutoModelForImageTextToText if seeing else transformers.AutoModelForCausalLM
+        model = auto.from_config(made)
+    own = ("model.language_model.", "lm_head.") if seeing else ("model.", "lm_head.")
+    counted = {id(p): p.numel() for name, p in model.named_parameters() if name.startswith(own)}
     biases = [b.numel() for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")]
-    assert shape.main_parameters == sum(counted.values()) + sum(biases)
+    return sum(counted.values()) + sum(biases)
+
+
+@settings(max_examples=30)
+@given(config=configs())
+def test_parameters_are_those_of_transformers(config: dict) -> None:
+    shape = ModelShape.from_config(config)
+    assert shape.main_parameters == counted_by_transformers(config)
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    rest = {key: value for key, value in config.items() if key != "model_type"}
+    made = transformers.AutoConfig.for_model(config["model_type"], **rest)
     assert ModelShape.from_config(made.to_dict()) == shape  # the new spelling
+
+
+WHOLE: dict[str, dict] = {  # sizes that no default of transformers has
+    kind: {
+        "model_type": kind,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 6,
+        "intermediate_size": 24,
+        "vocab_size": 40,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+        "sliding_window": None,
+    }
+    for kind in ("llama", "mistral", "qwen2", "qwen3", "glm4_moe")
+}
+WHOLE["glm4_moe"] |= {
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 12,
+    "use_qk_norm": True,
+}
+NEEDED = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"}
+NEEDED |= WHOLE["glm4_moe"].keys() - WHOLE["llama"].keys() - {"use_qk_norm"}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_key_that_is_not_there(kind: str) -> None:
+    """What transformers takes then, as 128 for head_dim of Qwen3, not the width over the heads; or it is asked for."""
+    for key in WHOLE[kind].keys() - {"model_type"}:
+        config = without(WHOLE[kind], key)
+        if key in NEEDED:
+            with pytest.raises(ModelError, match=f"lacks {key}"):
+                ModelShape.from_config(config)
+        elif key == "sliding_window" and kind == "mistral":
+            with pytest.raises(ModelError, match=r"attention windows of its own \(sliding_window = 4096\)"):
+                ModelShape.from_config(config)
+        else:
+            assert ModelShape.from_config(config).main_parameters == counted_by_transformers(config), key
+
+
+# Vision-language models: the text part.
+
+TEXT_KINDS = {
+    "glm4v_moe": "glm4v_moe_text",
+    "internvl": "qwen2",
+    "llava": "llama",
+    "llava_next": "mistral",
+    "llava_onevision": "qwen2",
+    "mistral3": "mistral",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+}
+LIKE = {"glm4v_moe_text": "glm4_moe", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 1]}
+
+
+def seeing(kind: str, *, tied: bool = False, **text: object) -> dict:
+    """config.json of a small vision-language model."""
+    inner = TEXT_KINDS[kind]
+    rope = {"rope_parameters": MROPE} if inner.endswith("_text") else {}
+    part = without(WHOLE[LIKE.get(inner, inner)], "tie_word_embeddings") | {"model_type": inner} | rope | text
+    return {"model_type": kind, "vision_config": {}, "text_config": part, "tie_word_embeddings": tied}
+
+
+def test_every_vision_kind_is_tried() -> None:
+    assert set(VISION_KINDS) == set(TEXT_KINDS)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", TEXT_KINDS)
+def test_text_part_of_vision_models(kind: str, tied: bool) -> None:
+    shape = ModelShape.from_config(seeing(kind, tied=tied), "x")
+    assert shape.main_parameters == counted_by_transformers(seeing(kind, tied=tied))
+    assert shape.name == "x (text part)" and shape.tied is tied
+
+
+@pytest.mark.parametrize("kind", ["glm4v_moe", "qwen2_5_vl", "qwen3_vl"])
+def test_text_part_without_its_optional_keys(kind: str) -> None:
+    for key in ("num_key_value_heads", "head_dim", "attention_bias"):
+        config = seeing(kind)
+        del config["text_config"][key]
+        assert ModelShape.from_config(config).main_parameters == counted_by_transformers(config), key
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen2_vl"])
+def test_text_part_in_the_old_flat_spelling(kind: str) -> None:
+    nested = seeing(kind)
+    flat = without(nested, "text_config") | without(nested["text_config"], "model_type")
+    assert ModelShape.from_config(flat) == ModelShape.from_config(nested)
+    assert ModelShape.from_config(flat).main_parameters == counted_by_transformers(flat)
+
+
+def test_kv_bytes_of_a_text_part() -> None:
+    shape = ModelShape.from_config(seeing("llava"))
+    assert shape.kv_bytes(streaming_plan(shape, 0), 100) == 2 * 2 * 4 * 6 * 100 * 2
 
 
 # KV cache.
@@ -419,20 +538,71 @@ def test_kernels_of_a_step() -> None:
 # Bad input.
 
 
-def test_a_window_that_is_not_used() -> None:
-    config = {**SMOLLM2, "model_type": "qwen2", "sliding_window": 4096}
-    assert ModelShape.from_config(config) == ModelShape.from_config({**config, "sliding_window": None})
+FULL = ["full_attention", "full_attention"]
+HALF = ["full_attention", "sliding_attention"]
+USED = {"use_sliding_window": True, "sliding_window": 16}
+WINDOWS: dict[str, tuple[str, dict, bool]] = {  # kind, what it says, whether a layer has a window
+    "mistral": ("mistral", {"sliding_window": 16}, True),
+    "mistral, none": ("mistral", {"sliding_window": None}, False),
+    "mistral, its types are not looked at": ("mistral", {"sliding_window": 16, "layer_types": FULL}, True),
+    "qwen2, unused": ("qwen2", {"sliding_window": 16}, False),
+    "qwen2, said to be unused": ("qwen2", {"sliding_window": 16, "use_sliding_window": False}, False),
+    "qwen2, 1 layer without": ("qwen2", USED | {"max_window_layers": 1}, True),
+    "qwen2, as many layers without as there are": ("qwen2", USED | {"max_window_layers": 2}, False),
+    "qwen3, all": ("qwen3", USED | {"max_window_layers": 0}, True),
+    "qwen3, more layers without": ("qwen3", USED | {"max_window_layers": 28}, False),
+    "qwen3, types": ("qwen3", USED | {"max_window_layers": 0, "layer_types": FULL}, False),
+    "qwen3, unused, types": ("qwen3", {"sliding_window": 16, "layer_types": FULL}, False),
+    "qwen3, mixed types": ("qwen3", USED | {"layer_types": HALF}, True),
+    "qwen3, unused, mixed types": ("qwen3", {"layer_types": HALF, "sliding_window": 16}, True),
+}
 
 
-def without(config: dict, key: str) -> dict:
-    return {k: v for k, v in config.items() if k != key}
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows(name: str) -> None:
+    """Refused where transformers makes a layer with a window, and only there."""
+    kind, changes, windowed = WINDOWS[name]
+    config = WHOLE[kind] | changes
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    made = transformers.AutoConfig.for_model(kind, **without(config, "model_type"))
+    theirs = "sliding_attention" in (getattr(made, "layer_types", None) or ()) if kind != "mistral" else None
+    assert windowed is (made.sliding_window is not None if theirs is None else theirs)
+    if windowed:
+        with pytest.raises(ModelError, match=r"attention windows of its own|only layers of full attention"):
+            ModelShape.from_config(config)
+    else:
+        assert ModelShape.from_config(config) == ModelShape.from_config(WHOLE[kind])
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "glm4_moe"])
+def test_a_window_of_0_is_none(kind: str) -> None:
+    """Nothing would be seen through it; files mean that it is off."""
+    config = WHOLE[kind] | {"sliding_window": 0, "use_sliding_window": True}
+    assert ModelShape.from_config(config) == ModelShape.from_config(WHOLE[kind])
 
 
 @pytest.mark.parametrize(
     "config, message",
     [
         ({}, "model_type must be one of"),
-        ({**SMOLLM2, "model_type": "deepseek_v3"}, "got 'deepseek_v3'"),
+        ({**SMOLLM2, "model_type": "phi3"}, "got 'phi3'"),
+        ({**SMOLLM2, "model_type": ["llama"]}, r"got \['llama'\]"),
+        ([1], "must be an object, got list"),
+        (LATENT, "multi-head latent attention is not counted.*numbers a layer, here 576"),
+        ({**LATENT, "model_type": "llama"}, "multi-head latent attention"),
+        ({**seeing("llava"), "text_config": LATENT}, r"model \(text part\): multi-head latent"),
+        ({**SMOLLM2, "model_type": "gemma3_text", "layer_types": HALF}, "got sliding_attention too"),
+        ({**SMOLLM2, "model_type": "qwen3_next", "layer_types": ["linear_attention"]}, "got linear_attention too"),
+        ({**SMOLLM2, "layer_types": "full_attention"}, "layer_types must be a list"),
+        ({**SMOLLM2, "sliding_window": "4096"}, "sliding_window must be a whole number of tokens"),
+        ({**SMOLLM2, "model_type": "qwen2", "sliding_window": 9, "use_sliding_window": "no"}, "must be true or false"),
+        ({**SMOLLM2, "sliding_window": 4096}, "windows of its own"),
+        ({"model_type": "gemma3", "text_config": SMOLLM2}, "got 'gemma3'"),
+        (seeing("llava", model_type="phi3"), "got 'phi3'"),
+        (seeing("llava", sliding_window=4096), "windows of its own"),
+        (without(seeing("llava"), "text_config"), "text_config must be an object, got None"),
+        (without(seeing("mistral3"), "tie_word_embeddings"), "tie_word_embeddings must be said once.*got nothing"),
+        (seeing("mistral3", tied=True, tie_word_embeddings=False), "tie_word_embeddings.*got both"),
         (without(SMOLLM2, "hidden_size"), "lacks hidden_size"),
         (
             without(without(BUILT_IN["GLM-4.5"], "n_routed_experts"), "first_k_dense_replace"),

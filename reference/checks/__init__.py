@@ -6,11 +6,15 @@ from zigzag.reference.checks.experts import (
     check_routing,
 )
 from zigzag.reference.checks.options import (
+    as_real,
+    as_whole,
     check_count,
     check_rule_options,
     check_sampling,
+    check_scale,
     check_streaming_window,
     check_window,
+    window_options,
 )
 from zigzag.reference.checks.shapes import (
     check_attention,
@@ -31,6 +35,8 @@ from zigzag.reference.checks.values import (
 )
 
 __all__ = [
+    "as_real",
+    "as_whole",
     "check_attention",
     "check_count",
     "check_draft_shapes",
@@ -48,8 +54,10 @@ __all__ = [
     "check_rule_options",
     "check_sample",
     "check_sampling",
+    "check_scale",
     "check_shape",
     "check_streaming_window",
     "check_window",
     "same_kind",
+    "window_options",
 ]

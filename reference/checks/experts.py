@@ -1,10 +1,9 @@
 """Checks of the arguments of `route_experts` and `apply_experts`; apart, as they read the device, of expert ids."""
 
+import math
 from typing import Any
 
-import numpy as np
-
-from zigzag.reference.checks.options import check_count
+from zigzag.reference.checks.options import as_real, check_count
 from zigzag.reference.checks.shapes import check_floating, check_integers, check_shape
 from zigzag.reference.errors import ArgumentError, KindError
 
@@ -13,16 +12,16 @@ OP = "apply_experts"
 
 def check_routing(
     router_logits: Any, bias: Any, top_k: int, num_groups: int, top_groups: int, normalize: bool, scaling: float
-) -> None:
-    """The arguments of `route_experts`: shapes, dtypes and counts, no values of arrays."""
+) -> dict[str, Any]:
+    """The arguments of `route_experts`: shapes, dtypes and counts, no values of arrays. Gives the options as plain."""
     op = "route_experts"
     if len(router_logits.shape) == 0 or router_logits.shape[-1] == 0:
         raise ArgumentError(f"{op}: router_logits must have shape [..., E] with E > 0, got {list(router_logits.shape)}")
     check_floating(op, router_logits=router_logits, bias=bias)
     experts = router_logits.shape[-1]
     check_shape(op, "bias", bias, "E", {"E": experts})
-    for name, count in {"top_k": top_k, "num_groups": num_groups, "top_groups": top_groups}.items():
-        check_count(op, name, count)
+    given = {"top_k": top_k, "num_groups": num_groups, "top_groups": top_groups}
+    top_k, num_groups, top_groups = (check_count(op, name, count) for name, count in given.items())
     if experts % num_groups:
         raise ArgumentError(f"{op}: num_groups must divide the E = {experts} experts, got {num_groups}")
     if top_groups > num_groups:
@@ -32,8 +31,11 @@ def check_routing(
         raise ArgumentError(f"{op}: top_k must be at most {usable}, the experts in {top_groups} groups, got {top_k}")
     if not isinstance(normalize, bool):
         raise KindError(f"{op}: normalize must be True or False, got {normalize!r}")
-    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)) or not np.isfinite(scaling):
+    factor = as_real(scaling)
+    if factor is None or not math.isfinite(factor):
         raise ArgumentError(f"{op}: scaling must be a finite number, got {scaling!r}")
+    counts = {"top_k": top_k, "num_groups": num_groups, "top_groups": top_groups}
+    return {**counts, "normalize": normalize, "scaling": factor}
 
 
 def check_experts(hidden: Any, expert_ids: Any, weights: Any, gate_up: Any, down: Any) -> None:

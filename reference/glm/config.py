@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from zigzag.reference.checks import as_real, as_whole
 from zigzag.reference.errors import ModelError
 
 ALIASES = {"n_routed_experts": "num_local_experts", "num_nextn_predict_layers": "num_mtp_layers"}
@@ -70,7 +71,7 @@ class GlmConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), field.type)
+            object.__setattr__(self, field.name, _plain(field.name, getattr(self, field.name), field.type))
         _check_divides("num_key_value_heads", self.num_key_value_heads, "num_attention_heads", self.num_attention_heads)
         _check_divides("n_group", self.n_group, "n_routed_experts", self.n_routed_experts)
         _check_at_most("topk_group", self.topk_group, "n_group", self.n_group)
@@ -99,8 +100,8 @@ def _find(config: Mapping[str, Any], name: str) -> Any:
     if value is None and name in IN_ROPE_PARAMETERS:
         value = rope.get(name)
     if value is None and name == "head_dim":
-        width, heads = config.get("hidden_size"), config.get("num_attention_heads")
-        if isinstance(width, int) and isinstance(heads, int) and heads > 0:
+        width, heads = as_whole(config.get("hidden_size")), as_whole(config.get("num_attention_heads"))
+        if width is not None and heads is not None and heads > 0:
             value = width // heads  # what transformers takes
     return value
 
@@ -115,19 +116,21 @@ def _check_plain_rope(config: Mapping[str, Any]) -> None:
             raise ModelError(f"GlmConfig: {key} must be of type 'default', got {kind!r}; scaled RoPE is not supported")
 
 
-def _check_type(name: str, value: Any, kind: Any) -> None:
+def _plain(name: str, value: Any, kind: Any) -> Any:
+    """The value as a plain bool, int or float."""
+    plain: Any = None
     if kind is bool:
-        fits = isinstance(value, bool)
+        plain = value if isinstance(value, bool) else None
     elif kind is int:
-        lowest = 0 if name in MAY_BE_ZERO else 1
-        fits = isinstance(value, int) and not isinstance(value, bool) and value >= lowest
-    else:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = number and math.isfinite(value) and value > 0
-    if not fits:
+        whole = as_whole(value)
+        plain = None if whole is None or whole < (0 if name in MAY_BE_ZERO else 1) else whole
+    elif (real := as_real(value)) is not None and math.isfinite(real) and real > 0:
+        plain = real
+    if plain is None:
         needed = {bool: "true or false", int: "a whole number above 0"}.get(kind, "a finite number above 0")
         needed = "a whole number, 0 or more" if name in MAY_BE_ZERO else needed
         raise ModelError(f"GlmConfig: {name} must be {needed}, got {value!r}")
+    return plain
 
 
 def _check_divides(name: str, count: int, whole_name: str, whole: int) -> None:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from zigzag.models.decoder import Decoder
+from zigzag.models.placement import usable_device
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import ZigzagError
 
@@ -36,15 +37,10 @@ def check_device(name: str) -> str:
     if name == "cpu":
         return name
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise ZigzagError(f"--device {name} needs PyTorch: pip install 'zigzag-attention[torch]'") from error
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ZigzagError(f"--device must be as torch names it (cpu, cuda, cuda:1), got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ZigzagError(f"--device {name}: PyTorch finds no CUDA device here; use cpu")
+    usable_device("--device", name)
     return name
 
 

@@ -32,7 +32,7 @@ def read_json(path: str | Path, error: type[ZigzagError], kind: str | None = Non
         raise error(f"a JSON file is needed, there is no file {path}")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as failure:
+    except (OSError, ValueError, RecursionError) as failure:  # the last: brackets within brackets without end
         raise error(f"{path}: a JSON file is needed, got {type(failure).__name__}: {failure}") from failure
     if not isinstance(content, dict):
         raise error(f"{path}: a JSON object is needed, got {type(content).__name__}")

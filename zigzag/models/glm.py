@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from zigzag.models import tiny_glm
 from zigzag.models.checkpoint import Checkpoint, open_checkpoint
 from zigzag.models.decoder import CausalLM, Decoder
+from zigzag.models.placement import floating_dtype, usable_device
 from zigzag.reference.errors import ModelError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import Glm4MoeForCausalLM
 
     from zigzag.models.mtp_head import MtpHead
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 BIAS = "mlp.gate.e_score_correction_bias"
 
 
-def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[CausalLM, "MtpHead | None"]:
+def load(
+    path: str | Path, *, dtype: "str | torch.dtype" = "bfloat16", **options: Any
+) -> tuple[CausalLM, "MtpHead | None"]:
     """(transformers' model, its MTP layer or None where the checkpoint has none), in evaluation mode.
 
     The layer shares the model's embedding and head; copies of them in the checkpoint are not read.
@@ -31,11 +35,12 @@ def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[
 
     path: a folder of an official checkpoint, or of one that transformers or `save_checkpoint` wrote; "tiny-glm" is the
         small model that ships with zigzag (a folder of that name: "./tiny-glm")
-    dtype: of all else, a torch dtype by name; options: for transformers' `from_pretrained`, as device_map
+    dtype: of all else, by name or a torch dtype; options: for transformers' `from_pretrained`, as device_map
 
-    Raises ModelError if the checkpoint is not whole (`open_checkpoint`), has several MTP layers, or `dtype` is not
-    floating point.
+    Raises ModelError if the checkpoint is not whole (`open_checkpoint`) or has several MTP layers, ArgumentError for a
+    dtype that models do not compute in.
     """
+    kind = floating_dtype("glm.load", dtype)
     path = tiny_glm.folder() if str(path) == tiny_glm.NAME else Path(path)
     if not path.is_dir():
         raise ModelError(f"glm.load: a checkpoint's folder is needed, or {tiny_glm.NAME}; there is no folder {path}")
@@ -44,30 +49,29 @@ def load(path: str | Path, *, dtype: str = "bfloat16", **options: Any) -> tuple[
         raise ModelError(
             f"glm.load: one MTP layer can be used, {path} has {checkpoint.config.num_nextn_predict_layers}"
         )
-    model = main_model(path, checkpoint, dtype=dtype, **options)
+    model = main_model(path, checkpoint, dtype=kind, **options)
     return model, mtp_layer(checkpoint, model) if checkpoint.has_mtp else None
 
 
-def load_both(path: str | Path, *, dtype: str, device: str) -> tuple[CausalLM, "MtpHead"]:
+def load_both(
+    path: str | Path, *, dtype: "str | torch.dtype", device: "str | torch.device"
+) -> tuple[CausalLM, "MtpHead"]:
     """As `load`, on one device; ModelError too where the checkpoint has no MTP layer."""
+    place = usable_device("glm.load_both: device", device)
     model, mtp = load(path, dtype=dtype)
     if mtp is None:
         raise ModelError(f"{path} must hold an MTP layer and holds none; give the checkpoint that was trained")
     parts: tuple[Decoder, Decoder] = model, mtp
     for part in parts:
-        part.to(device)
+        part.to(place)
     return model, mtp
 
 
-def main_model(path: Path, checkpoint: Checkpoint, *, dtype: str, **options: Any) -> "Glm4MoeForCausalLM":
+def main_model(path: Path, checkpoint: Checkpoint, *, dtype: "torch.dtype", **options: Any) -> "Glm4MoeForCausalLM":
     """transformers' model of the opened checkpoint in the folder, as `load` gives it, and nothing of its MTP layer."""
-    import torch
     from transformers import Glm4MoeForCausalLM
 
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ModelError(f"glm.load: dtype must be a floating-point dtype of torch by name, got {dtype!r}")
-    model: Glm4MoeForCausalLM = _without_mtp(checkpoint).from_pretrained(path, dtype=kind, **options)
+    model: Glm4MoeForCausalLM = _without_mtp(checkpoint).from_pretrained(path, dtype=dtype, **options)
     model.train(False)
     model.__class__ = Glm4MoeForCausalLM
     # A name for plans and records, not a path of this machine.

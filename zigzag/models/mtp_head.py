@@ -5,7 +5,7 @@ target's final (normed) hidden state at position i and the token at i + 1 it giv
 arXiv 2508.06471, section 2.1; vLLM, SGLang and transformers agree on the arithmetic).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,9 @@ class MtpOutput:
 class MtpHead(PreTrainedModel):
     """One MTP layer; embedding, head and rotary embedding are the main model's own.
 
+    `to`, `float`, `cuda` and the like move and convert the layer's own weights, never the shared ones; the biases that
+    choose experts stay float32. Where the main model was converted or moved afterwards, the layer must follow it.
+
     main: a `Glm4MoeForCausalLM`
 
     Raises ModelError for a model of another architecture.
@@ -48,12 +51,27 @@ class MtpHead(PreTrainedModel):
         self.eh_proj = nn.Linear(2 * size, size, bias=False)
         self.block = layer(config, 0)
         self.norm = norm(size, eps=config.rms_norm_eps)
-        for own in (self.enorm, self.hnorm, self.eh_proj, self.block, self.norm):  # the shared ones stay as they are
-            own.to(main.device, main.dtype)
-        for router in self.modules():
-            if (bias := getattr(router, "e_score_correction_bias", None)) is not None:
-                router.e_score_correction_bias = bias.float()  # in half precision it would choose other experts
+        self.to(main.device, main.dtype)
         self.train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MtpHead":
+        """What `to` and its kind call: here for the layer's own modules alone."""
+        routers = [m for m in self.block.modules() if getattr(m, "e_score_correction_bias", None) is not None]
+        biases = [router.e_score_correction_bias for router in routers]
+        for own in (self.enorm, self.hnorm, self.eh_proj, self.block, self.norm):
+            own._apply(fn, recurse)
+        for router, bias in zip(routers, biases, strict=True):  # in half precision it would choose other experts
+            router.e_score_correction_bias = bias.float().to(router.e_score_correction_bias.device)
+        return self
+
+    def check_placement(self) -> None:
+        """ModelError unless the layer's own weights have the main model's dtype and device."""
+        own, shared = self.eh_proj.weight, self.embed_tokens.weight
+        if (own.dtype, own.device) != (shared.dtype, shared.device) or self.lm_head.weight.dtype != own.dtype:
+            raise ModelError(
+                f"MtpHead: the layer is {own.dtype} on {own.device}, the main model, whose embedding and head it "
+                f"shares, {shared.dtype} on {shared.device}; call mtp.to(model.device, model.dtype)"
+            )
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -78,7 +96,11 @@ class MtpHead(PreTrainedModel):
         use_cache: bool = True,
         **kwargs: Any,
     ) -> MtpOutput:
-        """input_ids [B, T]: the tokens after the positions whose states `hidden` [B, T, hidden] holds."""
+        """input_ids [B, T]: the tokens after the positions whose states `hidden` [B, T, hidden] holds.
+
+        Raises ModelError where the layer has not the main model's dtype and device.
+        """
+        self.check_placement()
         joined = torch.cat([self.enorm(self.embed_tokens(input_ids)), self.hnorm(hidden)], dim=-1)
         states = self.eh_proj(joined)
         states = self.block(

@@ -45,12 +45,12 @@ def visible(
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """
     function = lookup("visible", backend, query_positions)
-    checks.check_window("visible", sink, recent, align)
+    window = checks.window_options("visible", sink, recent, align)
     if hasattr(query_positions, "shape") and hasattr(key_positions, "shape"):
         for name, positions in (("query_positions", query_positions), ("key_positions", key_positions)):
             checks.check_positions("visible", name, positions, positions.shape[-1] if positions.ndim else 0)
         checks.check_parents("visible", parents, key_positions.shape[-1])
-    return function(query_positions, key_positions, sink=sink, recent=recent, align=align, parents=parents)
+    return function(query_positions, key_positions, **window, parents=parents)
 
 
 def attention(
@@ -100,11 +100,9 @@ def attention(
         "parents": parents,
         "block_table": block_table,
     }
-    checks.check_window("attention", sink, recent, align)
+    window, scale = checks.window_options("attention", sink, recent, align), checks.check_scale("attention", scale)
     checks.check_attention("attention", query, key, value, **where)
-    result: tuple[Array, Array] = function(
-        query, key, value, sink=sink, recent=recent, align=align, scale=scale, **where
-    )
+    result: tuple[Array, Array] = function(query, key, value, **window, scale=scale, **where)
     return result
 
 
@@ -158,7 +156,8 @@ def gated_attention(
     """
     function = lookup("gated_attention", backend, query, differentiable=(query, key, value, gate))
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
-    checks.check_streaming_window("gated_attention", sink, recent, align)
+    window = checks.window_options("gated_attention", sink, recent, align, streaming=True)
+    scale = checks.check_scale("gated_attention", scale)
     sizes = checks.check_attention("gated_attention", query, key, value, **where)
     checks.check_shape("gated_attention", "gate", gate, "G", sizes)
-    return function(query, key, value, gate, sink=sink, recent=recent, align=align, scale=scale, **where)
+    return function(query, key, value, gate, **window, scale=scale, **where)

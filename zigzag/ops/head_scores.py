@@ -31,9 +31,10 @@ def lost_mass(
     """
     function = lookup("lost_mass", backend, query, differentiable=(query, key))
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
-    checks.check_streaming_window("lost_mass", sink, recent, align)
+    window = checks.window_options("lost_mass", sink, recent, align, streaming=True)
+    scale = checks.check_scale("lost_mass", scale)
     checks.check_attention("lost_mass", query, key, **where)
-    return function(query, key, sink=sink, recent=recent, align=align, scale=scale, **where)
+    return function(query, key, **window, scale=scale, **where)
 
 
 def output_deviation(
@@ -61,9 +62,10 @@ def output_deviation(
     """
     function = lookup("output_deviation", backend, query, differentiable=(query, key, value))
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
-    checks.check_streaming_window("output_deviation", sink, recent, align)
+    window = checks.window_options("output_deviation", sink, recent, align, streaming=True)
+    scale = checks.check_scale("output_deviation", scale)
     checks.check_attention("output_deviation", query, key, value, **where)
-    return function(query, key, value, sink=sink, recent=recent, align=align, scale=scale, **where)
+    return function(query, key, value, **window, scale=scale, **where)
 
 
 def gate_gradient(
@@ -95,7 +97,8 @@ def gate_gradient(
     """
     function = lookup("gate_gradient", backend, query, differentiable=(query, key, value))
     where = {"query_positions": query_positions, "key_positions": key_positions, "parents": parents}
-    checks.check_streaming_window("gate_gradient", sink, recent, align)
+    window = checks.window_options("gate_gradient", sink, recent, align, streaming=True)
+    scale = checks.check_scale("gate_gradient", scale)
     sizes = checks.check_attention("gate_gradient", query, key, value, **where)
     checks.check_shape("gate_gradient", "grad_output", grad_output, "B H Tq Dv", sizes)
-    return function(query, key, value, grad_output, sink=sink, recent=recent, align=align, scale=scale, **where)
+    return function(query, key, value, grad_output, **window, scale=scale, **where)

@@ -5,6 +5,7 @@ from typing import Any
 
 from zigzag.backends import lookup
 from zigzag.ops.arrays import Array
+from zigzag.reference import checks
 from zigzag.reference.mixed_attention import check_mixed_attention
 
 
@@ -56,9 +57,7 @@ def mixed_attention(
     function = lookup("mixed_attention", backend, query, differentiable=arrays)
     options: dict[str, Any] = {
         "full_groups": full_groups,
-        "sink": sink,
-        "recent": recent,
-        "align": align,
+        **checks.window_options("mixed_attention", sink, recent, align, streaming=True),
         "query_positions": query_positions,
         "key_positions": key_positions,
         "streaming_positions": streaming_positions,
@@ -66,5 +65,5 @@ def mixed_attention(
     }
     check_mixed_attention(*arrays, **options)
     options["full_groups"] = tuple(map(bool, full_groups))
-    result: tuple[Array, Array] = function(*arrays, **options, scale=scale)
+    result: tuple[Array, Array] = function(*arrays, **options, scale=checks.check_scale("mixed_attention", scale))
     return result

@@ -1,7 +1,5 @@
 """Which experts a token goes to, and with what weights."""
 
-from typing import Any
-
 from zigzag.backends import array_kind, lookup
 from zigzag.ops.arrays import Array
 from zigzag.reference import checks
@@ -38,13 +36,8 @@ def route_experts(
     """
     function = lookup("route_experts", backend, router_logits, differentiable=(router_logits, bias))
     given = checks.same_kind("route_experts", array_kind, {"router_logits": router_logits, "bias": bias})
-    options: dict[str, Any] = {
-        "top_k": top_k,
-        "num_groups": num_groups,
-        "top_groups": top_groups,
-        "normalize": normalize,
-        "scaling": scaling,
-    }
-    checks.check_routing(**given, **options)
+    options = checks.check_routing(
+        **given, top_k=top_k, num_groups=num_groups, top_groups=top_groups, normalize=normalize, scaling=scaling
+    )
     routed: tuple[Array, Array] = function(*given.values(), **options)
     return routed

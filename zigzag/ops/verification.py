@@ -236,7 +236,8 @@ def judged(name: str, arrays: Arrays, backend: str, validate: bool, **options: A
     function = lookup(op, backend, arrays[2])
     given = checks.same_kind(op, array_kind, dict(zip(names, arrays, strict=True)))
     checks.check_draft_shapes(op, *given.values())
-    checks.check_rule_options(op, **{option: value for option, value in options.items() if option != "parents"})
+    plain = checks.check_rule_options(op, **{name: value for name, value in options.items() if name != "parents"})
+    options |= {name: value for name, value in plain.items() if name in options}
     if is_tree:
         check_tree(op, options["parents"], given["draft_token_ids"].shape[1])
     if validate:

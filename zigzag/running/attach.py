@@ -195,8 +195,8 @@ def _check_mask(mask: Any, batch: int, length: int) -> None:
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ModelError(
-            f"under a plan the attention mask must be [B, tokens seen + new] of 0 and 1, got {shape}; a model that makes "
-            f"masks before its decoder runs (for images) can run text through zigzag.generate"
+            f"under a plan the attention mask must be [B, tokens seen + new] of 0 and 1, got {shape}; a model that "
+            f"makes masks before its decoder runs (for images) can run text through zigzag.generate"
         )
     if tuple(mask.shape) != (batch, length):
         raise ModelError(

@@ -15,6 +15,9 @@ ASSUMPTIONS = """\
   to 1.14 of it on one H100 (docs/benchmarks/slices_h100.md). Sampling, activations in memory, uneven experts and the
   latency of each transfer between GPUs cost nothing in either; at batch 1 on many GPUs the last alone can be as long
   as the step.
+- **Models.** glm4_moe, llama, mistral, qwen2, qwen3, with full attention in every layer. Of a vision-language model the
+  text part: the weights and the time of its vision part are not counted, an image's tokens are context. Anything else
+  is refused, multi-head latent attention and attention windows too.
 - **Parameters.** Every weight, bias and norm. *Active*: what one token is multiplied with; an embedding row is not
   counted. *Stored*: with the MTP layer and the copies of embedding and head that GLM-4.5's checkpoints keep in it.
 - **KV cache.** `LayerPlan.kv_bytes`: full layers keep the context, streaming layers at most sink + recent tokens; no

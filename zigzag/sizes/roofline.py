@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 from zigzag.plans.layers import LayerPlan
+from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
 from zigzag.sizes.shape import ModelShape, check_case, expected_experts, visible_pairs, visible_tokens
 
@@ -97,9 +98,8 @@ class Layout:
     ep: int = 1
 
     def __post_init__(self) -> None:
-        for name, number in (("tp", self.tp), ("ep", self.ep)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ArgumentError(f"Layout: {name} must be a whole number of at least 1, got {number!r}")
+        for name in ("tp", "ep"):
+            object.__setattr__(self, name, check_count("Layout", name, getattr(self, name)))
         if max(self.tp, self.ep) % min(self.tp, self.ep):
             raise ArgumentError(f"Layout: one of tp and ep must divide the other, got tp = {self.tp}, ep = {self.ep}")
 
@@ -211,10 +211,13 @@ class Case:
     kv_itemsize: int = 2
 
     def __post_init__(self) -> None:
-        check_case(self.shape, self.plan, self.context, self.batch)
+        context, batch = check_case(self.shape, self.plan, self.context, self.batch)
+        object.__setattr__(self, "context", context)
+        object.__setattr__(self, "batch", batch)
+        object.__setattr__(self, "kv_itemsize", check_count("sizes", "kv_itemsize", self.kv_itemsize))
         self.layout.check(self.shape, self.batch)
-        if not self.weight_itemsize > 0 or not self.kv_itemsize > 0:
-            raise ArgumentError("sizes: weight_itemsize and kv_itemsize must be above 0 bytes")
+        if not self.weight_itemsize > 0:
+            raise ArgumentError(f"sizes: weight_itemsize must be above 0 bytes, got {self.weight_itemsize}")
 
     @property
     def rows(self) -> int:
@@ -224,8 +227,7 @@ class Case:
     def decode(self, drafts: int = 0) -> Cost:
         """One step of every sequence: with drafts, the MTP layer drafts so many tokens one by one, then one forward
         verifies them and the token before them."""
-        if isinstance(drafts, bool) or not isinstance(drafts, int) or drafts < 0:
-            raise ArgumentError(f"sizes: drafts must be a whole number of at least 0, got {drafts!r}")
+        drafts = check_count("sizes", "drafts", drafts, least=0)
         if drafts and not self.shape.num_mtp_layers:
             raise ArgumentError(f"sizes: {self.shape.name} has no MTP layer that could draft; give drafts = 0")
         mtp = [part.times(drafts, "MTP") for part in self._draft()] if drafts else []

@@ -1,6 +1,7 @@
 """A decoder's sizes from its configuration alone: parameters, what a token needs of them, KV bytes, prefill FLOPs.
 
-Dense decoders of Llama's kind and GLM-4.5's experts. What is assumed is written on docs/glm-sizes.md.
+Dense decoders of Llama's kind and GLM-4.5's experts, alone or in a vision-language model (`configuration.py`). What is
+assumed is written on docs/glm-sizes.md.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,9 @@ from zigzag.models import tiny_glm
 from zigzag.models.checkpoint import read_config
 from zigzag.plans.layers import LayerPlan, kinds_of
 from zigzag.plans.window import num_streaming
+from zigzag.reference.checks import as_whole, check_count
 from zigzag.reference.errors import ArgumentError, ModelError
+from zigzag.sizes.configuration import decoder_of
 
 SINK, RECENT = 128, 896  # the window of streaming layers, if none is given
 
@@ -50,7 +53,6 @@ BUILT_IN: dict[str, dict[str, Any]] = {
         "use_qk_norm": False,
     },
 }
-MODEL_TYPES = ("glm4_moe", "llama", "mistral", "qwen2", "qwen3")
 _NEW_NAMES = {"n_routed_experts": "num_local_experts", "num_nextn_predict_layers": "num_mtp_layers"}
 _SIZES = {
     "hidden_size": "hidden_size",
@@ -104,8 +106,13 @@ class ModelShape:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, least = getattr(self, field.name), 0 if field.name in _MAY_BE_ZERO else 1
-            if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ModelError(f"{self.name}: {field.name} must be a whole number of at least {least}, got {value!r}")
+            if field.type is int:
+                whole = as_whole(value)
+                if whole is None or whole < least:
+                    raise ModelError(
+                        f"{self.name}: {field.name} must be a whole number of at least {least}, got {value!r}"
+                    )
+                object.__setattr__(self, field.name, whole)
             if field.type is bool and not isinstance(value, bool):
                 raise ModelError(f"{self.name}: {field.name} must be true or false, got {value!r}")
         if self.num_heads % self.num_kv_heads:
@@ -120,12 +127,11 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], name: str = "model") -> "ModelShape":
-        """From what config.json says, in its old or new spelling; ModelError names missing keys and odd kinds."""
-        kind = config.get("model_type")
-        if kind not in MODEL_TYPES:
-            raise ModelError(f"{name}: model_type must be one of {', '.join(MODEL_TYPES)}, got {kind!r}")
-        if config.get("sliding_window") is not None and config.get("use_sliding_window", "qwen" not in kind):
-            raise ModelError(f"{name}: a model with attention windows of its own is not supported")
+        """From what config.json says, in its old or new spelling; of a vision-language model the text part alone.
+
+        Raises ModelError that names missing keys, and kinds of models and of attention that are not counted.
+        """
+        kind, config, name = decoder_of(config, name)
         experts = kind == "glm4_moe"
         wanted = _SIZES | (_EXPERT_SIZES if experts else {})
         sizes = {size: _find(config, key) for size, key in wanted.items()}
@@ -133,8 +139,9 @@ class ModelShape:
             raise ModelError(f"{name}: the configuration lacks {', '.join(missing)}; give a whole config.json")
         heads, bias = sizes["num_heads"], config.get("attention_bias", False)
         per_head: Any = config.get("head_dim")
-        if per_head is None and isinstance(heads, int) and isinstance(sizes["hidden_size"], int):
-            per_head = sizes["hidden_size"] // max(heads, 1)  # what transformers takes
+        width, count = as_whole(sizes["hidden_size"]), as_whole(heads)
+        if per_head is None and width is not None and count is not None:
+            per_head = width // max(count, 1)  # what transformers takes
         kv_heads = config.get("num_key_value_heads")
         return cls(
             name=name,
@@ -253,7 +260,7 @@ class ModelShape:
     def prefill_flops(self, plan: LayerPlan, context: int, batch: int = 1) -> int:
         """Multiplications and additions to read `context` tokens: 2 for each active parameter and token, attention's
         products (causal, only pairs that see each other), and the head for each row's last token."""
-        check_case(self, plan, context, batch)
+        context, batch = check_case(self, plan, context, batch)
         linear = 2 * context * self.active_parameters(head=False) + 2 * self.embedding_parameters * bool(context)
         pairs = sum(visible_pairs(plan, layer, context) for layer in range(self.num_layers))
         return batch * (linear + self.pair_flops * pairs)
@@ -265,7 +272,8 @@ class ModelShape:
 
     def kv_bytes(self, plan: LayerPlan, context: int, batch: int = 1, itemsize: int = 2) -> int:
         """Bytes of keys and values in all layers but the MTP ones."""
-        check_case(self, plan, context, batch)
+        context, batch = check_case(self, plan, context, batch)
+        itemsize = check_count("sizes", "itemsize", itemsize)
         size: dict[str, Any] = {"head_size": self.head_size, "num_kv_heads": self.num_kv_heads, "itemsize": itemsize}
         return plan.kv_bytes(context, batch=batch, **size)
 
@@ -316,13 +324,11 @@ def expected_experts(num_experts: int, experts_per_token: int, tokens: float) ->
     return num_experts * (1 - (1 - experts_per_token / num_experts) ** tokens) if num_experts else 0.0
 
 
-def check_case(shape: ModelShape, plan: LayerPlan, context: int, batch: int) -> None:
-    """ArgumentError for a plan of another depth, a context below 0 or a batch below 1."""
+def check_case(shape: ModelShape, plan: LayerPlan, context: int, batch: int) -> tuple[int, int]:
+    """Context and batch as plain ints; ArgumentError for a plan of another depth, or numbers out of range."""
     if plan.num_layers != shape.num_layers:
         raise ArgumentError(f"sizes: {shape.name} has {shape.num_layers} layers, the plan has {plan.num_layers}")
-    for name, number, least in (("context", context, 0), ("batch", batch, 1)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ArgumentError(f"sizes: {name} must be a whole number of at least {least}, got {number!r}")
+    return check_count("sizes", "context", context, least=0), check_count("sizes", "batch", batch)
 
 
 def _find(config: Mapping[str, Any], key: str) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from zigzag.reference.checks import as_real, as_whole
 from zigzag.reference.errors import ArgumentError
 
 # What a token to be predicted is part of; a token's kind decides the weight of its loss.
@@ -115,13 +116,16 @@ def _made(kind: type, content: dict[str, Any], where: str) -> Any:
         raise ArgumentError(
             f"training config: {where}: missing {', '.join(missing) or 'nothing'}; unknown {', '.join(unknown) or '-'}"
         )
+    plain = dict(content)
     for name, field in known.items():
-        value = content[name]
-        if field.type in (int, float) and (
-            isinstance(value, bool) or not isinstance(value, (int, field.type)) or not math.isfinite(value) or value < 0
-        ):
-            raise ArgumentError(f"training config: {where}: {name} must be a number, 0 or more, got {value!r}")
-    return kind(**content)
+        if field.type in (int, float):
+            number = (as_whole if field.type is int else as_real)(content[name])
+            if number is None or not 0 <= number < math.inf:
+                raise ArgumentError(
+                    f"training config: {where}: {name} must be a number, 0 or more, got {content[name]!r}"
+                )
+            plain[name] = number
+    return kind(**plain)
 
 
 def _check(config: TrainingConfig) -> None:

@@ -23,6 +23,7 @@ from zigzag.measuring.rivals import HeadMap
 from zigzag.models.decoder import Decoder
 from zigzag.models.glm import load_both
 from zigzag.models.mtp_head import MtpHead
+from zigzag.models.placement import usable_device
 from zigzag.plans.layers import every_head, head_map, make_plan
 from zigzag.reference.errors import ArgumentError
 from zigzag.running.masking import masked_heads
@@ -84,7 +85,12 @@ class Subject:
 
 
 def evaluate(
-    out: Path, *, device: str = "cpu", count: int = 100, lengths: tuple[int, ...] = LENGTHS, log: Log = print
+    out: Path,
+    *,
+    device: str | torch.device = "cpu",
+    count: int = 100,
+    lengths: tuple[int, ...] = LENGTHS,
+    log: Log = print,
 ) -> dict[str, Any]:
     """Evaluate `out`/model on `count` held-out cases of each kind; writes and returns `out`/evaluation.json.
 
@@ -95,8 +101,9 @@ def evaluate(
     """
     lines = files.read_log(out)
     config = from_dict(lines[0]["config"])
-    dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    model, mtp = load_both(out / files.MODEL, dtype=dtype, device=device)
+    place = usable_device("evaluate: device", device)
+    dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+    model, mtp = load_both(out / files.MODEL, dtype=dtype, device=place)
     tokenizer = read_tokenizer(out / files.MODEL)
     corpus = read_corpus(config.corpus_bytes)
     usable = tuple(n for n in lengths if n <= model.config.max_position_embeddings)

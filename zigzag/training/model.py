@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zigzag.models.placement import floating_dtype
 from zigzag.reference.errors import ModelError
 from zigzag.reference.glm.config import GlmConfig
 
@@ -137,7 +138,7 @@ class TrainingModel(nn.Module):
     bias: Tensor  # [M, E] of the routers
 
     def __init__(
-        self, config: GlmConfig, *, dtype: torch.dtype = torch.float32, depth: int = 1, compiled: bool = False
+        self, config: GlmConfig, *, dtype: str | torch.dtype = torch.float32, depth: int = 1, compiled: bool = False
     ) -> None:
         super().__init__()
         wrong = {"n_group": 1, "tie_word_embeddings": False, "num_nextn_predict_layers": 1}
@@ -148,7 +149,7 @@ class TrainingModel(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
         sparse = num_sparse(config)
         self.register_buffer("bias", torch.zeros(sparse, config.n_routed_experts))
-        layers = Layers(config, dtype)
+        layers = Layers(config, floating_dtype("TrainingModel", dtype))
 
         def made(function: Callable[..., Any]) -> Callable[..., Any]:
             # Rows of another length are another program: with symbolic sizes all would be slower.

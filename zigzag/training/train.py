@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zigzag.models.placement import usable_device
 from zigzag.reference.errors import ArgumentError, ModelError
 from zigzag.reference.glm.config import GlmConfig
 from zigzag.training import state as files
@@ -34,8 +35,8 @@ Log = Callable[[str], object]
 class Run:
     """The state of a run: model, optimizer, step; `step` takes one batch."""
 
-    def __init__(self, config: TrainingConfig, sizes: GlmConfig, device: str, *, compiled: bool) -> None:
-        self.config, self.device = config, torch.device(device)
+    def __init__(self, config: TrainingConfig, sizes: GlmConfig, device: torch.device, *, compiled: bool) -> None:
+        self.config, self.device = config, device
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         model = TrainingModel(sizes, dtype=dtype, depth=config.mtp_depth, compiled=compiled)
         self.model = model.initialise(config.seed).to(self.device)
@@ -98,7 +99,7 @@ def train(
     config: TrainingConfig,
     out: Path,
     *,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     resume: bool = False,
     seconds: float | None = None,
     workers: int = 0,
@@ -116,6 +117,7 @@ def train(
     Raises ArgumentError if `out` holds another run, ModelError for a checkpoint that is missing or does not fit.
     """
     start = time.monotonic()
+    place = usable_device("train: device", device)
     meta: dict[str, Any] = {}
     if resume:
         tensors, meta = files.load_state(out)
@@ -128,7 +130,7 @@ def train(
     tokenizer = read_tokenizer(out / files.TOKENIZER) if resume else _new_tokenizer(config, corpus, out)
     log(f"{time.monotonic() - start:.0f} s: corpus of {len(corpus.training)} texts, {len(tokenizer)} tokens")
     batches = Batches(make_pieces(tokenizer, corpus.training), config)
-    run = Run(config, GlmConfig.from_dict(config_json(config, tokenizer)), device, compiled=compiled)
+    run = Run(config, GlmConfig.from_dict(config_json(config, tokenizer)), place, compiled=compiled)
     if resume:
         if meta["corpus"] != corpus.fingerprint:
             raise ModelError(f"training: {out} was started with another Python's library text; resume with that Python")
@@ -144,7 +146,7 @@ def train(
                 raise ArgumentError(f"training: --seconds must be more than {seconds - left:.0f}, for getting ready")
             schedule = fitted(config, MARGIN * left, costs)
         meta = {"config": config.as_dict(), "steps": schedule.steps, "corpus": corpus.fingerprint, "seconds": 0.0}
-        files.write_line(out, {**_conditions(device), **meta, "parameters": _count(run.model)})
+        files.write_line(out, {**_conditions(place), **meta, "parameters": _count(run.model)})
     log(f"{time.monotonic() - start:.0f} s: steps {' + '.join(map(str, schedule.steps))}, from {step}")
     deadline = None if seconds is None else start + seconds
     step = _steps(run, schedule, batches, step, out, meta, deadline, workers, start, log)
@@ -258,10 +260,10 @@ def _count(model: TrainingModel) -> int:
     return sum(tensor.numel() for tensor in model.state_dict().values())
 
 
-def _conditions(device: str) -> dict[str, Any]:
+def _conditions(device: torch.device) -> dict[str, Any]:
     import platform
 
-    on_gpu = torch.device(device).type == "cuda"
+    on_gpu = device.type == "cuda"
     return {
         "device": f"one {torch.cuda.get_device_name()}" if on_gpu else f"{os.cpu_count()} CPU cores",
         "python": platform.python_version(),

@@ -48,14 +48,7 @@ class Asked:
 
     def __init__(self, processor: Any, *, drafts: bool, rows: int) -> None:
         self.processor, self.name = processor, type(processor).__name__
-        kinds = {kind.__name__ for kind in type(processor).__mro__ if kind.__module__ == OF_TRANSFORMERS}
-        for kind in kinds & IMPOSSIBLE.keys():
-            raise ArgumentError(f"generate: {self.name} cannot be a logits_processor here: {IMPOSSIBLE[kind]}")
-        if rows > 1 and isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
-            raise ArgumentError(
-                f"generate: {self.name} holds a prompt_ignore_length for each row, but sees one row at a time, without "
-                f"padding; give one number, or none"
-            )
+        kinds = _kinds(processor)
         self.takes_row = takes_row("logits_processor", processor)
         self.constrains = "PrefixConstrainedLogitsProcessor" in kinds
         self.why = ""  # a state would go wrong; empty: it would not
@@ -93,6 +86,8 @@ class Processors:
     """
 
     def __init__(self, own: Sequence[Any], configured: Sequence[Sequence[Any]], *, drafts: bool) -> None:
+        for processor in own:
+            _check_possible(processor)
         asked = [Asked(processor, drafts=drafts, rows=len(configured)) for processor in own]
         self.rows: list[list[Asked]] = []
         for row in configured:
@@ -112,6 +107,21 @@ class Processors:
         for asked in self.rows[row]:
             logits = asked(row, text, logits)
         return logits
+
+
+def _kinds(processor: Any) -> set[str]:
+    """Names of the classes of transformers that it is of."""
+    return {kind.__name__ for kind in type(processor).__mro__ if kind.__module__ == OF_TRANSFORMERS}
+
+
+def _check_possible(processor: Any) -> None:
+    for kind in _kinds(processor) & IMPOSSIBLE.keys():
+        raise ArgumentError(f"generate: {kind} cannot be a logits_processor here: {IMPOSSIBLE[kind]}")
+    if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
+        raise ArgumentError(
+            f"generate: {type(processor).__name__} holds a prompt_ignore_length for each row, but sees one row at a "
+            f"time, without padding; give one number, or none"
+        )
 
 
 def takes_row(what: str, one: Any) -> bool:

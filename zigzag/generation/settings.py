@@ -25,9 +25,9 @@ HONOURED = (
 HARMLESS = (
     "renormalize_logits early_stopping length_penalty low_memory use_cache max_cache_len compile_config "
     "disable_compile continuous_batching_config use_mtp is_assistant num_assistant_tokens "
-    "num_assistant_tokens_schedule assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit "
-    "assistant_lookbehind target_lookbehind speculation_type return_dict_in_generate pad_token_id bos_token_id "
-    "decoder_start_token_id transformers_version"
+    "num_assistant_tokens_schedule assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size "
+    "assistant_early_exit assistant_lookbehind target_lookbehind speculation_type return_dict_in_generate "
+    "pad_token_id bos_token_id decoder_start_token_id transformers_version"
 ).split()
 
 # What is refused: the values that ask for nothing, and what to do instead.

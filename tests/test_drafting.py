@@ -1,5 +1,7 @@
 """Drafters by themselves: what lookup finds, what a tree of drafts looks like, what each says of its law."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,8 @@ from zigzag.running.runner import Host
 
 def request(rows: list[list[int]], most: int = 99, round_: int = 0, temperature: float = 1.0) -> Request:
     distribution = Distribution(temperature)
-    return Request(rows, [most] * len(rows), list(range(len(rows))), round_, distribution.next_token)
+    to_probs = partial(distribution.next_token, range(len(rows)))
+    return Request(rows, [most] * len(rows), list(range(len(rows))), round_, to_probs)
 
 
 def brute_force(tokens: list[int], longest: int, most: int) -> list[int]:

@@ -1,19 +1,17 @@
 """`zigzag.generate`: greedy equals plain greedy, sampling follows the law, rows do not touch each other."""
 
-import copy
-import random
 from collections import Counter
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from generations import MIXED, NAMES, PLANS, TREE, drafters, greedy, near, prompts, rules_for, target
 from models import VOCAB, tiny_glm4_moe, tiny_llama
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, StoppingCriteria, StoppingCriteriaList
 
 import zigzag
-from zigzag import ArgumentError, CacheError, LayerPlan, ModelError, generate
+from zigzag import ArgumentError, CacheError, generate
 from zigzag.generation.drafting import (
     Confidence,
     Draft,
@@ -21,65 +19,9 @@ from zigzag.generation.drafting import (
     ExpectedGain,
     Fixed,
     Heuristic,
-    LookupDrafter,
     ModelDrafter,
-    streaming_drafter,
 )
 from zigzag.generation.rules import PhaseRule, Rule
-
-LAYERS = 4
-MIXED = LayerPlan(("full", "streaming", "full", "streaming"), 4, 12)
-PLANS = {"full": None, "mixed": MIXED}
-TREE = [-1, -1, 0, 0, 1, 2]
-
-
-def target(make=tiny_llama):
-    return make(LAYERS, dtype=torch.float64)
-
-
-def near(model, amount: float = 0.03):
-    """A draft model that often agrees with `model`."""
-    other = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in other.parameters():
-            weight += amount * weight.std() * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-    return other
-
-
-def drafters(model) -> dict:
-    small, plan = near(model), LayerPlan(("streaming",) * LAYERS, 2, 8)
-    return {
-        "lookup": LookupDrafter(5),
-        "model": ModelDrafter(small, stop=3),
-        "streaming": streaming_drafter(LAYERS, sink=2, recent=8),
-        "tree": ModelDrafter(small, parents=TREE),
-        "tree with replacement": ModelDrafter(plan=plan, parents=TREE, siblings="with replacement"),
-        "tree without replacement": ModelDrafter(small, parents=TREE, siblings="without replacement"),
-        "confidence": ModelDrafter(small, stop=Confidence(0.3, 6)),
-        "entropy": ModelDrafter(small, stop=EntropyBound(1.0, 6)),
-        "heuristic": ModelDrafter(small, stop=Heuristic(3)),
-        "expected gain": ModelDrafter(small, stop=ExpectedGain(0.1)),
-    }
-
-
-NAMES = tuple(drafters(target()))
-
-
-def rules_for(name: str) -> tuple[str, ...]:
-    if name == "tree with replacement":
-        return ("residual", "k_seq")
-    return ("residual",) if "tree" in name else ("residual", "block", "exact")
-
-
-def prompts() -> list[list[int]]:
-    rng = random.Random(0)
-    rows = [[rng.randrange(1, VOCAB) for _ in range(n)] for n in (10, 7, 1, 18)]
-    return [rows[0] * 3, *rows[1:]]
-
-
-def greedy(model, plan, **options):
-    return generate(model, prompts(), plan=plan, temperature=0, max_new_tokens=30, **options)
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_glm4_moe])
@@ -255,17 +197,6 @@ def test_cancelling_leaves_a_right_cache() -> None:
     assert rest.sequences == generate(model, [text], max_new_tokens=30, **options).sequences
 
 
-def test_statistics() -> None:
-    model = target()
-    got = greedy(model, None, drafter=near(model))
-    numbers = got.statistics
-    assert numbers.new_tokens == sum(map(len, got.new_tokens)) == 120
-    assert numbers.tokens_per_verification == 1 + numbers.accepted_per_verification
-    assert numbers.rounds + sum(numbers.accepted) >= numbers.new_tokens
-    assert all(a <= r <= d for a, r, d in zip(numbers.accepted, numbers.reached, numbers.drafted, strict=True))
-    assert "tokens/s" in str(numbers)
-
-
 class TestPhases:
     rule = PhaseRule(Rule("top_k", {"k": VOCAB}), Rule("greedy"), begin_token_ids=(1,), end_token_ids=(2,))
 
@@ -311,88 +242,6 @@ def test_a_cache_is_void_after_an_error() -> None:
     with pytest.raises(CacheError, match="broke off: start with a new one"):
         generate(model, [longer], temperature=0, max_new_tokens=3, cache=first.cache)
     assert generate(model, [longer], temperature=0, max_new_tokens=3).new_tokens
-
-
-class Bad:
-    """A drafter that can be wrong in every way."""
-
-    law, longest, parents = "one-hot", 3, None
-
-    def __init__(self, draft: Draft, **changes) -> None:
-        self.result = draft
-        for name, value in changes.items():
-            setattr(self, name, value)
-
-    def draft(self, request) -> Draft:
-        return self.result
-
-    def observe(self, drafted, accepted) -> None:
-        pass
-
-    def select(self, rows) -> None:
-        pass
-
-
-def ids(*rows: list[int]) -> Draft:
-    return Draft(np.array(rows), np.array([len(row) for row in rows]))
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"drafter": Bad(ids([VOCAB, 1]))}, ArgumentError, "outside the vocabulary"),
-        ({"drafter": Bad(ids([-1, 1]))}, ArgumentError, "drafted token -1"),
-        ({"drafter": Bad(ids([1, 2], [1, 2]))}, ArgumentError, r"token_ids \[1, K\]"),
-        ({"drafter": Bad(ids([1, 2, 3, 4]))}, ArgumentError, "at most 3"),
-        ({"drafter": Bad(replace(ids([1, 2]), parents=(-1, -1)))}, ArgumentError, "drafted a tree, but has no"),
-        ({"drafter": Bad(ids([1, 2]), law="dense")}, ArgumentError, "law is dense"),
-        ({"drafter": Bad(ids([1, 2]), law="unknown")}, ArgumentError, "law is unknown"),
-        ({"drafter": Bad(ids([1, 2]), longest=99), "plan": MIXED}, ArgumentError, "spare=99"),
-        ({"drafter": "prompt"}, ArgumentError, "'lookup', 'streaming'"),
-        ({"rule": "rejection"}, ArgumentError, "residual, block"),
-        ({"rule": "greedy", "temperature": 0.5}, ArgumentError, "temperature 0 only"),
-        ({"rule": "k_seq"}, ArgumentError, "several drafts"),
-        ({"temperature": -1.0}, ArgumentError, "temperature"),
-        ({"top_p": 0.0}, ArgumentError, "top_p"),
-        ({"max_new_tokens": 0}, ArgumentError, "max_new_tokens"),
-        ({"seed": [1, 2]}, ArgumentError, "each of the 1 rows"),
-    ],
-)
-def test_bad_arguments(options: dict, error: type, words: str) -> None:
-    with pytest.raises(error, match=words):
-        generate(target(), [[1, 2, 3]], **{"temperature": 0, "max_new_tokens": 8, **options})
-
-
-def test_bad_inputs() -> None:
-    model = target()
-    with pytest.raises(ArgumentError, match="at least one token"):
-        generate(model, [[1], []])
-    with pytest.raises(ArgumentError, match=r"tokens of row 0 must be in \[0, 96\)"):
-        generate(model, [[VOCAB]])
-    with pytest.raises(ArgumentError, match=r"tokens of row 0 must be in \[0, 96\)"):
-        generate(model, [[1, -1]])
-    with pytest.raises(ArgumentError, match="integers"):
-        generate(model, torch.zeros(1, 3))
-    for row in ([1.5], ["1"], 5):
-        with pytest.raises(ArgumentError, match="rows of whole numbers"):
-            generate(model, [row])
-    with pytest.raises(ModelError, match="vocabulary of 50 tokens"):
-        generate(model, [[1]], drafter=tiny_llama(2, vocab_size=50))
-    with pytest.raises(ArgumentError, match="trees there are"):
-        generate(model, [[1]], rule="block", drafter=ModelDrafter(near(model), parents=TREE))
-    broken = target()
-    with torch.no_grad():
-        broken.lm_head.weight.fill_(torch.nan)
-    with pytest.raises(ModelError, match="NaN"):
-        generate(broken, [[1, 2]], temperature=0)
-
-
-def test_probs_that_do_not_belong_to_the_tokens() -> None:
-    probs = torch.zeros(1, 2, VOCAB, dtype=torch.float64)
-    probs[..., 7] = 1
-    drafter = Bad(Draft(np.array([[1, 2]]), np.array([2]), probs), law="dense")
-    with pytest.raises(ArgumentError, match="probability 0"):
-        generate(target(), [[1, 2, 3]], drafter=drafter, max_new_tokens=8)
 
 
 def test_termination_arguments() -> None:

@@ -8,6 +8,7 @@ from zigzag.chat.reasoning import THINK, THINK_END
 from zigzag.chat.schemas import Tool, tool_arguments
 from zigzag.chat.shown import Messages, check_all_shown
 from zigzag.generation.rules import PhaseRule, Rule
+from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError, ModelError
 
 
@@ -98,11 +99,9 @@ class ThinkingBudget:
     """
 
     def __init__(self, most_tokens: int, end_token_ids: Sequence[int], begin_token_ids: Sequence[int]) -> None:
-        if isinstance(most_tokens, bool) or not isinstance(most_tokens, int) or most_tokens < 0:
-            raise ArgumentError(f"ThinkingBudget: most_tokens must be a whole number, 0 or more, got {most_tokens!r}")
         if not end_token_ids or not begin_token_ids:
             raise ArgumentError("ThinkingBudget: begin_token_ids and end_token_ids must name at least one token each")
-        self.most_tokens = most_tokens
+        self.most_tokens = check_count("ThinkingBudget", "most_tokens", most_tokens, 0)
         self.begin_token_ids, self.end_token_ids = tuple(begin_token_ids), tuple(end_token_ids)
 
     @classmethod

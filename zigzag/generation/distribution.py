@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zigzag import ops
+from zigzag.generation.processors import Processors
 from zigzag.reference.checks import check_sampling
 
 
@@ -19,7 +20,7 @@ class Distribution:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    processors: Any = None
+    processors: Processors | None = None
 
     def __post_init__(self) -> None:
         check_sampling("generate", self.temperature, self.top_k, self.top_p, self.min_p)
@@ -36,28 +37,42 @@ class Distribution:
         probs: Tensor = ops.to_probs(logits, temperature=self.temperature, **cut)
         return probs
 
-    def next_token(self, logits: Tensor, sequences: Callable[[], Sequence[list[int]]]) -> Tensor:
-        """[B, V] probabilities of the token after each sequence; `sequences` is only called if a processor asks."""
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """[..., V] logarithms of the probabilities of processed logits; at temperature 0 of the logits themselves."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.temperature == 0 or self.is_plain:
+            below = logits - logits.amax(dim=-1, keepdim=True)  # a small temperature would overflow
+            return (below / (self.temperature or 1.0)).log_softmax(dim=-1)
+        return self.probs(logits).log()
+
+    def next_token(self, rows: Sequence[int], logits: Tensor, sequences: Callable[[], Sequence[list[int]]]) -> Tensor:
+        """[B, V] probabilities of the token after each sequence; `sequences` is only called if a processor asks.
+
+        rows: which of the rows that were given these are, for their processors
+        """
         if not self.processors:
             return self.probs(logits)
-        rows = [self._processed(logits[b : b + 1], row) for b, row in enumerate(sequences())]
-        return self.probs(torch.cat(rows))
+        each = zip(rows, sequences(), strict=True)
+        return self.probs(
+            torch.cat([self.processors(row, text, logits[b][None]) for b, (row, text) in enumerate(each)])
+        )
 
     def processed(
-        self, logits: Tensor, sequences: Sequence[list[int]], drafts: Sequence[Sequence[int]], parents: Sequence[int]
+        self,
+        logits: Tensor,
+        rows: Sequence[int],
+        sequences: Sequence[list[int]],
+        drafts: Sequence[Sequence[int]],
+        parents: Sequence[int],
     ) -> Tensor:
         """Target logits [B, K + 1, V] after the processors: one call for each row and node, as each sees other text."""
         if not self.processors:
             return logits
-        out = logits.clone()
-        for b, (row, drafted) in enumerate(zip(sequences, drafts, strict=True)):
-            paths: list[list[int]] = [list(row)]
+        out = logits.to(torch.float32, copy=True)
+        for b, (row, text, drafted) in enumerate(zip(rows, sequences, drafts, strict=True)):
+            paths: list[list[int]] = [list(text)]
             for token, parent in zip(drafted, parents, strict=False):
                 paths.append([*paths[parent + 1], token])
             for n, path in enumerate(paths):
-                out[b, n] = self._processed(logits[b, n : n + 1], path)[0]
-        return out
-
-    def _processed(self, logits: Tensor, tokens: list[int]) -> Tensor:
-        out: Tensor = self.processors(torch.tensor([tokens], device=logits.device), logits.float())
+                out[b, n] = self.processors(row, path, logits[b, n][None])[0]
         return out

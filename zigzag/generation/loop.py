@@ -4,28 +4,37 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from zigzag.generation.conditions import check_cache, check_drafter, check_rope, drafts_trees
+from zigzag.generation.configured import Place, configured
+from zigzag.generation.criteria import Criteria
 from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting.draft import Draft, Drafter, Request, padded, until_stop
-from zigzag.generation.drafting.lookup import LookupDrafter
-from zigzag.generation.drafting.model import ModelDrafter, streaming_drafter
-from zigzag.generation.inputs import eos_tokens, token_rows
+from zigzag.generation.drafting.model import ModelDrafter
+from zigzag.generation.drafting.named import as_drafter
+from zigzag.generation.drafting.vocabulary import vocabulary_size
+from zigzag.generation.inputs import check_options, token_rows, whole
+from zigzag.generation.logprobs import LogProbs
 from zigzag.generation.noise import row_seeds
+from zigzag.generation.processors import Processors, listed
+from zigzag.generation.row import Row, check_tokens
 from zigzag.generation.rules import PhaseRule, Rule, as_rule
+from zigzag.generation.settings import settings
 from zigzag.generation.statistics import Statistics
+from zigzag.generation.streamer import Stream
 from zigzag.generation.uniform_blocks import ROUNDS, UniformBlocks
 from zigzag.generation.verdict import Judged, judge
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
-from zigzag.reference.errors import ArgumentError, CacheError, ModelError
+from zigzag.reference.errors import ModelError
 from zigzag.reference.trees import node_depths
 from zigzag.running.host import Host
 from zigzag.running.interception import attachment_of
-from zigzag.running.model_layers import layers_of
 from zigzag.running.runner import Runner, open_runner
 
 
@@ -36,6 +45,7 @@ class Generation:
     sequences: prompt and new tokens of each row, without padding; new_tokens: the new ones alone
     finish_reasons: "eos", "length" or "stopped" of each row; "cancelled" if the caller stopped it
     cache: of a single row, for `generate(..., cache=)`; None for batches
+    logprobs: of each row's new tokens, if they were asked for
     """
 
     sequences: list[list[int]]
@@ -43,6 +53,7 @@ class Generation:
     finish_reasons: list[str]
     statistics: Statistics
     cache: Runner | None = None
+    logprobs: list[list[float]] | None = None
 
 
 def generate(
@@ -54,16 +65,22 @@ def generate(
     drafter: Any = None,
     rule: str | Rule | PhaseRule = "residual",
     num_draft_tokens: int = 4,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     seed: int | Sequence[int] = 0,
+    num_return_sequences: int | None = None,
     eos_token_id: int | Sequence[int] | None = None,
+    stop: str | Sequence[str] | None = None,
+    tokenizer: Any = None,
+    generation_config: Any = None,
     logits_processor: Any = None,
     stopping_criteria: Any = None,
+    logprobs: bool = False,
     on_tokens: Callable[[int, list[int]], bool | None] | None = None,
+    streamer: Any = None,
     spare: int = 64,
     cache: Runner | None = None,
     cuda_graphs: bool | None = None,
@@ -74,73 +91,84 @@ def generate(
     follow the model's own law (arXiv 2211.17192; docs/acceptance.md has the proofs).
 
     model: a transformers decoder with grouped-query attention. It is left as it was found.
-    input_ids: [B, T] tensor, or B lists of tokens of any lengths
-    attention_mask: [B, T], 0 for padding on either side
+    input_ids: integers [B, T], B lists of tokens of any lengths, or what a tokenizer gives
+    attention_mask: as input_ids, 0 for padding on either side
     plan: LayerPlan or HeadPlan to run under; default: the attached one, else full attention
     drafter: "lookup" (n-grams of the text itself), "streaming" (the model with all layers streaming), a draft model,
         any `zigzag.generation.drafting.Drafter`, or None for plain decoding
     rule: an acceptance rule by name ("residual", "block", "exact", "greedy", ...), a Rule or a PhaseRule
     num_draft_tokens: of a drafter given by name or as a model
-    max_new_tokens: of each row
-    temperature, top_k, top_p, min_p: of target and draft alike, as `zigzag.ops.to_probs`; temperature 0 is greedy
+    max_new_tokens: of each row; where generation_config says nothing 128
+    temperature, top_k, top_p, min_p: of target and draft alike, as `zigzag.ops.to_probs`; temperature 0 is greedy.
+        Where generation_config says nothing 1, 0, 1, 0
     seed: one for each row, or seed, seed + 1, ...: a row's tokens do not depend on the rows beside it
-    eos_token_id: tokens that end a row; default: the model's
-    logits_processor, stopping_criteria: transformers' lists; each sees one row at a time, without padding
+    num_return_sequences: times that each row is continued; the rows that come of one stand together
+    eos_token_id: tokens that end a row; default: the model's; []: none
+    stop, tokenizer: strings that end a row, and the model's tokenizer; default: generation_config's; []: none
+    generation_config: transformers' GenerationConfig: what it sets counts where no argument was given; default: the
+        model's; `GenerationConfig()` asks for nothing
+    logits_processor, stopping_criteria: transformers' lists, plain ones or callables; each sees one row at a time,
+        without padding, and its index if it takes `row`
+    logprobs: whether the log-probabilities of the new tokens are wanted
     on_tokens: called with (row, new tokens) after each round; a true result cancels
+    streamer: transformers', for one row
     spare: most tokens that streaming layers can take back, at least the longest draft
     cache: `result.cache` of an earlier call with one row; the common prefix is not computed again
     cuda_graphs: steps as CUDA graphs over a cache at fixed addresses; None: where that can be (one GPU, layer plans,
         drafts that are chains); True: or an error; False: never
 
-    Raises ArgumentError, CacheError or ModelError where the result would not be right.
+    Raises ArgumentError, CacheError or ModelError where the result would not be right. docs/generation.md says more.
     """
-    attached, most = attachment_of(model), max_new_tokens
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise ArgumentError(f"generate: max_new_tokens must be a whole number of at least 1, got {most!r}")
-    texts, chosen = token_rows(input_ids, attention_mask), as_rule(rule)
-    seeds = row_seeds(seed, len(texts))
-    loop = _Loop(
-        model,
-        [
-            Row(b, text, len(text), len(text) + most, seeds[b], chosen.enters(False, text))
-            for b, text in enumerate(texts)
-        ],
-        plan=plan if plan is not None or attached is None else attached.plan,
-        rule=chosen,
-        drafter=_drafter(drafter, model, num_draft_tokens),
-        distribution=Distribution(temperature, top_k, top_p, min_p, logits_processor),
-        eos=eos_tokens(model, eos_token_id),
-        criteria=stopping_criteria,
-        on_tokens=on_tokens,
-        spare=spare,
-        cache=cache,
-        cuda_graphs=cuda_graphs,
-    )
-    with torch.inference_mode():
-        return loop.run()
-
-
-@dataclass
-class Row:
-    """One text on its way.
-
-    index: of the row that it was given as; tokens: prompt and new ones; start: of the new ones; end: most tokens
-    seed: of its noise; inside: whether it is inside the phase of a `PhaseRule`
-    reason: why it ended; empty while it goes on
-    """
-
-    index: int
-    tokens: list[int]
-    start: int
-    end: int
-    seed: int
-    inside: bool
-    reason: str = ""
-
-    @property
-    def room(self) -> int:
-        """Tokens that it may still take."""
-        return self.end - len(self.tokens)
+    with Stream(streamer) as stream:
+        check_options(tokenizer, logprobs, on_tokens, cuda_graphs)
+        attached, vocabulary, chosen = attachment_of(model), vocabulary_size(model), as_rule(rule)
+        asked = settings(
+            model,
+            vocabulary,
+            generation_config,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            eos_token_id=eos_token_id,
+            stop=stop,
+            num_return_sequences=num_return_sequences,
+        )
+        texts = [[*row] for row in token_rows(input_ids, attention_mask) for _ in range(asked.num_return_sequences)]
+        ends = [asked.end(b, len(text)) for b, text in enumerate(texts)]
+        seeds = row_seeds(seed, len(texts))
+        rows = [Row(b, text, len(text), ends[b], seeds[b], chosen.enters(False, text)) for b, text in enumerate(texts)]
+        check_tokens(rows, vocabulary)
+        drafts = as_drafter(drafter, model, whole("num_draft_tokens", num_draft_tokens, 1))
+        places = [Place.of(row.tokens, row.end, asked.eos, model.device) for row in rows]
+        processors = Processors(
+            listed("logits_processor", logits_processor),
+            configured(asked.config, places, vocabulary),
+            drafts=drafts is not None,
+        )
+        distribution = Distribution(asked.temperature, asked.top_k, asked.top_p, asked.min_p, processors)
+        loop = _Loop(
+            model,
+            rows,
+            plan=plan if plan is not None or attached is None else attached.plan,
+            rule=chosen,
+            drafter=drafts,
+            distribution=distribution,
+            vocabulary=vocabulary,
+            tokenizer=tokenizer,
+            eos=asked.eos,
+            criteria=Criteria(stopping_criteria, asked.stop, tokenizer, asked.config.max_time, model.device),
+            logprobs=LogProbs(distribution, len(rows)) if logprobs else None,
+            on_tokens=on_tokens,
+            stream=stream,
+            spare=whole("spare", spare, 0),
+            cache=cache,
+            cuda_graphs=cuda_graphs,
+        )
+        stream.begin(texts)
+        with torch.inference_mode():
+            return loop.run()
 
 
 @dataclass
@@ -153,9 +181,13 @@ class _Loop:
     rule: Rule | PhaseRule
     drafter: Drafter | None
     distribution: Distribution
+    vocabulary: int
+    tokenizer: Any
     eos: frozenset[int]
-    criteria: Any
+    criteria: Criteria
+    logprobs: LogProbs | None
     on_tokens: Callable[[int, list[int]], bool | None] | None
+    stream: Stream
     spare: int
     cache: Runner | None
     cuda_graphs: bool | None
@@ -163,44 +195,16 @@ class _Loop:
 
     def __post_init__(self) -> None:
         self.alive = list(self.rows)
-        self.vocabulary = _vocabulary(self.model)
         self.wants_hidden = getattr(self.drafter, "wants_hidden", False)
-        for row in self.rows:
-            if min(row.tokens) < 0 or max(row.tokens) >= self.vocabulary:
-                raise ArgumentError(f"generate: the tokens of row {row.index} must be in [0, {self.vocabulary})")
-        if self.drafter is None:
-            self.rule.check("one-hot", False, self.distribution.temperature)
-        else:
-            self._check_drafter(self.drafter)
+        self.drafts_trees = drafts_trees(self.drafter)
+        law = "one-hot" if self.drafter is None else self.drafter.law
+        self.rule.check(law, self.drafts_trees, self.distribution.temperature)
         if self.cache is not None:
-            self._check_cache(self.cache)
-
-    @property
-    def _drafts_trees(self) -> bool:
-        return getattr(self.drafter, "parents", None) is not None
-
-    def _check_drafter(self, drafter: Drafter) -> None:
-        self.rule.check(drafter.law, self._drafts_trees, self.distribution.temperature)
-        if self.plan is not None and self.plan.streams and drafter.longest > self.spare:
-            raise ArgumentError(
-                f"generate: the drafter submits up to {drafter.longest} tokens, but streaming layers take back at most "
-                f"spare = {self.spare}; give spare={drafter.longest} or more"
-            )
-        other = getattr(drafter, "model", None)
-        size = self.vocabulary if other is None else _vocabulary(other)
-        if size != self.vocabulary:
-            raise ModelError(
-                f"generate: the draft model has a vocabulary of {size} tokens, the target one of {self.vocabulary}; "
-                f"they must share their tokenizer"
-            )
-
-    def _check_cache(self, cache: Runner) -> None:
-        if len(self.rows) != 1 or cache.host.model is not self.model or cache.plan != self.plan:
-            raise CacheError("generate: cache= must come from an earlier call with one row, this model and this plan")
-        if self.wants_hidden:
-            raise CacheError(
-                "generate: a drafter that reads the target's states needs them from the start: leave out cache="
-            )
+            check_cache(self.cache, self.rows, self.model, self.plan, self.drafter, self.cuda_graphs)
+        if self.drafter is not None:
+            spare = self.spare if self.cache is None else self.cache.store.spare
+            check_drafter(self.drafter, self.model, self.plan, spare, self.vocabulary, self.tokenizer)
+        check_rope(self.model, self.rows, self.cache, self.drafter)
 
     def run(self) -> Generation:
         with ExitStack() as hosts:
@@ -209,7 +213,8 @@ class _Loop:
             if isinstance(self.drafter, ModelDrafter):
                 other = self.drafter.model
                 own = other is None or other is self.model
-                self.drafter.open(host if own else hosts.enter_context(Host(other, self.cuda_graphs)))
+                of_drafts = host if own else hosts.enter_context(Host(other, self.cuda_graphs))
+                self.drafter.open(of_drafts, self.vocabulary)
             try:
                 self._decode()
             except BaseException:
@@ -223,6 +228,7 @@ class _Loop:
             [row.reason for row in self.rows],
             self.statistics,
             self.target if len(self.rows) == 1 else None,
+            None if self.logprobs is None else self.logprobs.fetched(),
         )
 
     def _open(self, host: Host) -> Runner:
@@ -235,7 +241,7 @@ class _Loop:
             spare=self.spare,
             keep_hidden=self.wants_hidden,
             capacity=max(row.end for row in self.rows) + self.spare,
-            trees=self._drafts_trees,
+            trees=self.drafts_trees,
         )
 
     def _decode(self) -> None:
@@ -260,7 +266,10 @@ class _Loop:
         below_root = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
         logits = self.target.feed(fed, parents=below_root).logits
         clock.append(time.perf_counter())
-        self._commit(draft, self._judged(draft, fed[:, 1:], logits, round_))
+        logits = self.distribution.processed(
+            logits, [row.index for row in self.alive], [row.tokens for row in self.alive], draft.rows, draft.tree
+        )
+        self._commit(draft, self._judged(draft, fed[:, 1:], logits, round_), logits)
         clock.append(time.perf_counter())
         self.statistics.seconds_draft += clock[1] - clock[0]
         self.statistics.seconds_verify += clock[2] - clock[1]
@@ -273,7 +282,8 @@ class _Loop:
             return Draft(*padded([[] for _ in self.alive]))
         texts, seeds = [row.tokens for row in self.alive], [row.seed for row in self.alive]
         hidden = self.target.take_hidden() if self.wants_hidden else None
-        draft = self.drafter.draft(Request(texts, most, seeds, round_, self.distribution.next_token, hidden))
+        to_probs = partial(self.distribution.next_token, [row.index for row in self.alive])
+        draft = self.drafter.draft(Request(texts, most, seeds, round_, to_probs, hidden))
         draft.check(self.drafter, len(texts), self.vocabulary)
         self.statistics.draft_steps += int(draft.counts.max(initial=0))
         return draft if draft.parents is not None else until_stop(draft, self.eos)
@@ -284,11 +294,9 @@ class _Loop:
             coins = torch.empty(len(rules), ids.shape[1] + 1, device=ids.device)  # nobody looks at them
         else:
             coins = self.uniforms([row.seed for row in self.alive], round_, ids.shape[1] + 1)
-        texts = [row.tokens for row in self.alive]
-        logits = self.distribution.processed(logits, texts, draft.rows, draft.tree)
         return judge(rules, draft, ids, logits, coins, self.distribution, type(self.drafter).__name__)
 
-    def _commit(self, draft: Draft, judged: Judged) -> None:
+    def _commit(self, draft: Draft, judged: Judged, logits: torch.Tensor) -> None:
         """Cut what goes too far, keep the accepted path in the cache, drop rows that are done."""
         for row, tokens in zip(self.alive, judged.emitted, strict=True):
             if tokens[-1] < 0:
@@ -296,15 +304,21 @@ class _Loop:
         depths = np.concatenate([[0], node_depths(draft.tree)])
         step: list[list[int]] = []
         nodes, held = [], []
-        for row, count, emitted, path in zip(self.alive, draft.counts, judged.emitted, judged.paths, strict=True):
-            self.statistics.count(int(depths[: count + 1].max()), len(path))
-            tokens = emitted[: self._cut(row, emitted)]
-            nodes.append([0, *(node + 1 for node in path[: len(tokens) - 1])])
+        for b, row in enumerate(self.alive):
+            path = [0, *(node + 1 for node in judged.paths[b])]
+            self.statistics.count(int(depths[: draft.counts[b] + 1].max()), len(path) - 1)
+            if self.criteria.read_scores:
+                scores = self.distribution.log_probs(logits[b, path])
+                self.criteria.remember(row.index, scores, row.new)
+            tokens = judged.emitted[b][: self._cut(row, judged.emitted[b])]
+            nodes.append(path[: len(tokens)])
             held.append([row.tokens[-1], *tokens[:-1]])
             row.inside = self.rule.enters(row.inside, tokens)
             row.tokens += tokens
             step.append(tokens)
         self.target.keep(nodes, held)
+        if self.logprobs is not None:
+            self.logprobs.add([row.index for row in self.alive], nodes, step, logits)
         if self.drafter is not None:
             self.drafter.observe(draft.counts.tolist(), [len(path) for path in judged.paths])
         told = [(row.index, tokens) for row, tokens in zip(self.alive, step, strict=True)]
@@ -313,6 +327,8 @@ class _Loop:
             for row in self.alive:
                 row.reason = "cancelled"
             self.alive = []
+        for _, tokens in told:
+            self.stream.put(tokens)
 
     def _drop_done(self) -> None:
         going = [i for i, row in enumerate(self.alive) if not row.reason]
@@ -328,31 +344,10 @@ class _Loop:
         for n, token in enumerate(tokens, start=1):
             if token in self.eos:
                 row.reason = "eos"
-            elif self.criteria and self._stopped([*row.tokens, *tokens[:n]]):
+            elif self.criteria and self.criteria.end(row.index, [*row.tokens, *tokens[:n]], row.new + n):
                 row.reason = "stopped"
             elif n == row.room:
                 row.reason = "length"
             if row.reason:
                 return n
         return len(tokens)
-
-    def _stopped(self, tokens: list[int]) -> bool:
-        ids = torch.tensor([tokens], device=self.target.device)
-        return bool(torch.as_tensor(self.criteria(ids, None)).any())
-
-
-def _vocabulary(model: Decoder) -> int:
-    return int(model.config.get_text_config(decoder=True).vocab_size)
-
-
-def _drafter(drafter: Any, model: Decoder, num_draft_tokens: int) -> Drafter | None:
-    if drafter == "lookup":
-        return LookupDrafter(num_draft_tokens)
-    if drafter == "streaming":
-        return streaming_drafter(len(layers_of(model).full), stop=num_draft_tokens)
-    if isinstance(drafter, str):
-        raise ArgumentError(f"generate: drafter must be 'lookup', 'streaming', a model or a Drafter, got {drafter!r}")
-    if isinstance(drafter, torch.nn.Module):
-        return ModelDrafter(drafter, stop=num_draft_tokens)
-    own: Drafter | None = drafter
-    return own

@@ -1,10 +1,12 @@
 """Uniform numbers that depend on nothing but the row's seed, the round, the slot and what they are for."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zigzag.generation.inputs import whole
 from zigzag.reference.errors import ArgumentError
 
 PURPOSES = {"verify": 0, "draft": 1}
@@ -62,9 +64,13 @@ def _product(words: Words, factor: int) -> tuple[Words, Words]:
     return high * top + (cross >> HALF) + (middle >> HALF), words * np.uint64(factor)
 
 
-def row_seeds(seed: int | Sequence[int], rows: int) -> list[int]:
+def row_seeds(seed: Any, rows: int) -> list[int]:
     """One seed a row: those given, or seed, seed + 1, ..."""
-    seeds = [seed + b for b in range(rows)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != rows or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**64 for s in seeds):
+    try:
+        several = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str) and np.ndim(seed) == 1
+        seeds = [whole("seed", s, 0) for s in seed] if several else [whole("seed", seed, 0) + b for b in range(rows)]
+    except ArgumentError:
+        seeds = []
+    if len(seeds) != rows or max(seeds) >= 2**64:
         raise ArgumentError(f"seed must be one whole number, or one for each of the {rows} rows, 0 or more; got {seed}")
     return seeds

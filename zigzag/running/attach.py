@@ -10,7 +10,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from zigzag.caches.mixed import full_groups_of, held, new_layer, streaming_parts
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
-from zigzag.reference.errors import ArgumentError, CacheError, ModelError
+from zigzag.reference.checks import check_count
+from zigzag.reference.errors import CacheError, ModelError
 from zigzag.running.attention import Attention
 from zigzag.running.interception import ATTACHMENT, NAME, Interception, attachment_of, full_attention
 from zigzag.running.model_layers import ModelLayers, check_plan, layers_of, place
@@ -36,8 +37,7 @@ def attach(model: Model, plan: Plan, *, spare: int = 64) -> Model:
     two for a prompt and `zigzag.ops.mixed_attention` for few tokens.
     """
     layers = layers_of(model)
-    if isinstance(spare, bool) or not isinstance(spare, int) or spare < 0:
-        raise ArgumentError(f"attach: spare must be a whole number of slots, 0 or more, got {spare!r}")
+    spare = check_count("attach", "spare", spare, 0)
     check_plan("attach", plan, layers)
     detach(model)
     _Attachment(model, plan, spare, layers)

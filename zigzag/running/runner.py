@@ -157,7 +157,7 @@ class Runner:
         counts = [len(row) for row in nodes]
         if counts != [len(row) for row in tokens]:
             raise ArgumentError(f"keep: a token for each node is needed, got {[len(r) for r in tokens]} for {counts}")
-        self._check_valid()
+        self.check_valid()
         with self._void_on_error():
             self.store.keep(nodes, self.fed, self.lengths + np.array(counts, dtype=np.int64))
         if self._states:
@@ -186,11 +186,12 @@ class Runner:
             raise
 
     def _check_settled(self) -> None:
-        self._check_valid()
+        self.check_valid()
         if self.fed:
             raise CacheError(f"{self.fed} tokens were fed and neither kept nor dropped: keep must say which stay")
 
-    def _check_valid(self) -> None:
+    def check_valid(self) -> None:
+        """CacheError after something broke off, until `reset`."""
         if self._void:
             raise CacheError(
                 "what this cache holds is not known, since an earlier call broke off: start with a new one"
@@ -227,7 +228,7 @@ class Runner:
         keep_logits: int,
         hidden: Tensor | None,
     ) -> Output:
-        self._check_valid()
+        self.check_valid()
         real = positions >= 0
         lengths = self.lengths + self.fed + real.sum(axis=1)
         feed = Feed(ids, positions, not real.all(), lengths, parents, keep_logits, hidden, self.keep_hidden)

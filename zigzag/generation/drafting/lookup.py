@@ -25,7 +25,7 @@ class LookupDrafter:
             )
         if longest_ngram < 1:
             raise ArgumentError(f"LookupDrafter: longest_ngram must be at least 1, got {longest_ngram}")
-        self.stop = Fixed(stop) if isinstance(stop, int) else stop
+        self.stop = stop if isinstance(stop, Fixed) else Fixed(stop)
         self.longest_ngram = longest_ngram
         self._rows: list[_Index] = []
 
@@ -34,8 +34,10 @@ class LookupDrafter:
         return self.stop.longest
 
     def draft(self, request: Request) -> Draft:
-        if len(self._rows) != len(request.sequences) or any(
-            not row.follows(tokens) for row, tokens in zip(self._rows, request.sequences, strict=True)
+        if (
+            request.round_ == 0
+            or len(self._rows) != len(request.sequences)
+            or any(not row.follows(tokens) for row, tokens in zip(self._rows, request.sequences, strict=True))
         ):
             self._rows = [_Index(self.longest_ngram) for _ in request.sequences]
         found = []

@@ -10,6 +10,7 @@ from torch import Tensor
 from zigzag import ops
 from zigzag.generation.drafting.draft import Draft, Law, Request
 from zigzag.generation.drafting.termination import Fixed
+from zigzag.generation.drafting.vocabulary import fitted, known, vocabulary_size
 from zigzag.generation.uniform_blocks import UniformBlocks
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import ArgumentError, CacheError
@@ -23,7 +24,7 @@ SIBLINGS = ("top", "without replacement", "with replacement")
 class ModelDrafter:
     """Draws from a model's own distribution, processed as the target's is; `probs` are those it drew from.
 
-    model: a transformers decoder with the target's vocabulary; None: the target itself
+    model: a transformers decoder with the target's vocabulary, but for padding; None: the target itself
     plan: what it runs under; None: full attention
     stop: when a draft ends, one of `zigzag.generation.drafting.termination`, or a number of tokens
     parents: draft this tree instead of chains, its nodes sorted by level (as `zigzag.reference.best_tree` gives them)
@@ -44,10 +45,11 @@ class ModelDrafter:
         if siblings not in SIBLINGS:
             raise ArgumentError(f"ModelDrafter: siblings must be one of {', '.join(SIBLINGS)}, got {siblings!r}")
         self.model, self.plan, self.siblings = model, plan, siblings
-        self.stop = Fixed(stop) if isinstance(stop, int) else stop
+        self.stop = stop if isinstance(stop, Fixed) else Fixed(stop)
         self.parents = None if parents is None else _sorted_tree(parents)
         self.law: Law = "one-hot" if parents is not None and siblings == "top" else "dense"
         self._runner: Runner | None = None
+        self._own = self._target = 0  # tokens of the two vocabularies
 
     @property
     def runner(self) -> Runner:
@@ -60,21 +62,31 @@ class ModelDrafter:
     def longest(self) -> int:
         return self.stop.longest if self.parents is None else len(self.parents)
 
-    def open(self, host: Host) -> None:
-        """Take a fresh cache on `host`; called by the loop, which holds the model's attention."""
+    def open(self, host: Host, vocabulary: int | None = None) -> None:
+        """Take a fresh cache on `host`; called by the loop, which holds the model's attention.
+
+        vocabulary: of the target, where it may differ from this model's
+        """
+        self._own = vocabulary_size(host.model)
+        self._target = self._own if vocabulary is None else vocabulary
         self._runner = open_runner(host, self.plan, spare=max(64, self.longest + 1), trees=self.parents is not None)
         self.uniforms = UniformBlocks("draft", self.runner.device, slots=self.longest)
 
     def draft(self, request: Request) -> Draft:
-        logits = self._start(request)
+        logits = fitted(self._start(request), self._target)
         return self._chain(request, logits) if self.parents is None else self._tree(request, logits, self.parents)
 
     def _start(self, request: Request) -> Tensor:
         """Logits [B, V] of the first draft."""
-        return self.runner.sync(request.sequences).logits[:, -1]
+        return self.runner.sync(self._readable(request.sequences)).logits[:, -1]
 
     def _feed(self, tokens: Tensor, parents: Sequence[int] | None = None) -> Tensor:
+        if self._own < self._target:
+            tokens = tokens.clamp(max=self._own - 1)
         return self.runner.feed(tokens, parents=parents).logits
+
+    def _readable(self, sequences: Sequence[list[int]]) -> Sequence[list[int]]:
+        return sequences if self._own >= self._target else known(sequences, self._own)
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         self.stop.observe(drafted, accepted)
@@ -90,7 +102,7 @@ class ModelDrafter:
         rows: list[Tensor] = []
         for step in range(int(most.max())):
             if ids:
-                logits = self._feed(ids[-1][:, None])[:, -1]
+                logits = fitted(self._feed(ids[-1][:, None])[:, -1], self._target)
             probs = request.to_probs(logits, _extended(request.sequences, ids))
             if (done := self.stop.before(probs)) is not None:
                 most = np.where(done.cpu().numpy(), np.minimum(most, step), most)
@@ -106,7 +118,7 @@ class ModelDrafter:
             return Draft(np.empty((len(most), 0), np.int64), np.zeros(len(most), np.int64))
         tokens = torch.stack(ids, dim=1).cpu().numpy()
         fed = self.runner.fed
-        self.runner.keep([range(fed)] * len(tokens), tokens[:, :fed].tolist())
+        self.runner.keep([range(fed)] * len(tokens), self._readable(tokens[:, :fed].tolist()))
         tokens[np.arange(len(ids)) >= most[:, None]] = -1
         return Draft(tokens, most, torch.stack(rows, dim=1))
 
@@ -120,7 +132,7 @@ class ModelDrafter:
             nodes = [n for n in range(len(parents)) if depths[n] == level]
             if chosen:
                 above = len(chosen)
-                fed = self._feed(torch.stack(chosen, dim=1), parents[:above])
+                fed = fitted(self._feed(torch.stack(chosen, dim=1), parents[:above]), self._target)
                 self.runner.keep([[]] * len(coins), [[]] * len(coins))
             for row in dict.fromkeys(parents[n] + 1 for n in nodes):
                 before = logits if row == 0 else fed[:, row - 1]

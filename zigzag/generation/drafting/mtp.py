@@ -39,8 +39,8 @@ class MtpDrafter(ModelDrafter):
         self._waiting: list[list[Tensor]] = []  # of each row: states whose next token has not been fed yet
         self._states: Tensor | None = None  # [B, n, hidden] after the last feed: the root's and each node's
 
-    def open(self, host: Host) -> None:
-        super().open(host)
+    def open(self, host: Host, vocabulary: int | None = None) -> None:
+        super().open(host, vocabulary)
         self._waiting = []
 
     def draft(self, request: Request) -> Draft:

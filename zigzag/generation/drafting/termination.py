@@ -4,6 +4,7 @@ kept; it can never take a drawn token back, which would bias the output (docs/ac
 from collections.abc import Sequence
 from typing import Any
 
+from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
 from zigzag.reference.expectations import best_draft_length
 
@@ -12,9 +13,7 @@ class Fixed:
     """Always the same length."""
 
     def __init__(self, num_draft_tokens: int = 4) -> None:
-        if isinstance(num_draft_tokens, bool) or not isinstance(num_draft_tokens, int) or num_draft_tokens < 1:
-            raise ArgumentError(f"num_draft_tokens must be a whole number of at least 1, got {num_draft_tokens!r}")
-        self.longest = self.length = num_draft_tokens
+        self.longest = self.length = check_count(type(self).__name__, "num_draft_tokens", num_draft_tokens)
 
     def before(self, probs: Any) -> Any:
         """[B] bool: stop before drawing from `probs` [B, V]; None: go on."""

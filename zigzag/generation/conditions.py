@@ -1,0 +1,63 @@
+"""What must hold between model, plan, drafter and cache, checked before `generate` begins its work."""
+
+from typing import Any
+
+from zigzag.generation.drafting.draft import Drafter
+from zigzag.generation.drafting.vocabulary import check_vocabularies, vocabulary_size
+from zigzag.generation.row import Row
+from zigzag.models.decoder import Decoder
+from zigzag.plans.heads import Plan
+from zigzag.reference.errors import ArgumentError, CacheError, ModelError
+from zigzag.running.rope import check_lengths
+from zigzag.running.runner import Runner
+
+
+def drafts_trees(drafter: Drafter | None) -> bool:
+    """Whether the drafter says that it drafts trees."""
+    return getattr(drafter, "parents", None) is not None
+
+
+def check_drafter(
+    drafter: Drafter, model: Decoder, plan: Plan | None, spare: int, vocabulary: int, tokenizer: Any
+) -> None:
+    """ArgumentError or ModelError unless the drafter's drafts fit the target, and can be taken back."""
+    if plan is not None and plan.streams and drafter.longest > spare:
+        raise ArgumentError(
+            f"generate: the drafter submits up to {drafter.longest} tokens, but streaming layers take back at most "
+            f"spare = {spare}; give spare={drafter.longest} or more"
+        )
+    other = getattr(drafter, "model", None)
+    if other is None:
+        return
+    check_vocabularies(vocabulary_size(other), vocabulary, tokenizer)
+    if other is not model and other.get_decoder() is model.get_decoder():
+        raise ModelError(
+            "generate: the draft model shares its layers with the target, as an adapter's base does, so it would draft "
+            "with the adapter; load it a second time"
+        )
+
+
+def check_cache(
+    cache: Runner, rows: list[Row], model: Decoder, plan: Plan | None, drafter: Drafter | None, cuda_graphs: bool | None
+) -> None:
+    """CacheError unless this call can go on with the cache of an earlier one."""
+    if len(rows) != 1 or cache.host.model is not model or cache.plan != plan:
+        raise CacheError("generate: cache= must come from an earlier call with one row, this model and this plan")
+    if getattr(drafter, "wants_hidden", False):
+        raise CacheError(
+            "generate: a drafter that reads the target's states needs them from the start: leave out cache="
+        )
+    cache.check_valid()
+    fixed = not cache.store.takes_trees
+    if fixed and (drafts_trees(drafter) or cuda_graphs is False):
+        what = "drafts that are trees" if drafts_trees(drafter) else "cuda_graphs=False"
+        raise CacheError(f"generate: cache= is one at fixed addresses, for CUDA graphs, which cannot be with {what}")
+    if not fixed and cuda_graphs:
+        raise CacheError("generate: cache= is one that grows, which cannot be with cuda_graphs=True")
+
+
+def check_rope(model: Decoder, rows: list[Row], cache: Runner | None, drafter: Drafter | None) -> None:
+    """ModelError where the rotary embedding would depend on what else is fed; see `running.rope`."""
+    held = 0 if cache is None else int(cache.lengths.max(initial=0))
+    shortest = min(min(row.start - 1, held or row.start) for row in rows)
+    check_lengths(model, shortest, max(row.end for row in rows) + (0 if drafter is None else drafter.longest))

@@ -10,7 +10,7 @@ import pytest
 from mutants import changes, judge, page
 from mutants.changes import OWN, Source, made, sites
 from mutants.draw import applied, draw
-from mutants.run import Jobs, batches, control, judge_room, judges
+from mutants.run import Inputs, Jobs, batches, control, judge_room, judges
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -199,6 +199,36 @@ def test_a_good_test_kills_and_a_bad_one_does_not(package: Path, capfd: pytest.C
     better = PACKAGE["tests/test_bad.py"].replace("is not None", "== 2")
     (package / "tests/test_bad.py").write_text(better)
     assert {mutant["verdict"] for mutant in judged(package)["mutants"]} == {"killed"}
+
+
+def test_a_verdict_hangs_on_the_helpers_that_its_test_imports(tmp_path: Path) -> None:
+    files = {"zigzag/a.py": "", "tests/test_a.py": "from helper import b\n", "tests/helper.py": "import deeper\n"}
+    files |= {
+        "tests/deeper.py": "",
+        "tests/other.py": "",
+        "reference/a.py": "",
+        "backends/a.py": "",
+        "tests/test_b.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    hashes = set()
+    for name, changes_it in {
+        "tests/other.py": False,
+        "tests/test_b.py": False,
+        "tests/test_a.py": True,
+        "tests/helper.py": True,
+        "tests/deeper.py": True,
+        "backends/a.py": True,
+    }.items():
+        before = Inputs(tmp_path)
+        (tmp_path / name).write_text(files[name] + "\n# changed\n")
+        after = Inputs(tmp_path)
+        assert (before.of_file("tests/test_a.py") != after.of_file("tests/test_a.py")) == changes_it, name
+        assert before.of_all() != after.of_all()
+        hashes.add(after.of_file("tests/test_a.py"))
+    assert len(hashes) == 5
 
 
 def test_a_killer_that_fails_without_a_mistake_is_found(package: Path) -> None:

@@ -8,6 +8,7 @@ failed and mutants are left (--within).
 import argparse
 import hashlib
 import json
+import re
 import sys
 import time
 from collections import defaultdict
@@ -44,28 +45,38 @@ Test = dict[str, Any]  # seconds, lines
 
 
 class Inputs:
-    """Hashes of what a verdict hangs on."""
+    """Hashes of what a verdict hangs on, as it was when this was made: what is edited later is not judged."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.product = self._hash(path for folder in PRODUCT for path in (root / folder).rglob("*.py"))
-        tests = [path for path in (root / "tests").rglob("*.py") if "mutants" not in path.relative_to(root).parts]
-        self.tests = self._hash(tests)
-        self.helpers = self._hash(path for path in tests if not path.name.startswith("test_"))
+        def contents(*folders: str) -> dict[str, bytes]:
+            paths = (path for folder in folders for path in (root / folder).rglob("*.py"))
+            return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+        every = contents("tests").items()
+        self.files = {file: content for file, content in every if not file.startswith("tests/mutants/")}
+        self.product, self.tests = _hash(contents(*PRODUCT)), _hash(self.files)
 
     def of_file(self, file: str) -> str:
-        """Of one file of tests, with the helpers and the product."""
-        path = self.root / file
-        return f"{self.product}-{self.helpers}-{self._hash([path] if path.exists() else [])}"
+        """Of one file of tests, with the helpers beside it that it imports, and the product."""
+        found: dict[str, bytes] = {}
+        left = [file, "tests/conftest.py"]
+        while left:
+            name = left.pop()
+            if name in self.files and name not in found:
+                found[name] = self.files[name]
+                imported = re.findall(rb"^(?:from|import) (\w+)", found[name], flags=re.MULTILINE)
+                left += [f"tests/{module.decode()}.py" for module in imported]
+        return f"{self.product}-{_hash(found)}"
 
     def of_all(self) -> str:
         return f"{self.product}-{self.tests}"
 
-    def _hash(self, paths: Iterable[Path]) -> str:
-        digest = hashlib.sha256()
-        for path in sorted(paths):
-            digest.update(path.relative_to(self.root).as_posix().encode() + b"\0" + path.read_bytes())
-        return digest.hexdigest()[:12]
+
+def _hash(files: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(name.encode() + b"\0" + content)
+    return digest.hexdigest()[:12]
 
 
 class Jobs:

@@ -2,12 +2,14 @@ PYTHON ?= python3
 DEMO ?=
 EVIDENCE ?=
 GPU ?=
+ROOM ?=
+MUTANTS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-gpu evidence bench lint clean
+.PHONY: demo test test-gpu mutants evidence bench lint clean
 
 demo: $(READY)
 	$(BIN)/zigzag demo $(DEMO)
@@ -18,6 +20,11 @@ test: lint
 # In parts; what passed is kept, so after a break the same command goes on. GPU="--list" names the parts.
 test-gpu: $(READY)
 	$(BIN)/python tests/gpu/run.py $(GPU)
+
+# ROOM=chat for one room, else all seven; MUTANTS="--within 600 --jobs 2". What was judged is kept in out/mutants.
+mutants: $(READY)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[mutants]"
+	$(BIN)/python tests/mutants/run.py $(ROOM:%=--room %) $(MUTANTS)
 
 evidence: $(READY)
 	$(BIN)/zigzag evidence $(EVIDENCE)

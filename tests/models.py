@@ -8,7 +8,15 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import Glm4MoeConfig, Glm4MoeForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 VOCAB = 96
 SIZES = {
@@ -45,6 +53,13 @@ def tiny_glm4_moe(
     model = Glm4MoeForCausalLM(config).to(dtype).eval()
     model.set_experts_implementation("eager")  # the default knows no float64
     return model
+
+
+def tiny_granite(num_layers: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A random GraniteForCausalLM in evaluation mode: its attention's scale, 1, is not D^-0.5."""
+    config = GraniteConfig(**{**SIZES, "num_hidden_layers": num_layers, **changes})
+    torch.manual_seed(seed)
+    return GraniteForCausalLM(config).to(dtype).eval()
 
 
 TINY = {

@@ -126,9 +126,7 @@ def settings(
     check_fields(config, warmth)
     most = _first(max_new_tokens, config.max_new_tokens, MAX_NEW_TOKENS if config.max_length is None else None)
     eos = _first(eos_token_id, config.eos_token_id, own.eos_token_id)
-    sequences = check_count(
-        "generate", "num_return_sequences", _first(num_return_sequences, config.num_return_sequences, 1), 1
-    )
+    sequences = whole("num_return_sequences", _first(num_return_sequences, config.num_return_sequences, 1), 1)
     if sequences > 1 and warmth == 0:
         raise ArgumentError(
             f"generate: num_return_sequences={sequences} would give the same row at temperature 0; give temperature="

@@ -59,6 +59,15 @@ def test_a_long_run_of_skipped_tokens_keeps_what_stands_before_it() -> None:
         assert "".join(fed([*EURO[:1], *[SPECIAL] * count, *EURO[1:], 65])) == "€A"
 
 
+def test_characters_that_are_open_when_much_waits() -> None:
+    """An open character of 3 bytes under a decoder that ignores it; one that began among undecodable bytes."""
+    stray, skipped = [EURO[2]] * 4, [SPECIAL] * 3
+    tokens = [*[SPECIAL] * 5, *"😀".encode(), 65]
+    assert "".join(fed(tokens, decode=lambda ids: decode(ids).replace("\ufffd", ""))) == "😀A"
+    tokens = [*stray, EURO[0], *skipped, *EURO[1:], *skipped * 3, 65]
+    assert "".join(fed(tokens)) == decode(tokens) == "\ufffd\ufffd\ufffd\ufffd€A"
+
+
 def test_text_comes_as_soon_as_it_is_certain() -> None:
     assert fed([65, *EURO, SPECIAL, 66], [1, 2, 3, 4, 5]) == ["A", "", "", "€", "", "B", ""]
     assert fed(EURO[:2]) == ["", "\ufffd"]  # at the end a cut character is one

@@ -157,7 +157,7 @@ def test_sizes(kind: Callable[[int], Any]) -> None:
     taken, plain = ModelShape.from_config(config, "GLM-4.5-Air"), model_shape("GLM-4.5-Air")
     assert taken == plain and all(type(n) is not kind for n in vars(taken).values())
     plan = streaming_plan(plain, 0.5)
-    sizes = {"context": 131_072, "batch": 4}
+    sizes = {"context": 131_072, "batch": 16}
     given = {name: kind(n) for name, n in sizes.items()}
     assert plain.kv_bytes(plan, **given, itemsize=kind(2)) == plain.kv_bytes(plan, **sizes) > 2**31
     assert plain.prefill_flops(plan, **given) == plain.prefill_flops(plan, **sizes)

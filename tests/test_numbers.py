@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable
 from fractions import Fraction
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
 
 from zigzag import reference
+from zigzag.backends import lookup
 from zigzag.ops import (
     attention,
     gated_attention,
@@ -130,6 +132,25 @@ def test_what_is_no_real_number(name: str) -> None:
     for wrong in (str, bool, complex, lambda n: [n], lambda n: float("nan")):
         with pytest.raises(ZigzagError, match=r"must be"):
             WITH_REALS[name](int, wrong)
+
+
+@pytest.mark.parametrize("call", [*WITH_WHOLES.values(), *WITH_REALS.values()])
+def test_backends_get_plain_numbers(call: Taking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of others, and kernels, which take NumPy's for something else."""
+    got: list[Any] = []
+
+    def spying(op: str, backend: str, *arrays: Any) -> Any:
+        def call_it(*args: Any, **options: Any) -> Any:
+            got.extend(value for value in options.values() if value is not None)
+            return lookup(op, backend, *arrays)(*args, **options)
+
+        return call_it
+
+    for family in ("attention", "head_scores", "mixed_attention", "routing", "sampling", "verification"):
+        monkeypatch.setattr(import_module(f"zigzag.ops.{family}"), "lookup", spying)
+    call(np.int64, np.float64)
+    wrong = [value for value in got if isinstance(value, np.generic) or type(value) not in (int, float, bool, tuple)]
+    assert not [value for value in wrong if not isinstance(value, np.ndarray) or value.ndim == 0]
 
 
 def test_torch_gets_plain_numbers() -> None:

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable
 from fractions import Fraction
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
 
 from zigzag import reference
+from zigzag.backends import lookup
 from zigzag.ops import (
     attention,
     gated_attention,
@@ -132,6 +134,25 @@ def test_what_is_no_real_number(name: str) -> None:
             WITH_REALS[name](int, wrong)
 
 
+@pytest.mark.parametrize("call", [*WITH_WHOLES.values(), *WITH_REALS.values()])
+def test_backends_get_plain_numbers(call: Taking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of others, and kernels, which take NumPy's for something else."""
+    got: list[Any] = []
+
+    def spying(op: str, backend: str, *arrays: Any) -> Any:
+        def call_it(*args: Any, **options: Any) -> Any:
+            got.extend(value for value in options.values() if value is not None)
+            return lookup(op, backend, *arrays)(*args, **options)
+
+        return call_it
+
+    for family in ("attention", "head_scores", "mixed_attention", "routing", "sampling", "verification"):
+        monkeypatch.setattr(import_module(f"zigzag.ops.{family}"), "lookup", spying)
+    call(np.int64, np.float64)
+    wrong = [value for value in got if isinstance(value, np.generic) or type(value) not in (int, float, bool, tuple)]
+    assert not [value for value in wrong if not isinstance(value, np.ndarray) or value.ndim == 0]
+
+
 def test_torch_gets_plain_numbers() -> None:
     """NumPy's numbers beside a torch tensor give arrays of NumPy, or another dtype."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -157,7 +178,7 @@ def test_sizes(kind: Callable[[int], Any]) -> None:
     taken, plain = ModelShape.from_config(config, "GLM-4.5-Air"), model_shape("GLM-4.5-Air")
     assert taken == plain and all(type(n) is not kind for n in vars(taken).values())
     plan = streaming_plan(plain, 0.5)
-    sizes = {"context": 131_072, "batch": 4}
+    sizes = {"context": 131_072, "batch": 16}
     given = {name: kind(n) for name, n in sizes.items()}
     assert plain.kv_bytes(plan, **given, itemsize=kind(2)) == plain.kv_bytes(plan, **sizes) > 2**31
     assert plain.prefill_flops(plan, **given) == plain.prefill_flops(plan, **sizes)

@@ -586,6 +586,7 @@ def test_a_window_of_0_is_none(kind: str) -> None:
     [
         ({}, "model_type must be one of"),
         ({**SMOLLM2, "model_type": "phi3"}, "got 'phi3'"),
+        ({**SMOLLM2, "model_type": "qwen2_vl_text"}, "got 'qwen2_vl_text'"),  # only inside
         ({**SMOLLM2, "model_type": ["llama"]}, r"got \['llama'\]"),
         ([1], "must be an object, got list"),
         (LATENT, "multi-head latent attention is not counted.*numbers a layer, here 576"),

@@ -90,15 +90,15 @@ def test_a_memo_is_not_a_state() -> None:
             self.table = {}
 
         def __call__(self, input_ids, scores):
-            return self.table.setdefault(tuple(input_ids[0].tolist()), scores.roll(1, -1)).clone()
+            text = tuple(input_ids[0].tolist())
+            banned = self.table.setdefault(text, sum(text) % VOCAB)
+            return scores.index_fill(-1, torch.tensor([banned, (banned + 1) % VOCAB]), -torch.inf)
 
     biases = theirs.SequenceBiasLogitsProcessor([[[5], 2.0]])
-    want = generate(MODEL, TEXTS, logits_processor=[Memo(), biases], **OPTIONS)
+    options = {"logits_processor": [Memo(), biases], **OPTIONS}
+    want = generate(MODEL, TEXTS, **options)
     for drafter in (near(MODEL), ModelDrafter(near(MODEL), parents=TREE)):
-        assert (
-            generate(MODEL, TEXTS, logits_processor=[Memo(), biases], drafter=drafter, **OPTIONS).sequences
-            == want.sequences
-        )
+        assert generate(MODEL, TEXTS, drafter=drafter, **options).sequences == want.sequences
 
 
 def test_changes_are_seen() -> None:

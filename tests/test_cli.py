@@ -71,6 +71,14 @@ def test_mtp_drafts(model: str, code: int) -> None:
     assert ("acceptance by position" in result.output) if code == 0 else "MTP layer" in str(result.exception)
 
 
+def test_text_that_ends_it() -> None:
+    """Of the given strings the first that is complete; without one the text goes on."""
+    call = ["generate", "def area(width, height):", "--model", "tiny-glm", "--new-tokens", "12"]
+    whole, cut = RUN.invoke(cli.app, call), RUN.invoke(cli.app, [*call, "--stop", "never", "--stop", "e"])
+    assert whole.exit_code == cut.exit_code == 0, cut.output
+    assert "12 tokens in 12 verifications" in whole.output and "12 tokens in 12" not in cut.output
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -46,10 +46,29 @@ def test_lookup_is_brute_force_lookup(texts: list[list[int]], more: list[int], l
         for text, ids, count in zip(grown, draft.token_ids, draft.counts, strict=True):
             assert ids[:count].tolist() == brute_force(text, longest, min(5, most))
             assert (ids[count:] == -1).all()
-    drafter.select(range(len(texts))[:1])
     other = [text[::-1] for text in texts]
-    for ids, count, text in zip(*padded([brute_force(t, longest, 5) for t in other]), other, strict=True):
-        assert ids[:count].tolist() == brute_force(text, longest, 5)
+    draft = drafter.draft(request(other, most))
+    assert draft.rows == [brute_force(text, longest, min(5, most)) for text in other]
+    drafter.select([len(texts) - 1])
+    assert drafter.draft(request([[*other[-1], 2]], most)).rows == [brute_force([*other[-1], 2], longest, min(5, most))]
+
+
+def test_lookup_of_another_text() -> None:
+    """One drafter, call after call: a text of the same length that ends alike is drafted from itself, and so is one
+    that came in the middle. A new call of `generate` begins with round 0."""
+    tail = [1, 2, 3, 4, 5, 6, 7, 8, 99]
+    first, second = [20, 99, 21, 22, 23, *tail], [30, 99, 31, 32, 33, *tail]
+    third = [40, 41, 99, 42, 43, 44, *tail]
+    drafter, fresh = LookupDrafter(5), {}
+    for text in (first, second, third, second, first):
+        fresh[tuple(text)] = LookupDrafter(5).draft(request([text])).rows
+        assert drafter.draft(request([text])).rows == fresh[tuple(text)] == [brute_force(text, 3, 5)]
+    assert fresh[tuple(first)] == [[21, 22, 23, 1, 2]] and fresh[tuple(second)] == [[31, 32, 33, 1, 2]]
+    assert fresh[tuple(third)] == [[42, 43, 44, 1, 2]]
+    later = [*first, 50, 51, 20]
+    assert drafter.draft(request([later], round_=1)).rows == [brute_force(later, 3, 5)] == [[99, 21, 22, 23, 1]]
+    other = [60, 61, 62, 60, 61]
+    assert drafter.draft(request([other], round_=2)).rows == [brute_force(other, 3, 5)] == [[62, 60, 61]]
 
 
 def test_lookup_arguments() -> None:

@@ -230,6 +230,26 @@ class TestPhases:
             assert again.sequences[0] == row
 
 
+@pytest.mark.parametrize("name", ["lookup", "model", "tree", "streaming"])
+def test_a_drafter_is_as_new_after_an_error(name: str) -> None:
+    """Whatever broke off the call, and whatever text comes next."""
+    model = target()
+    drafter, calls = drafters(model)[name], []
+
+    def stumble(row, tokens):
+        calls.append(row)
+        if len(calls) == 3:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        generate(model, prompts()[:2], drafter=drafter, on_tokens=stumble, temperature=0, max_new_tokens=12)
+    for texts in ([prompts()[0][::-1]], prompts()[1:3]):
+        options = {"max_new_tokens": 6, "temperature": 0.8, "seed": 3}
+        want = generate(model, texts, drafter=drafters(model)[name], **options)
+        got = generate(model, texts, drafter=drafter, **options)
+        assert got.sequences == want.sequences and got.statistics.accepted == want.statistics.accepted
+
+
 def test_a_cache_is_void_after_an_error() -> None:
     model = target()
     first = generate(model, [[1, 2, 3]], temperature=0, max_new_tokens=3)

@@ -11,6 +11,7 @@ from transformers import BatchEncoding, GenerationConfig
 
 from zigzag import ArgumentError, ModelError, generate
 from zigzag.generation.drafting import Draft, ModelDrafter
+from zigzag.generation.drafting.vocabulary import check_vocabularies
 from zigzag.generation.inputs import eos_tokens, real, token_rows, whole
 
 
@@ -269,6 +270,10 @@ def test_draft_vocabulary_of_another_tokenizer() -> None:
         def get_vocab(self) -> dict[str, int]:
             return {str(n): n for n in range(self.count)}
 
+    check_vocabularies(99, 100, None)
+    for sizes in ((98, 100), (100, 98)):
+        with pytest.raises(ModelError, match="they must share their tokenizer, and may differ by padding alone"):
+            check_vocabularies(*sizes, None)
     model, small = target(), tiny_llama(2, dtype=torch.float64, vocab_size=50)
     generate(model, [[1]], drafter=small, tokenizer=Words(50), max_new_tokens=4)
     with pytest.raises(ModelError, match="share the tokenizer, which has 51 tokens, and may differ by padding alone"):

@@ -48,7 +48,7 @@ BARE = target()  # never changed: configurations are given beside it
 
 
 def texts() -> list[list[int]]:
-    """One holds half of the vocabulary, so that what it repeats matters; one is a single token."""
+    """One holds half of the vocabulary, so that repeating matters; one is of one token, for what begins a text."""
     return [[*range(1, VOCAB, 2)], prompts()[2]]
 
 

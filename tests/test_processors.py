@@ -90,15 +90,15 @@ def test_a_memo_is_not_a_state() -> None:
             self.table = {}
 
         def __call__(self, input_ids, scores):
-            return self.table.setdefault(tuple(input_ids[0].tolist()), scores.roll(1, -1)).clone()
+            text = tuple(input_ids[0].tolist())
+            banned = self.table.setdefault(text, sum(text) % VOCAB)
+            return scores.index_fill(-1, torch.tensor([banned, (banned + 1) % VOCAB]), -torch.inf)
 
     biases = theirs.SequenceBiasLogitsProcessor([[[5], 2.0]])
-    want = generate(MODEL, TEXTS, logits_processor=[Memo(), biases], **OPTIONS)
+    options = {"logits_processor": [Memo(), biases], **OPTIONS}
+    want = generate(MODEL, TEXTS, **options)
     for drafter in (near(MODEL), ModelDrafter(near(MODEL), parents=TREE)):
-        assert (
-            generate(MODEL, TEXTS, logits_processor=[Memo(), biases], drafter=drafter, **OPTIONS).sequences
-            == want.sequences
-        )
+        assert generate(MODEL, TEXTS, drafter=drafter, **options).sequences == want.sequences
 
 
 def test_changes_are_seen() -> None:
@@ -152,6 +152,8 @@ def test_prefix_constraints_know_their_row() -> None:
         got = generate(MODEL, texts, logits_processor=[one], eos_token_id=7, drafter=drafter, **OPTIONS)
         assert got.new_tokens == want
     assert {token // 10 for token in want[1] if token != 8} <= {2}
+    same = generate(MODEL, texts, logits_processor=[one], eos_token_id=7, drafter=near(MODEL, 0.0), **OPTIONS)
+    assert len(want[0]) < len(want[1]) and same.statistics.acceptance == 1  # the draft is told the row, too
 
 
 @pytest.mark.parametrize(
@@ -190,6 +192,20 @@ def test_what_comes_back_is_looked_at() -> None:
     for wrong, words in ((None, "NoneType"), (torch.zeros(VOCAB), r"\[96\]"), (torch.zeros(2, VOCAB), r"\[2, 96\]")):
         with pytest.raises(ArgumentError, match=rf"must return logits \[1, 96\], got {words}"):
             generate(MODEL, TEXTS[:1], logits_processor=lambda ids, scores, wrong=wrong: wrong, **OPTIONS)
+
+
+def test_rows_by_their_index() -> None:
+    """Not by their place among those that still run; with texts made only where a processor asks."""
+
+    def own(ids, scores, row):
+        return torch.full_like(scores, -torch.inf).index_fill(-1, torch.tensor([row]), 0.0)
+
+    logits = torch.zeros(2, 4)
+    with_rows = Distribution(processors=Processors([own], [[], [], []], drafts=True))
+    assert with_rows.next_token([2, 0], logits, lambda: [[1], [1]]).argmax(-1).tolist() == [2, 0]
+    assert with_rows.processed(logits[:, None], [2, 0], [[1], [1]], [[], []], []).argmax(-1).tolist() == [[2], [0]]
+    without = Distribution(processors=Processors([], [[], [], []], drafts=True))
+    assert without.next_token([2, 0], logits, None).shape == (2, 4)
 
 
 def test_processed_in_float32() -> None:

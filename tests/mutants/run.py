@@ -107,8 +107,11 @@ class Jobs:
                 finally:
                     trees.put(tree)
 
-            with ThreadPoolExecutor(self.jobs) as pool:
+            pool = ThreadPoolExecutor(self.jobs)
+            try:
                 list(pool.map(one, tasks))
+            finally:
+                pool.shutdown(cancel_futures=True)  # an interruption ends it soon
 
 
 def test_files(root: Path) -> list[str]:

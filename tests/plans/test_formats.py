@@ -46,6 +46,7 @@ def test_a_duo_folder_of_whole_layers(tmp_path: Path) -> None:
     assert config == {"sink_size": 4, "recent_size": 16, "sparsity": pytest.approx(2 / 3)}
     plan = formats.load_duo_plan(duo(tmp_path / "run", "0\t0\n1\t1\n"))
     assert plan == LayerPlan(("streaming", "full"), 3, 5, num_kv_heads=2, model=tmp_path.name)
+    assert formats.load_duo_plan(duo(tmp_path / "one head", "0\n1\n")).map() == "sF"
 
 
 @pytest.mark.parametrize(("rows", "mixed"), [("1\t1\n1\t0\n", 1), ("0\t1\n1\t1\n", 0), ("0.5\t0.5\n1\t1\n", 0)])

@@ -85,6 +85,8 @@ def test_gain_weighs_the_other_heads() -> None:
     scores = HeadScores(np.array([[0.9, 0.0], [0.5, 0.5], [0.7, 0.69]]), "x", 1, 1)
     plans = {gain: make_plan(scores, num_full=1, criterion="weighted_gain", gain=gain).map() for gain in (0.0, 0.5)}
     assert plans == {0.0: "Fss", 0.5: "ssF"} and make_plan(scores, num_full=1).map() == "ssF"
+    light = HeadScores([[0.9, 0.0], [0.7, 0.3]], "x", 1, 1)  # 0.9 against 0.7 + gain * 0.3
+    assert make_plan(light, num_full=1).map() == "Fs" and make_plan(light, num_full=1, gain=0.7).map() == "sF"
 
 
 def test_bytes_of_a_budget() -> None:

@@ -10,7 +10,7 @@ import pytest
 from mutants import changes, judge, page
 from mutants.changes import OWN, Source, made, sites
 from mutants.draw import applied, draw
-from mutants.run import Inputs, Jobs, batches, control, judge_room, judges
+from mutants.run import Inputs, Jobs, batches, control, judge_room, judges, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -137,6 +137,7 @@ def test_which_tests_are_asked_and_in_which_order() -> None:
         "t.py::fast": reaching(1, 4, 5),
         "t.py::beside": reaching(1, 7),
         "t.py::elsewhere": reaching(1, 5, file="room/b.py"),
+        "t.py::too_long": reaching(11, 5),
     }
     mutant = {"file": "room/a.py", "lines": [5, 6], "at_import": False}
     assert judges(mutant, tests) == ["t.py::fast", "t.py::slow[2]", "t.py::slow[1]"]
@@ -238,6 +239,42 @@ def test_a_killer_that_fails_without_a_mistake_is_found(package: Path) -> None:
     state = STATE | {"mutants": [mutant]}
     control("chat", state, Jobs(package, 1, None), {name: {"seconds": 0.1, "lines": {}}})
     assert state["control"]["failed"] == [name] and mutant == {"id": "aa"} and page.code(state, 0.0) == 1
+
+
+@pytest.mark.parametrize("other", ["x = 2\n", "x = 3  # longer\n"])
+def test_a_mistake_of_the_same_length_is_read(package: Path, other: str) -> None:
+    """What was compiled before must not be taken for it, nor it for the file after."""
+    (package / "zigzag/a.py").write_text("x = 1\n")
+    (package / "tests/test_a.py").write_text("from zigzag.a import x\n\n\ndef test():\n    assert x == 1\n")
+    with judge.copy_of(package) as tree:
+        assert list((tree / "zigzag/__pycache__").glob("a.*.pyc"))
+        failures = []
+        for text in ("x = 1\n", other, "x = 1\n"):
+            with judge.changed(tree, "zigzag/a.py", text):
+                found = judge.outcome_of(tree, ["tests/test_a.py::test"], 60)
+            failures.append(len((found or {})["failures"]))
+    assert failures == [0, 1, 0]
+
+
+def test_a_mistake_that_nothing_survives_is_killed(package: Path) -> None:
+    """Where not even conftest.py can be read no test fails, for none is run."""
+    (package / "tests/conftest.py").write_text("import zigzag.chat.good\n")
+    name = "tests/test_good.py::test"
+    tests = {name: {"seconds": 0.1, "lines": {"zigzag/chat/good.py": 2**9}}}
+    mutant = {
+        "file": "zigzag/chat/good.py",
+        "lines": [1, 1],
+        "at_import": False,
+        "start": 0,
+        "end": 0,
+        "new": "1 / 0\n",
+    }
+    with judge.copy_of(package) as tree:
+        found = verdict(tree, mutant | {"lines": [9, 9]}, tests, 60, 1e9)
+    assert (found["verdict"], found["by"], found["how"]) == ("killed", name, "no test could be collected")
+    lost = STATE | {"mutants": [{"id": "aa", "verdict": "killed", "by": "tests/test_good.py::gone"}]}
+    control("chat", lost, Jobs(package, 1, None), {"tests/test_good.py::gone": {"seconds": 0.1, "lines": {}}})
+    assert lost["control"]["failed"] == ["tests/test_good.py::gone"], "a test that is not found has not passed"
 
 
 def test_tests_of_another_tree_are_refused(package: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from compileall import compile_dir
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mutants.reach import Chosen, Reached
+from mutants.reach import FOLDERS, Chosen, Reached
 
 LIBRARIES = [
     *("numpy", "torch", "hypothesis", "pytest", "_pytest.doctest", "tokenizers", "transformers", "triton", "scipy"),
@@ -29,7 +30,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRITON_INTERPRET": "1",
     "CUDA_VISIBLE_DEVICES": "",  # a card would give other tests
-    "PYTHONDONTWRITEBYTECODE": "1",  # a mistake of the same length in the same second would go unread
+    "PYTHONDONTWRITEBYTECODE": "1",  # of a mistake
 }
 MEMORY = 12 << 30  # bytes of a test run
 
@@ -46,6 +47,8 @@ def copy_of(root: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = Path(folder).resolve() / "tree"
         shutil.copytree(root, tree, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        for name in FOLDERS:
+            compile_dir(tree / name, quiet=2)  # else each process would do it
         yield tree
 
 
@@ -53,12 +56,14 @@ def copy_of(root: Path) -> Iterator[Path]:
 def changed(tree: Path, file: str, text: str) -> Iterator[None]:
     """Within the block the file reads so."""
     path = tree / file
-    before = path.read_text(encoding="utf-8")
+    before, compiled = path.read_bytes(), path.stat()
     path.write_text(text, encoding="utf-8")
+    os.utime(path, (compiled.st_atime, compiled.st_mtime + 10))  # so that what was compiled is not taken for it
     try:
         yield
     finally:
-        path.write_text(before, encoding="utf-8")
+        path.write_bytes(before)
+        os.utime(path, (compiled.st_atime, compiled.st_mtime))
 
 
 def lines_of(tree: Path, file: str, limit: float) -> dict[str, Any] | None:

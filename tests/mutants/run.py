@@ -36,8 +36,9 @@ ROOMS = {"reference": "reference"} | {
 }
 OTHERS = {room: f"zigzag/{room}" for room in ("ops", "files", "models", "sizes")} | {"backends": "backends"}
 PRODUCT = ("reference", "backends", "zigzag")
-BUDGET = 60.0  # seconds of tests a mutant
+BUDGET = 45.0  # seconds of tests a mutant
 FILE_LIMIT = 1200.0  # seconds of a test file while its lines are recorded
+LONGEST = 10.0  # seconds of a test that is asked
 SHARE = 0.9
 NOT_JUDGES = ("tests/test_mutants.py", "tests/test_packaging.py")  # of this tool; builds in a folder of its own
 
@@ -106,8 +107,11 @@ class Jobs:
                 finally:
                     trees.put(tree)
 
-            with ThreadPoolExecutor(self.jobs) as pool:
+            pool = ThreadPoolExecutor(self.jobs)
+            try:
                 list(pool.map(one, tasks))
+            finally:
+                pool.shutdown(cancel_futures=True)  # an interruption ends it soon
 
 
 def test_files(root: Path) -> list[str]:
@@ -159,6 +163,7 @@ def judges(mutant: Mapping[str, Any], tests: Mapping[str, Test]) -> list[str]:
     """
     first, last = mutant["lines"]
     wanted = sum(1 << line for line in range(first, last + 1))
+    tests = {name: test for name, test in tests.items() if test["seconds"] <= LONGEST}
     reach = {name for name, test in tests.items() if test["lines"].get(mutant["file"], 0) & wanted}
     if mutant["at_import"]:
         reach |= {name for name, test in tests.items() if mutant["file"] in test["lines"]}
@@ -205,6 +210,8 @@ def verdict(tree: Path, mutant: Mapping[str, Any], tests: Mapping[str, Test], bu
             if found["failures"]:
                 name, how = next(iter(found["failures"].items()))
                 return {"verdict": KILLED, "by": name, "how": how}
+            if not found["ran"]:  # not even conftest.py could be read
+                return {"verdict": KILLED, "by": batch[0], "how": "no test could be collected"}
             asked += len(found["ran"])
     return {"verdict": SURVIVED, "asked": asked, "reached_by": len(names)}
 
@@ -270,13 +277,13 @@ def control(room: str, state: dict[str, Any], jobs: Jobs, tests: Mapping[str, Te
 
     def do(tree: Path, names: list[str]) -> None:
         found = judge.outcome_of(tree, names, 60 + 5 * sum(tests[name]["seconds"] for name in names), first=False)
-        wrong.update(names if found is None else found["failures"])
+        wrong.update(set(names) - set(found["ran"]) | set(found["failures"]) if found else names)
 
     jobs.each(list(by_file.values()), do)
     for mutant in state["mutants"]:
         if mutant.get("by") in wrong:
             for key in ("verdict", "by", "how", "for"):
-                del mutant[key]
+                mutant.pop(key, None)
     state["control"] = {"tests": len(killers), "failed": sorted(wrong)}
     print(f"{room}: control of {len(killers)} tests, {len(wrong)} failed on the unchanged tree: {sorted(wrong)}")
 

@@ -9,24 +9,26 @@ import pytest
 
 import zigzag
 
+NO_NUMBER = -77  # of integers, which have no NaN; fits all of them
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.empty and new_empty give NaN, so an element that nobody wrote cannot pass. See `test_poisoned_memory`."""
+    """New memory of torch is NaN, so an element that nobody wrote cannot pass. See `test_poisoned_memory`."""
     if find_spec("torch") is None:
         return
     torch = import_module("torch")
 
-    def poisoned(*args, **kwargs):
-        made = torch.zeros(*args, **kwargs)
-        return made.fill_(torch.nan) if made.is_floating_point() else made
+    def poisoned(zeros: Callable) -> Callable:
+        def make(*args, **kwargs):
+            made = zeros(*args, **kwargs)
+            return made.fill_(torch.nan if made.is_floating_point() else NO_NUMBER)
 
-    def poisoned_like(self, *args, **kwargs):
-        made = self.new_zeros(*args, **kwargs)
-        return made.fill_(torch.nan) if made.is_floating_point() else made
+        return make
 
-    monkeypatch.setattr(torch, "empty", poisoned)
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned_like)
+    monkeypatch.setattr(torch, "empty", poisoned(torch.zeros))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.zeros_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_zeros))
 
 
 @pytest.fixture

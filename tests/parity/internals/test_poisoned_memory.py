@@ -1,11 +1,16 @@
-"""Memory that the torch backend asks for is NaN in this suite until it is written."""
+"""Memory that a backend asks torch for is NaN in this suite until it is written."""
+
+from importlib import import_module
 
 import pytest
 
-torch = pytest.importorskip("torch")
 
-
-def test_new_memory_is_poisoned() -> None:
-    backend = pytest.importorskip("zigzag.backends.torch.experts").torch  # what the backend calls `torch`
-    assert backend.empty(3).isnan().all() and backend.zeros(1).new_empty(3).isnan().all()
-    assert backend.empty(3, dtype=backend.int64).shape == (3,)
+@pytest.mark.parametrize(("needs", "module"), [("torch", "torch.experts"), ("triton", "triton.parts")])
+def test_new_memory_is_poisoned(needs: str, module: str) -> None:
+    """Of what the backend calls `torch`. A module that was renamed is an error, not a skip."""
+    pytest.importorskip(needs)
+    torch = import_module(f"zigzag.backends.{module}").torch
+    for made in (torch.empty(3), torch.zeros(3).new_empty(3), torch.empty_like(torch.zeros(3))):
+        assert made.shape == (3,) and made.isnan().all()
+    for dtype in (torch.int64, torch.int32):
+        assert torch.empty(3, dtype=dtype).tolist() == [-77] * 3

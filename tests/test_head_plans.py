@@ -129,7 +129,7 @@ def test_the_undamaged_file_loads(tmp_path: Path) -> None:
         (lambda: HeadPlan((), 1, 1), "L, G >= 1, got 0 rows"),
         (lambda: HeadPlan(((),), 1, 1), r"rows of True and False, got \(\)"),
         (lambda: PLAN.kv_bytes(10, head_size=8, num_kv_heads=2), "3 KV heads a layer, got 2"),
-        (lambda: PLAN.kv_bytes(10, spare=-1, head_size=8), "spare must not be negative"),
+        (lambda: PLAN.kv_bytes(10, spare=-1, head_size=8), "spare must be a whole number of at least 0"),
         (lambda: load_duo_head_plan("nowhere", threshold=0.5), "config.json"),
     ],
 )

@@ -132,7 +132,7 @@ def test_the_undamaged_file_loads(tmp_path: Path) -> None:
         (lambda: make_plan(SCORES, kv_bytes=10**9), "context and head_size"),
         (lambda: make_plan(SCORES, num_full=1, criterion="luck"), "criterion must be one of"),
         (lambda: LayerPlan(("full",), 1, 1).kv_bytes(10, head_size=8), "num_kv_heads is needed"),
-        (lambda: PLAN.kv_bytes(-1, head_size=8), "context must not be negative"),
+        (lambda: PLAN.kv_bytes(-1, head_size=8), "context must be a whole number of at least 0"),
         (lambda: LayerPlan(("full",), 1, 1).report(), "holds no scores"),
         (lambda: LayerPlan(("full",), 1, 1, scores=SCORES), "1 kinds do not fit"),
         (lambda: HeadScores(np.ones(3), "x", 1, 1), r"\[L, G\]"),

@@ -58,8 +58,8 @@ def refinements(
     advance: Advance,
 ) -> Iterator[tuple[LayerPlan, float]]:
     """(plan, loss on the prompts): first as given, then after each exchange."""
-    check_count("refine_plan", "max_exchanges", max_exchanges)
-    check_count("refine_plan", "trials", trials)
+    max_exchanges = check_count("refine_plan", "max_exchanges", max_exchanges)
+    trials = check_count("refine_plan", "trials", trials)
 
     def loss(tried: LayerPlan) -> float:
         full = tried.full_heads(layers_of(model).num_kv_heads)

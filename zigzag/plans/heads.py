@@ -49,6 +49,8 @@ class HeadPlan:
             raise PlanError(f"HeadPlan: heads must be [L, G] with L, G >= 1, got {len(rows)} rows of {lengths}")
         object.__setattr__(self, "heads", rows)
         object.__setattr__(self, "_window", Window(self.sink, self.recent, self.align))
+        for name, number in self._window.mask.items():
+            object.__setattr__(self, name, number)
 
     @property
     def num_layers(self) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zigzag.plans.window import Window
-from zigzag.reference.errors import ArgumentError
+from zigzag.reference.checks import check_count
 
 
 class Sizes(TypedDict, total=False):
@@ -37,12 +37,12 @@ def kv_bytes(
     spare: slots for rollback that `zigzag.attach` adds; head_size: D; itemsize: bytes a number
     own_windows: of each layer beside those of the plan, the tokens that its own window keeps
 
-    Raises ArgumentError for negative numbers.
+    Raises ArgumentError for what is no whole number, or negative.
     """
     sizes = {"context": context, "spare": spare, "batch": batch, "head_size": head_size, "itemsize": itemsize}
-    for name, number in [*sizes.items(), *(("own_windows", window) for window in own_windows)]:
-        if number < 0:
-            raise ArgumentError(f"kv_bytes: {name} must not be negative, got {number}")
+    plain = {name: check_count("kv_bytes", name, number, 0) for name, number in sizes.items()}
+    context, spare, batch, head_size, itemsize = plain.values()
+    own_windows = [check_count("kv_bytes", "own_windows", window, 0) for window in own_windows]
     kept = [context if window is None else min(context, window.size + spare) for window in windows]
     slots = np.where(full_heads, context, np.array(kept)[:, None]).sum(dtype=np.int64)
     own = full_heads.shape[1] * sum(min(context, window) for window in own_windows)

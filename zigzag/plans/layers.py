@@ -14,6 +14,7 @@ from zigzag.plans.scores import HeadScores
 from zigzag.plans.stored import read_json, take
 from zigzag.plans.window import Window, num_streaming, one_budget
 from zigzag.reference.assignment import assign_heads, assign_layers
+from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError, PlanError
 
 FULL, STREAMING = "full", "streaming"
@@ -57,6 +58,10 @@ class LayerPlan:
             found = ", ".join(unknown) or "no layers"
             raise PlanError(f"LayerPlan: kinds must be one of 'full' and 'streaming' for each layer, got {found}")
         object.__setattr__(self, "_window", Window(self.sink, self.recent, self.align))
+        for name, number in self._window.mask.items():
+            object.__setattr__(self, name, number)
+        if self.num_kv_heads is not None:
+            object.__setattr__(self, "num_kv_heads", check_count("LayerPlan", "num_kv_heads", self.num_kv_heads))
         if self.scores is not None and self.scores.num_layers != self.num_layers:
             raise PlanError(f"LayerPlan: {self.num_layers} kinds do not fit scores of {self.scores.num_layers} layers")
 

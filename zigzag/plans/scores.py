@@ -40,7 +40,9 @@ class HeadScores:
             raise PlanError(f"HeadScores: values must have shape [L, G] with L, G >= 1, got {list(values.shape)}")
         if not np.isfinite(values).all():
             raise PlanError(f"HeadScores: values must be finite, got {(~np.isfinite(values)).sum()} that are not")
-        Window(self.sink, self.recent)  # refuses an impossible one
+        window = Window(self.sink, self.recent)
+        object.__setattr__(self, "sink", window.sink)
+        object.__setattr__(self, "recent", window.recent)
         values.setflags(write=False)
         object.__setattr__(self, "values", values)
 

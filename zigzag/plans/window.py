@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import Any, TypedDict
 
-from zigzag.reference.checks import check_streaming_window
+from zigzag.reference.checks import as_real, window_options
 from zigzag.reference.errors import ArgumentError
 
 
@@ -30,7 +30,8 @@ class Window:
     align: int = 1
 
     def __post_init__(self) -> None:
-        check_streaming_window("Window", self.sink, self.recent, self.align)
+        for name, number in window_options("Window", self.sink, self.recent, self.align, streaming=True).items():
+            object.__setattr__(self, name, number)  # NumPy's numbers as plain ones: files hold them
 
     @property
     def size(self) -> int:
@@ -53,9 +54,10 @@ def num_streaming(op: str, count: int, sparsity: float) -> int:
     >>> num_streaming("make_plan", 30, 0.6)
     18
     """
-    if not 0 <= sparsity <= 1:
-        raise ArgumentError(f"{op}: sparsity must be between 0 and 1, got {sparsity}")
-    return floor(count * sparsity + 1e-9)
+    share = as_real(sparsity)
+    if share is None or not 0 <= share <= 1:
+        raise ArgumentError(f"{op}: sparsity must be between 0 and 1, got {sparsity!r}")
+    return floor(count * share + 1e-9)
 
 
 def one_budget(op: str, **budgets: float | None) -> tuple[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from zigzag.generation.drafting.draft import Draft, Law, Request, padded
 from zigzag.generation.drafting.termination import Confidence, EntropyBound, Fixed
+from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
 
 
@@ -23,10 +24,8 @@ class LookupDrafter:
                 f"LookupDrafter: copied tokens have no probabilities for {type(stop).__name__} to look at; use a "
                 f"length, Heuristic or ExpectedGain"
             )
-        if longest_ngram < 1:
-            raise ArgumentError(f"LookupDrafter: longest_ngram must be at least 1, got {longest_ngram}")
         self.stop = stop if isinstance(stop, Fixed) else Fixed(stop)
-        self.longest_ngram = longest_ngram
+        self.longest_ngram = check_count("LookupDrafter", "longest_ngram", longest_ngram)
         self._rows: list[_Index] = []
 
     @property

@@ -40,6 +40,7 @@ class MtpDrafter(ModelDrafter):
         self._states: Tensor | None = None  # [B, n, hidden] after the last feed: the root's and each node's
 
     def open(self, host: Host, vocabulary: int | None = None) -> None:
+        self.model.check_placement()  # before the prompt is read
         super().open(host, vocabulary)
         self._waiting = []
 

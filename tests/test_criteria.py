@@ -17,6 +17,7 @@ from transformers.generation.stopping_criteria import (
 )
 
 from zigzag import ArgumentError, generate
+from zigzag.generation.rules import PhaseRule, Rule
 
 MODEL, TOKENIZER = target(), tiny_tokenizer()
 TEXTS = prompts()[1:3]
@@ -122,6 +123,22 @@ def test_scores() -> None:
         options = {"max_new_tokens": 6, "temperature": 0.7, "top_k": 9, "seed": 3, "drafter": drafter}
         got = generate(MODEL, TEXTS[:1], stopping_criteria=[Reads(), blind], logprobs=True, **options)
         assert given == [pytest.approx(got.logprobs[0][: n + 1]) for n in range(6)]
+
+
+def test_scores_where_a_phase_cuts_what_was_emitted() -> None:
+    """What is dropped after a phase ends is decoded again; its scores are not the new token's."""
+    given = []
+
+    def reads(ids, scores):
+        given.append(tuple(float(score[0, token]) for score, token in zip(scores, ids[0, -len(scores) :], strict=True)))
+        return False
+
+    reads.reads_scores = True
+    rule = PhaseRule(Rule("residual"), Rule("residual"), tuple(range(0, 96, 2)), tuple(range(1, 96, 2)))
+    options = {"max_new_tokens": 12, "temperature": 0.7, "drafter": near(MODEL, 0.0), "rule": rule, "logprobs": True}
+    got = generate(MODEL, TEXTS[:1], stopping_criteria=reads, **options)
+    assert sum(got.statistics.accepted) + got.statistics.rounds > 12  # something was dropped
+    assert given == [pytest.approx(tuple(got.logprobs[0][: n + 1])) for n in range(12)]
 
 
 def test_confidence() -> None:

@@ -280,19 +280,30 @@ def test_draft_vocabulary_of_another_tokenizer() -> None:
         generate(model, [[1]], drafter=small, tokenizer=Words(51), max_new_tokens=4)
 
 
+class ThreeWords:
+    """A tokenizer, as far as it is looked at."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return {"a": 0, "b": 1, "c": 2}
+
+
+def test_a_sibling_from_the_padding_of_the_draft_model() -> None:
+    """Where q is used up siblings come from all that is left, also from what the draft model cannot read."""
+    model, small = (tiny_llama(2, dtype=torch.float64, vocab_size=size) for size in (4, 3))
+    drafter = ModelDrafter(small, parents=[-1, -1, -1, 0, 1, 2], siblings="without replacement")
+    options = {"top_k": 1, "max_new_tokens": 6, "tokenizer": ThreeWords()}
+    got = generate(model, [[1, 2]] * 9, drafter=drafter, **options)
+    assert got.sequences == generate(model, [[1, 2]] * 9, **options).sequences
+
+
 def test_law_with_a_draft_of_another_size() -> None:
     """Counts over 4,000 rows against the model's own law: what the draft cannot say comes from the residual."""
     from scipy.stats import chisquare
 
     model, rows = tiny_llama(2, dtype=torch.float64, vocab_size=4), 4000
-
-    class Words:
-        def get_vocab(self) -> dict[str, int]:
-            return {"a": 0, "b": 1, "c": 2}
-
     for size in (3, 5):
         small = tiny_llama(1, seed=7, dtype=torch.float64, vocab_size=size)
-        got = generate(model, [[1, 2]] * rows, drafter=small, tokenizer=Words(), max_new_tokens=2, seed=11)
+        got = generate(model, [[1, 2]] * rows, drafter=small, tokenizer=ThreeWords(), max_new_tokens=2, seed=11)
         counts = np.bincount([new[0] * 4 + new[1] for new in got.new_tokens], minlength=16)
         with torch.inference_mode():
             first = model(torch.tensor([[1, 2]])).logits[0, -1].softmax(-1)

@@ -152,8 +152,10 @@ def test_prefix_constraints_know_their_row() -> None:
         got = generate(MODEL, texts, logits_processor=[one], eos_token_id=7, drafter=drafter, **OPTIONS)
         assert got.new_tokens == want
     assert {token // 10 for token in want[1] if token != 8} <= {2}
-    same = generate(MODEL, texts, logits_processor=[one], eos_token_id=7, drafter=near(MODEL, 0.0), **OPTIONS)
-    assert len(want[0]) < len(want[1]) and same.statistics.acceptance == 1  # the draft is told the row, too
+    longer = {"temperature": 0, "max_new_tokens": 20, "drafter": near(MODEL, 0.0)}
+    same = generate(MODEL, texts, logits_processor=[one], eos_token_id=want[0][0], **longer)
+    assert [len(new) for new in same.new_tokens] == [1, 20] and same.statistics.rounds > 4
+    assert same.statistics.accepted == same.statistics.reached  # the draft is told the row, too, not its place
 
 
 @pytest.mark.parametrize(

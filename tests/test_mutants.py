@@ -176,7 +176,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def judged(root: Path, **options: Any) -> dict[str, Any]:
-    given = Namespace(count=99, budget=60.0, again=False, survivors=False, **options)
+    given = Namespace(**{"count": 99, "budget": 60.0, "again": False, "survivors": False, **options})
     return judge_room("chat", "zigzag/chat", root, root / "out", Jobs(root, 2, None), given)
 
 
@@ -275,6 +275,14 @@ def test_a_mistake_that_nothing_survives_is_killed(package: Path) -> None:
     lost = STATE | {"mutants": [{"id": "aa", "verdict": "killed", "by": "tests/test_good.py::gone"}]}
     control("chat", lost, Jobs(package, 1, None), {"tests/test_good.py::gone": {"seconds": 0.1, "lines": {}}})
     assert lost["control"]["failed"] == ["tests/test_good.py::gone"], "a test that is not found has not passed"
+
+
+def test_a_test_that_failed_the_control_is_not_asked_again(package: Path) -> None:
+    state = judged(package)
+    assert {mutant["by"] for mutant in state["mutants"] if mutant["verdict"] == "killed"} > {"tests/test_good.py::test"}
+    (package / "out/chat.json").write_text(page.as_json(state | {"unreliable": ["tests/test_good.py::test"]}))
+    again = judged(package, again=True)
+    assert {mutant.get("by") for mutant in again["mutants"]} == {None, "tests/test_bad.py::test"}
 
 
 def test_tests_of_another_tree_are_refused(package: Path) -> None:

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,6 +37,7 @@ ROOMS = {"reference": "reference"} | {
 }
 OTHERS = {room: f"zigzag/{room}" for room in ("ops", "files", "models", "sizes")} | {"backends": "backends"}
 PRODUCT = ("reference", "backends", "zigzag")
+LIBRARIES = ("numpy", "torch", "transformers", "triton", "pytest", "hypothesis")  # with others, tests may fail
 BUDGET = 45.0  # seconds of tests a mutant
 FILE_LIMIT = 1200.0  # seconds of a test file while its lines are recorded
 LONGEST = 10.0  # seconds of a test that is asked
@@ -56,6 +58,7 @@ class Inputs:
         every = contents("tests").items()
         self.files = {file: content for file, content in every if not file.startswith("tests/mutants/")}
         self.product, self.tests = _hash(contents(*PRODUCT)), _hash(self.files)
+        self.versions = _hash({name: version_of(name).encode() for name in LIBRARIES}) + sys.version.split()[0]
 
     def of_file(self, file: str) -> str:
         """Of one file of tests, with the helpers beside it that it imports, and the product."""
@@ -67,10 +70,17 @@ class Inputs:
                 found[name] = self.files[name]
                 imported = re.findall(rb"^(?:from|import) (\w+)", found[name], flags=re.MULTILINE)
                 left += [f"tests/{module.decode()}.py" for module in imported]
-        return f"{self.product}-{_hash(found)}"
+        return f"{self.versions}-{self.product}-{_hash(found)}"
 
     def of_all(self) -> str:
-        return f"{self.product}-{self.tests}"
+        return f"{self.versions}-{self.product}-{self.tests}"
+
+
+def version_of(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _hash(files: Mapping[str, bytes]) -> str:
@@ -224,6 +234,7 @@ def judge_room(room: str, folder: str, root: Path, out: Path, jobs: Jobs, given:
     if unknown:
         print(f"{room}: the lines of {len(unknown)} files of tests are not recorded yet")
         return state
+    tests = {name: test for name, test in tests.items() if name not in state["unreliable"]}
     one_writes = Lock()
 
     def do(tree: Path, mutant: dict[str, Any]) -> None:
@@ -263,6 +274,7 @@ def drawn(room: str, folder: str, root: Path, out: Path, inputs: Inputs, given: 
         again = given.again or (given.survivors and known.get("verdict") == SURVIVED)
         made.append(bare | ({key: known[key] for key in kept if key in known} if same and not again else {}))
     state = {"room": room, "commit": commit(), "population": population, "product": inputs.product, "mutants": made}
+    state["unreliable"] = before.get("unreliable", [])
     write(out / f"{room}.json", page.as_json(state))
     return state
 
@@ -285,6 +297,7 @@ def control(room: str, state: dict[str, Any], jobs: Jobs, tests: Mapping[str, Te
             for key in ("verdict", "by", "how", "for"):
                 mutant.pop(key, None)
     state["control"] = {"tests": len(killers), "failed": sorted(wrong)}
+    state["unreliable"] = sorted({*state.get("unreliable", ()), *wrong})  # not asked again
     print(f"{room}: control of {len(killers)} tests, {len(wrong)} failed on the unchanged tree: {sorted(wrong)}")
 
 

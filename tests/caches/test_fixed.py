@@ -1,0 +1,149 @@
+"""Fixed layers and rings: each token's place, what a forward attends to, what is taken back and written anew."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from zigzag.caches.fixed import FixedLayer, Ring, RingLayer, Slots
+from zigzag.plans.window import Window
+from zigzag.reference import visible
+from zigzag.reference.errors import CacheError
+
+HEADS, SIZE, VALUE_SIZE = 2, 5, 7  # all different, so that no axis is taken for another
+
+
+def states_of(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys that are their positions, and values that are minus their positions."""
+    where = positions[:, None, :, None].double()
+    return where.expand(-1, HEADS, -1, SIZE), -where.expand(-1, HEADS, -1, VALUE_SIZE)
+
+
+def at(*rows: list[int]) -> torch.Tensor:
+    return torch.tensor(rows)
+
+
+def test_a_forward_must_be_told_where_tokens_go() -> None:
+    layer = FixedLayer(Slots(), 4)
+    with pytest.raises(CacheError, match="must be told where the tokens of a forward go"):
+        layer.update(*states_of(at([0])))
+    assert not Slots().from_start and layer.get_seq_length() == 0
+
+
+def test_tokens_lie_in_their_slots() -> None:
+    slots = Slots()
+    layer = FixedLayer(slots, 6)
+    slots.place(at([0, 1, 2], [6, 0, 1]), from_start=True)  # the second row begins with padding
+    first = states_of(at([0, 1, 2], [-1, 0, 1]))
+    attended = layer.update(*first)
+    assert all(a is b for a, b in zip(attended, first, strict=True)), "the new tokens alone"
+    assert layer.keys.shape == (2, HEADS, 7, SIZE) and layer.values.shape == (2, HEADS, 7, VALUE_SIZE)
+    assert layer.is_initialized and (layer.dtype, layer.device) == (torch.float64, first[0].device)
+    slots.place(at([3], [2]), from_start=False)
+    keys, values = layer.update(*states_of(at([3], [2])))
+    assert keys is layer.keys and values is layer.values, "the buffers themselves, at their addresses"
+    for row, count in ((0, 4), (1, 3)):
+        there = torch.arange(count, dtype=torch.float64)[None, :, None]
+        assert torch.equal(keys[row, :, :count], there.expand(HEADS, -1, SIZE))
+        assert torch.equal(values[row, :, :count], -there.expand(HEADS, -1, VALUE_SIZE))
+
+
+def test_growing_keeps_what_is_there() -> None:
+    slots = Slots()
+    layer = FixedLayer(slots, 3)
+    layer.grow(4)
+    assert layer.size == 4 and layer.keys is None
+    slots.place(at([0, 1, 2, 3]), from_start=True)
+    layer.update(*states_of(at([0, 1, 2, 3])))
+    layer.grow(9)
+    assert layer.keys.shape == (1, HEADS, 10, SIZE) and layer.values.shape == (1, HEADS, 10, VALUE_SIZE)
+    assert layer.keys[0, 0, :4, 0].tolist() == [0, 1, 2, 3] and layer.values[0, 1, :4, 6].tolist() == [0, -1, -2, -3]
+
+
+def test_rows_are_selected() -> None:
+    slots = Slots()
+    layer = FixedLayer(slots, 3)
+    layer.batch_select_indices(torch.tensor([1, 0]))
+    assert layer.keys is None
+    slots.place(at([0, 1], [1, 2]), from_start=True)
+    layer.update(*states_of(at([5, 6], [7, 8])))
+    layer.batch_select_indices(torch.tensor([1]))
+    assert layer.keys[:, 0, 1:3, 0].tolist() == [[7, 8]] and layer.values[:, 0, 1:3, 0].tolist() == [[-7, -8]]
+
+
+def test_slots_of_a_ring() -> None:
+    """Two sinks, then a ring of 3 + 2."""
+    ring = Ring(Window(2, 3), 2)
+    assert (ring.sink, ring.length, ring.size, ring.chunk) == (2, 5, 7, False)
+    expected = [0, 1, 2, 3, 4, 5, 6, 2, 3, 4, 5, 6, 2]
+    assert ring.slot(np.arange(13)).tolist() == ring.slot(torch.arange(13)).tolist() == expected
+    assert ring.positions.shape == (0, 0) and ring.positions.dtype == torch.int64
+    ring.reset(3, torch.device("cpu"))
+    assert ring.positions.tolist() == [[-1] * 8] * 3
+    ring.positions[2] = 5
+    ring.select(torch.tensor([2, 0]))
+    assert ring.positions.tolist() == [[5] * 8, [-1] * 8]
+
+
+class Rows:
+    """A ring layer fed as the fixed store feeds it."""
+
+    def __init__(self, rows: int, sink: int, recent: int, spare: int) -> None:
+        self.ring = Ring(Window(sink, recent), spare)
+        self.ring.reset(rows, torch.device("cpu"))
+        self.layer = RingLayer(self.ring)
+        self.fed = False
+
+    def feed(self, positions: torch.Tensor, *, chunk: bool = False) -> None:
+        """Attended: everything that each query may see, once, beside keys that nobody sees."""
+        lengths = positions.amax(dim=1, keepdim=True) + 1
+        kept = (positions >= 0) & ((positions < self.ring.sink) | (positions >= lengths - self.ring.length))
+        where = torch.where(kept, self.ring.slot(positions.clamp(min=0)), self.ring.size)
+        self.ring.chunk = chunk
+        self.ring.place(where, from_start=not self.fed)
+        self.ring.receive(positions)
+        keys, values = self.layer.update(*states_of(positions))
+        there = self.layer.attended_positions
+        assert there is not None
+        if not self.fed:
+            assert there is positions
+        for row in range(len(positions)):
+            everything = np.arange(int(lengths[row]))
+            window: Any = {"sink": self.ring.sink, "recent": self.ring.length - SPARE}
+            seen = visible(positions[row].numpy(), there[row].numpy(), **window)
+            wanted = visible(positions[row].numpy(), everything, **window)
+            assert [sorted(there[row].numpy()[s]) for s in seen] == [list(everything[w]) for w in wanted]
+            for column in np.flatnonzero(seen.any(axis=0)):
+                assert keys[row, :, column].eq(there[row, column]).all()
+                assert values[row, :, column].eq(-there[row, column]).all()
+        self.fed = True
+
+
+SPARE = 3
+
+
+@pytest.mark.parametrize(("sink", "recent"), [(2, 4), (0, 4), (2, 0), (1, 1)])
+def test_whatever_a_query_may_see_is_there_once(sink: int, recent: int) -> None:
+    rows = Rows(2, sink, recent, SPARE)
+    rows.feed(at([0, 1, 2, 3, 4], [-1, -1, 0, 1, 2]))
+    rows.feed(at([5], [3]))
+    rows.feed(at([6, 7], [4, 5]))
+    rows.feed(at(list(range(8, 20)), list(range(6, 18))), chunk=True)
+    rows.feed(at([20, 21], [18, 19]))
+    rows.feed(at([19, 20], [19, 20]))  # two and one taken back, and fed anew
+    rows.feed(at(list(range(20, 32)), [-1, -1, *range(19, 29)]), chunk=True)  # a chunk, after one more was taken back
+    rows.feed(at([32], [29]))
+    assert rows.ring.positions[:, -1].tolist() == [-1, -1] and (rows.ring.positions >= 0).sum() == 2 * rows.ring.size
+
+
+def test_what_is_attended_to_keeps_its_address() -> None:
+    """A step's graph reads the ring's own buffers; a chunk does not."""
+    rows = Rows(1, 2, 4, SPARE)
+    rows.feed(at([0, 1, 2]))
+    there = rows.ring.positions.data_ptr()
+    rows.feed(at([3]))
+    assert rows.ring.attended_positions is rows.ring.positions and rows.ring.positions.data_ptr() == there
+    rows.feed(at(list(range(4, 16))), chunk=True)
+    assert rows.ring.attended_positions is not None and rows.ring.attended_positions.shape == (1, 10 + 12)
+    assert rows.layer.update(*states_of(at(list(range(4, 16)))))[0].shape == (1, HEADS, 22, SIZE)

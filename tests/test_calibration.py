@@ -201,7 +201,7 @@ def state(model: Any) -> tuple[Any, ...]:
         [p.requires_grad for p in model.parameters()],
         [p.grad is None for p in model.parameters()],
         [len(m._forward_pre_hooks) for m in model.modules()],
-        [hasattr(m, "_zigzag_intercepted") for m in model.modules()],
+        [hasattr(m, "_zigzag_window") for m in model.modules()],
     )
 
 

@@ -377,6 +377,14 @@ def test_models_that_cannot_run_plans_are_refused_by_attach(kind: str, options: 
         zigzag.attach(Model(), PLAN)
 
 
+def test_a_window_that_the_config_does_not_tell_is_refused() -> None:
+    """Mistral's layers take their window from the config, whatever its layer_types say."""
+    model = tiny("mistral", sliding_window=8, layer_types=["full_attention"] * 3, num_hidden_layers=3)
+    zigzag.attach(model, PLAN)
+    with pytest.raises(ModelError, match=r"sliding_window=8 \(its layer_types say another\)"):
+        model(IDS)
+
+
 def test_output_attentions_are_refused() -> None:
     model = zigzag.attach(tiny_llama(), PLAN)
     with pytest.raises(ModelError, match="no attention weights"):

@@ -26,8 +26,9 @@ def attach(model: Model, plan: Plan, *, spare: int = 64) -> Model:
     left-padded batches and prompt-lookup decoding. A streaming layer's cache holds at most
     sink + recent + spare slots a row between forwards. A plan that is already attached is replaced.
 
-    model: a transformers decoder with grouped-query attention and no attention windows of its own.
-    plan: a LayerPlan, or a HeadPlan (each mixed layer then keeps two caches), for the model's layers and KV heads.
+    model: a transformers decoder with grouped-query attention; docs/models.md says which.
+    plan: a LayerPlan, or a HeadPlan (each mixed layer then keeps two caches), for the model's layers with full
+        attention and its KV heads; layers with windows of their own stay as they are.
     spare: slots beyond the window; at most so many tokens can be rolled back (rejected drafts).
     return: the model itself
 

@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ModelError
 from zigzag.running.learned_sinks import attention_with_sinks
-from zigzag.running.model_layers import layers_of
+from zigzag.running.model_layers import ModelLayers, layers_of
 
 NAME = "zigzag"
 
@@ -47,7 +47,7 @@ Prepare = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 
 # What else models hand to their attention: told, or of no weight where masks and caches are ours.
 HARMLESS = frozenset(
-    "sliding_window position_ids use_cache output_hidden_states output_router_logits return_dict num_items_in_batch "
+    "position_ids use_cache output_hidden_states output_router_logits return_dict num_items_in_batch "
     "cache_position logits_to_keep".split()
 )
 # What transformers' packed batches bring: rows that hold several texts.
@@ -67,11 +67,12 @@ def _attention_function(
     dropout: float = 0.0,
     is_causal: bool | None = None,
     s_aux: Tensor | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     attend: Attend | None = kwargs.pop(NAME, None) or _attending.get()
     states = States(query, key, value, attention_mask, scaling, s_aux)
-    if not hasattr(module, "_zigzag_intercepted"):  # of another part of the model, or "zigzag" was set without a plan
+    if not hasattr(module, "_zigzag_window"):  # of another part of the model, or "zigzag" was set without a plan
         if s_aux is not None:
             output = attention_with_sinks(query, key, value, attention_mask, scaling, s_aux)
             return output.transpose(1, 2).contiguous(), None
@@ -81,6 +82,8 @@ def _attention_function(
     if attend is None:
         raise ModelError(f"{type(module).__name__} was called by itself: call the model, not a part of it")
     unknown = [n for n, given in kwargs.items() if given is not None and given is not False and n not in HARMLESS]
+    if sliding_window is not None and sliding_window != module._zigzag_window:
+        unknown.append(f"sliding_window={sliding_window} (its layer_types say another)")
     if unknown or dropout or is_causal is False:
         what = ", ".join((*unknown, *["dropout"] * bool(dropout), *["is_causal=False"] * (is_causal is False)))
         raise ModelError(f"{type(module).__name__} asks its attention for {what}, which cannot be had under zigzag")
@@ -126,7 +129,7 @@ class Interception:
         decoder: Any = model.get_decoder()
         with _lock:
             check_free(model)
-            self._install(decoder, prepare, what)
+            self._install(decoder, layers, prepare, what)
         missing = set(layers.full) - {layer_index(module) for module in self.modules}
         if decoder.config._attn_implementation != NAME or missing:
             self.remove()
@@ -135,14 +138,15 @@ class Interception:
                 f"cannot be replaced"
             )
 
-    def _install(self, decoder: Any, prepare: Prepare, what: str) -> None:
+    def _install(self, decoder: Any, layers: ModelLayers, prepare: Prepare, what: str) -> None:
         self.decoder, self.prepare, self.what = decoder, prepare, what
         self.previous = decoder.config._attn_implementation
         self._lent: tuple[Prepare, str] | None = None
-        self.modules: list[Any] = [m for m in decoder.modules() if hasattr(m, "layer_idx")]
+        self.modules: list[Any] = [m for m in decoder.modules() if isinstance(getattr(m, "layer_idx", None), int)]
         decoder.set_attn_implementation(NAME)
         for module in self.modules:
-            module._zigzag_intercepted = True
+            own = layers.windows[layer_index(module)]
+            module._zigzag_window = None if own is None else own.size
         self.hooks = [
             decoder.register_forward_pre_hook(self._before, with_kwargs=True),
             decoder.register_forward_hook(self._after, always_call=True),
@@ -204,7 +208,7 @@ class Interception:
         for hook in self.hooks:
             hook.remove()
         for module in self.modules:
-            del module._zigzag_intercepted
+            del module._zigzag_window
         if self.decoder.config._attn_implementation == NAME:
             self.decoder.set_attn_implementation(self.previous)
         delattr(self.decoder, _INTERCEPTION)

@@ -94,6 +94,8 @@ def parts(python: str, sanitizer: str) -> list[Part]:
     files = ("tests/test_fixed_runner.py", "tests/test_noise.py")
     steps = (*files, "-k", "graphs or beside_transformers or waits", "--device", "cuda")
     found.append(Part("decoding steps as CUDA graphs", ((python, "-m", "pytest", "-q", *steps),)))
+    models = ("tests/test_gpu_models.py", "--device", "cuda")
+    found.append(Part("models under plans", ((python, "-m", "pytest", "-q", *models),)))
     plain = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor in memory of its own, so that its end is seen
     for tool, options, limit in (("memcheck", ("--report-api-errors", "no"), LIMIT), ("racecheck", (), RACE_LIMIT)):
         found += [

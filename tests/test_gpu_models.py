@@ -1,0 +1,142 @@
+"""What only a GPU shows of models under plans: graphs over several windows, gradients, threads, trees, offloading."""
+
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import random_ids, tiny_llama
+from windowed_models import WINDOWED
+from written_out import written_out
+
+import zigzag
+from zigzag import BackendError, LayerPlan
+from zigzag.generation.drafting import ModelDrafter
+from zigzag.running.fixed import FixedStore
+from zigzag.running.growing import GrowingStore
+from zigzag.running.host import Host
+from zigzag.running.runner import Runner
+
+ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+pytestmark = pytest.mark.skipif(not ON_GPU, reason="needs a GPU, and --device cuda")
+TWO = LayerPlan(("full", "streaming"), sink=2, recent=5)  # of the two full layers of a windowed model
+PLAN = LayerPlan(("streaming", "full", "streaming"), sink=2, recent=6)
+CLOSE = {"rtol": 2e-3, "atol": 2e-3}  # float32, other orders of sums
+
+
+def expected(model: Any, ids: torch.Tensor, plan: LayerPlan) -> torch.Tensor:
+    """Written out on the CPU in float64."""
+    with written_out(model, plan.full_heads(2), sink=plan.sink, recent=plan.recent), torch.inference_mode():
+        return model(ids, use_cache=False).logits.float()
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_steps_over_several_windows_are_graphs(name: str) -> None:
+    """Run, captured, replayed: the logits of the masked computation each time, though rings differ in size."""
+    exact = WINDOWED[name]()
+    model = WINDOWED[name](dtype=torch.float32).cuda()
+    text, steps = random_ids(1, 30)[0].tolist(), random_ids(5, 3, seed=4).tolist()
+    with Host(model) as host, torch.inference_mode():
+        runner = Runner(host, FixedStore(TWO, host.layers, host.device, spare=4, capacity=64))
+        runner.fill([text])
+        for step in steps:
+            logits = runner.feed(torch.tensor([step], device="cuda")).logits[0].cpu().clone()
+            runner.keep([[0, 1]], [step[:2]])
+            wanted = expected(exact, torch.tensor([[*text, *step]]), TWO)[0, -3:]
+            torch.testing.assert_close(logits, wanted, **CLOSE)
+            text = [*text, *step[:2]]
+        assert runner.store.steps.captured((1, 3)) is not None
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt_oss"])
+def test_tokens_with_and_without_graphs(name: str) -> None:
+    model = WINDOWED[name](dtype=torch.float32).cuda()
+    ids = random_ids(1, 12).repeat(1, 2).cuda()
+    options = {"plan": TWO, "temperature": 0, "max_new_tokens": 24}
+    plain = zigzag.generate(model, ids, cuda_graphs=False, **options).sequences
+    for drafter in (None, "lookup", "streaming"):
+        assert zigzag.generate(model, ids, cuda_graphs=True, drafter=drafter, **options).sequences == plain
+
+
+def test_a_tree_on_a_growing_cache() -> None:
+    """Each node sees its own path: the logits of the path fed as a text."""
+    model, exact = tiny_llama().cuda(), tiny_llama(dtype=torch.float64)
+    text, nodes, parents = random_ids(1, 25)[0].tolist(), [7, 8, 9, 10, 11], [-1, -1, 0, 0, 3]
+    with Host(model) as host, torch.inference_mode():
+        runner = Runner(host, GrowingStore(PLAN, host.layers, host.device, spare=8))
+        runner.fill([text])
+        logits = runner.feed(torch.tensor([nodes], device="cuda"), parents=parents).logits[0].cpu()
+    for node in range(len(nodes)):
+        path, at = [], node
+        while at >= 0:
+            path, at = [nodes[at], *path], parents[at]
+        wanted = expected(exact, torch.tensor([[*text, *path]]), PLAN)[0, -1]
+        torch.testing.assert_close(logits[node], wanted, **CLOSE)
+    drafter = ModelDrafter(plan=PLAN, parents=[-1, -1, 0, 0, 1])
+    options = {"plan": PLAN, "temperature": 0, "max_new_tokens": 16, "cuda_graphs": False}
+    plain = zigzag.generate(model, [text], **options).sequences
+    assert zigzag.generate(model, [text], drafter=drafter, **options).sequences == plain
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_under_a_plan(checkpointing: bool) -> None:
+    """Kernels give none: the automatic choice leaves them aside, naming them is an error."""
+    model, exact = tiny_llama().cuda().train(), tiny_llama(dtype=torch.float64).train()
+    ids = random_ids(2, 24)
+    with written_out(exact, PLAN.full_heads(2), sink=2, recent=6):
+        exact(ids, use_cache=False).logits.square().mean().backward()
+    if checkpointing:
+        (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+    zigzag.attach(model, PLAN)
+    model(ids.cuda()).logits.square().mean().backward()
+    for one, other in zip(model.parameters(), exact.parameters(), strict=True):
+        assert one.grad is not None
+        torch.testing.assert_close(one.grad.cpu(), other.grad.float(), rtol=5e-3, atol=1e-4)
+    with zigzag.use_backend("triton"), pytest.raises(BackendError, match="gives no gradients"):
+        model(ids.cuda())
+    with zigzag.use_backend("triton"), torch.no_grad():
+        model(ids.cuda())
+
+
+def test_two_threads_with_a_model_each() -> None:
+    """Graphs are captured while the other thread works."""
+    models = [tiny_llama(3, seed=seed).cuda() for seed in (0, 1)]
+    ids = random_ids(1, 20).cuda()
+    options = {"plan": PLAN, "temperature": 0, "max_new_tokens": 40}
+    wanted = [zigzag.generate(model, ids, **options).sequences for model in models]
+    found: list[Any] = [None, None]
+
+    def run(place: int) -> None:
+        for _ in range(4):
+            found[place] = zigzag.generate(models[place], ids, drafter="lookup", **options).sequences
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == wanted
+
+
+def test_offloaded_weights() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model, ids = tiny_llama(), random_ids(1, 20).cuda()
+    options = {"plan": PLAN, "temperature": 0, "max_new_tokens": 12}
+    wanted = zigzag.generate(tiny_llama().cuda(), ids, cuda_graphs=False, **options).sequences
+    accelerate.cpu_offload(model, execution_device="cuda:0")
+    assert zigzag.generate(model, ids, **options).sequences == wanted
+
+
+def test_scores_on_a_gpu_are_those_of_the_cpu() -> None:
+    """Through kernels, on a model whose plan leaves out layers."""
+    from zigzag.measuring.prompts import PasskeyPrompt
+
+    row = random_ids(1, 40)[0].tolist()
+    prompts = [PasskeyPrompt(tuple(row[:-2]), tuple(row[-2:]), key="", depth=0.0, seed=0)]
+    for method in ("gate_gradient", "lost_mass", "output_deviation"):
+        options = {"method": method, "sink": 2, "recent": 5, "prompts": prompts}
+        there = zigzag.calibrate(WINDOWED["olmo3"](dtype=torch.float32).cuda(), **options)
+        here = zigzag.calibrate(WINDOWED["olmo3"](), **options)
+        np.testing.assert_allclose(there.values, here.values, rtol=1e-2, atol=1e-4)

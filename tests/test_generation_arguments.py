@@ -296,6 +296,20 @@ def test_a_sibling_from_the_padding_of_the_draft_model() -> None:
     assert got.sequences == generate(model, [[1, 2]] * 9, **options).sequences
 
 
+def test_a_token_that_only_the_target_has() -> None:
+    """A processor may ask for it, also of the draft, which goes on as if it were its own last token."""
+    model, small = (tiny_llama(2, dtype=torch.float64, vocab_size=size) for size in (4, 3))
+    drafter = ModelDrafter(small)
+
+    def force(ids, scores):
+        return torch.full_like(scores, -torch.inf).index_fill(-1, torch.tensor([3]), 0.0)
+
+    options = {"logits_processor": force, "tokenizer": ThreeWords(), "max_new_tokens": 11}
+    got = generate(model, [[1, 2]], drafter=drafter, **options)
+    assert got.new_tokens == [[3] * 11] and got.statistics.rounds == 3
+    assert set(drafter.runner.tokens[0]) == {1, 2}
+
+
 def test_law_with_a_draft_of_another_size() -> None:
     """Counts over 4,000 rows against the model's own law: what the draft cannot say comes from the residual."""
     from scipy.stats import chisquare

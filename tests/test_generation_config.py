@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from transformers.generation import RepetitionPenaltyLogitsProcessor
 
 from zigzag import ArgumentError, ModelError, generate
-from zigzag.generation.configured import MAKERS
+from zigzag.generation.configured import MAKERS, Place, configured
 from zigzag.generation.drafting import ModelDrafter
 from zigzag.generation.settings import HARMLESS, HONOURED, REFUSED, WHEN_SAMPLING
 
@@ -109,6 +109,18 @@ def test_honoured_as_by_transformers(name: str) -> None:
     else:
         asked = GenerationConfig(**{key: value for key, value in case.items() if key not in (name, "min_length")})
         assert generate(BARE, some, temperature=0, generation_config=asked).new_tokens != want
+
+
+def test_new_tokens_go_before_all_tokens() -> None:
+    """As in transformers min_length is not looked at beside min_new_tokens."""
+    place = Place.of([1, 2], 9, {5}, "cpu")
+
+    def made(**values: Any) -> list[str]:
+        return [type(one).__name__ for one in configured(GenerationConfig(**values), [place], VOCAB)[0]]
+
+    assert made(min_length=4, min_new_tokens=2) == ["MinNewTokensLengthLogitsProcessor"]
+    assert made(min_length=4) == ["MinLengthLogitsProcessor"]
+    assert made(min_length=0, repetition_penalty=1.0, no_repeat_ngram_size=0) == []
 
 
 def test_a_whole_number_may_be_a_penalty() -> None:

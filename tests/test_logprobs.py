@@ -54,6 +54,9 @@ def test_greedy() -> None:
         assert got.sequences[0] == made.sequences[0].tolist()
         assert got.logprobs[0] == pytest.approx(want.tolist(), abs=1e-5)
         assert max(got.logprobs[0]) < 0
+        options = {"temperature": 0, "max_new_tokens": 8, "logprobs": True, "logits_processor": penalty}
+        cut = generate(MODEL, TEXTS[:1], drafter=drafter, top_k=1, **options)
+        assert cut.logprobs == got.logprobs  # nothing is cut off at temperature 0
 
 
 def test_a_lossy_rule_says_what_the_target_thinks() -> None:

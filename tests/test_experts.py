@@ -191,3 +191,14 @@ def test_other_experts_are_refused(layout: dict, words: str) -> None:
     with pytest.raises(ModelError, match=f"Experts: experts with silu, .* got {words}; leave this model"):
         few_token_experts(torch.nn.Sequential(module)).__enter__()
     assert config._experts_implementation == "eager"
+
+
+def test_experts_of_another_build_stay_as_they_are() -> None:
+    """gpt-oss has biases and an activation of its own, which is no module."""
+    from windowed_models import gpt_oss
+
+    model = gpt_oss()
+    before = model.config._experts_implementation
+    with pytest.raises(ModelError, match=r"has_bias=True.*activation NoneType"), few_token_experts(model):
+        pass
+    assert model.config._experts_implementation == before

@@ -16,12 +16,12 @@ def tiny(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **chan
     options = {**SIZES, "num_hidden_layers": 4, "tie_word_embeddings": False, "layer_types": list(KINDS), **changes}
     config = CONFIG_MAPPING[kind](**options)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # the same weights in every dtype
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.2 if weight.dim() > 1 else 1.0)
     if hasattr(config, "num_local_experts"):
         model.set_experts_implementation("eager")  # the default knows no float64
-    return model.eval()
+    return model.to(dtype).eval()
 
 
 def gpt_oss(**changes: Any) -> Any:

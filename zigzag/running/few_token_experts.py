@@ -66,8 +66,9 @@ def check_experts(module: Any) -> None:
     wrong = [f"{name}={getattr(module, name)}" for name, need in NEEDED.items() if getattr(module, name, need) != need]
     if type(module)._apply_gate is not _default_apply_gate:
         wrong.append("a gate function of its own")
-    if not isinstance(module.act_fn, (nn.SiLU, SiLUActivation)):
-        wrong.append(f"activation {type(module.act_fn).__name__}")
+    activation = getattr(module, "act_fn", None)
+    if not isinstance(activation, (nn.SiLU, SiLUActivation)):
+        wrong.append(f"activation {type(activation).__name__}")
     if module.down_proj.dtype not in DTYPES:
         wrong.append(f"weights in {module.down_proj.dtype}")
     if wrong:

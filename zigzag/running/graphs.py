@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from zigzag.reference.errors import CacheError
 from zigzag.running.host import Output
 
+_capturing = Lock()  # torch captures on one stream, whichever thread it is
 Forward = Callable[[Tensor, Tensor, Tensor | None], Output]  # (ids, places, hidden)
 
 
@@ -63,7 +65,8 @@ def _captured(forward: Forward, ids: Tensor, places: Tensor, hidden: Tensor | No
     ids, hidden = ids.clone(), None if hidden is None else hidden.clone()
     places = torch.zeros_like(places, device=ids.device)
     graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads run models of their own
-        output = forward(ids, places, hidden)
+    with _capturing:
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads run models of their own
+            output = forward(ids, places, hidden)
     return Step(graph, ids, places, hidden, output)

@@ -23,7 +23,7 @@ test-gpu: $(READY)
 
 # ROOM=chat for one room, else all seven; MUTANTS="--within 600 --jobs 2". What was judged is kept in out/mutants.
 mutants: $(READY)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[mutants]"
+	@$(BIN)/python -c 'import cosmic_ray' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[mutants]"
 	$(BIN)/python tests/mutants/run.py $(ROOM:%=--room %) $(MUTANTS)
 
 evidence: $(READY)

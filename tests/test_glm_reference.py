@@ -326,10 +326,11 @@ def test_no_draft() -> None:
     assert made.shape == (2, 0) and made.dtype == np.int64
 
 
-def stream_in_transformers(model, layer: int, sink: int, recent: int) -> None:
+def stream_in_transformers(model, layer: int, sink: int, recent: int, align: int = 1) -> None:
     """Hands the layer a mask of its own, written down from the definition."""
     i, j = np.mgrid[:LENGTH, :LENGTH]
-    seen = (j <= i) & ((j < sink) | (i - j < recent))
+    blocks = np.ceil((i + 1) / align) - recent // align  # the first block that is recent
+    seen = (j <= i) & ((j // align < sink // align) | (j // align >= blocks))
     mask = torch.from_numpy(np.where(seen, 0.0, -np.inf)).float()[None, None]
 
     def replace_mask(module, args, kwargs):
@@ -354,6 +355,12 @@ def test_wrong_window_is_noticed() -> None:
     model.set_attn_implementation("eager")
     stream_in_transformers(model, 1, 1, 2)
     check_model(model, 0, windows={1: glm.Window(1, 2)})
+    blocks = random_glm(FIXED)
+    blocks.set_attn_implementation("eager")
+    stream_in_transformers(blocks, 1, 2, 2, align=2)
+    check_model(blocks, 0, windows={1: glm.Window(2, 2, align=2)})
+    with pytest.raises(AssertionError, match=r"^error|routes differently"):
+        check_model(blocks, 0, windows={1: glm.Window(2, 2)})
     for wrong in ({1: glm.Window(1, 3)}, {2: glm.Window(1, 2)}, {}):
         with pytest.raises(AssertionError, match=r"^error|routes differently"):
             check_model(model, 0, windows=wrong)

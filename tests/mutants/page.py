@@ -73,6 +73,9 @@ reach each. A mistake that no test notices has survived, and is listed below wit
   their own count for the lines that they run themselves. Out of time is noticed: five times what the tests take, and
   20 seconds.
 - **Controlled**: every test that noticed something passes where nothing was changed, in another order.
+- **The rest on request**: `make mutants ROOM=ops` (or `files`, `models`, `sizes`, `backends`), and with
+  `MUTANTS="--count 1000"` more than 300. `MUTANTS="--within 600 --jobs 2"` stops after ten minutes; the same command
+  goes on. `--draw` alone needs cosmic-ray, judging does not.
 - On a CPU: what only runs on a GPU survives here, and its reason names the test that `make test-gpu` runs.
 """
 

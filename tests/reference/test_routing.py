@@ -8,6 +8,7 @@ EVEN = np.zeros(6)
 
 
 def test_nan_counts_as_the_lowest_and_ties_go_to_the_lower_id() -> None:
+    assert route_experts(np.zeros(200), np.zeros(200), top_k=100)[0].tolist() == list(range(100))
     ids, weights = route_experts(np.zeros(3), np.array([np.nan, -np.inf, 1.0]), top_k=2)
     assert ids.tolist() == [2, 0] and weights.tolist() == [0.5, 0.5]
 

@@ -38,7 +38,9 @@ def test_what_does_not_fit() -> None:
     assert (
         visible(np.zeros((2, 1), int), np.zeros(4, int)).shape == visible(np.zeros(1, int), np.zeros((2, 4), int)).shape
     )
-    with pytest.raises(ArgumentError, match=r"^visible: query_positions must have shape"):
+    with pytest.raises(ArgumentError, match=r"^visible: query_positions must have shape \[0\] or \[B, 0\], got \[\]"):
         visible(np.array(3), np.arange(3))
+    with pytest.raises(ArgumentError, match=r"^visible: key_positions must have shape \[0\] or \[B, 0\], got \[\]"):
+        visible(np.arange(3), np.array(3))
     with pytest.raises(ArgumentError, match=r"^visible: the 4 tree nodes must be the last keys"):
         visible(np.arange(3), np.arange(3), parents=[-1] * 4)

@@ -60,6 +60,39 @@ def test_tokens_with_and_without_graphs(name: str) -> None:
         assert zigzag.generate(model, ids, cuda_graphs=True, drafter=drafter, **options).sequences == plain
 
 
+class Waiting(torch.nn.Module):
+    """Asks the device something in every forward, as no graph can."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.inner(states) if float(states.sum()) < 1e30 else states
+
+
+def test_a_step_that_cannot_be_captured(caplog: pytest.LogCaptureFixture) -> None:
+    """It runs as it is; where graphs were asked for it is an error, and the model works afterwards."""
+    ids, options = random_ids(1, 20).cuda(), {"plan": PLAN, "temperature": 0, "max_new_tokens": 12}
+    wanted = zigzag.generate(tiny_llama().cuda(), ids, **options).sequences
+    model = tiny_llama().cuda()
+    model.model.layers[1].mlp = Waiting(model.model.layers[1].mlp)
+    with caplog.at_level("INFO", logger="zigzag"):
+        assert zigzag.generate(model, ids, drafter="lookup", **options).sequences == wanted
+    assert "cannot be captured" in caplog.text
+    with pytest.raises(zigzag.ModelError, match="cannot be captured"):
+        zigzag.generate(model, ids, cuda_graphs=True, **options)
+    assert zigzag.generate(model, ids, cuda_graphs=False, **options).sequences == wanted
+
+
+def test_experts_that_run_one_by_one_have_no_graphs() -> None:
+    model = WINDOWED["gpt_oss"](dtype=torch.float32).cuda()
+    model.set_experts_implementation("eager")
+    with pytest.raises(zigzag.ArgumentError, match="experts run one by one"):
+        zigzag.generate(model, random_ids(1, 9).cuda(), cuda_graphs=True)
+    zigzag.generate(model, random_ids(1, 9).cuda(), max_new_tokens=4)
+
+
 def test_a_tree_on_a_growing_cache() -> None:
     """Each node sees its own path: the logits of the path fed as a text."""
     model, exact = tiny_llama().cuda(), tiny_llama(dtype=torch.float64)

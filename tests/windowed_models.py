@@ -19,7 +19,7 @@ def tiny(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **chan
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # the same weights in every dtype
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.2 if weight.dim() > 1 else 1.0)
-    if hasattr(config, "num_local_experts"):
+    if hasattr(config, "num_local_experts") and dtype == torch.float64:
         model.set_experts_implementation("eager")  # the default knows no float64
     return model.to(dtype).eval()
 

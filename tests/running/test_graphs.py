@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from zigzag import CacheError
+from zigzag import CacheError, ModelError
 from zigzag.running import graphs
 from zigzag.running.graphs import Step, Steps
 from zigzag.running.host import Output
@@ -22,9 +22,9 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the steps that were captured. A replay writes the same output anew, from the step's buffers."""
     found: list[tuple[int, ...]] = []
 
-    def captured(forward: Any, ids: torch.Tensor, hidden: torch.Tensor | None) -> Step:
+    def captured(forward: Any, ids: torch.Tensor, places: torch.Tensor, hidden: torch.Tensor | None) -> Step:
         found.append(tuple(ids.shape))
-        own = ids * 0, torch.zeros((3, *ids.shape), dtype=torch.int64), None if hidden is None else hidden * 0
+        own = ids * 0, places * 0, None if hidden is None else hidden * 0
         output = forward(*own)
 
         def replay() -> None:
@@ -84,3 +84,27 @@ def test_states_that_are_kept_are_a_copy(captures: list[tuple[int, ...]], keep_s
     first = steps.run(*given(1), keep_states=keep_states)
     steps.run(*given(2), keep_states=keep_states)
     assert (float(first.states) == 61) == keep_states and float(first.logits) == 92.5, "logits are read at once"
+
+
+@pytest.mark.parametrize("must", [False, True])
+def test_what_cannot_be_captured(must: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It runs as it is and is not tried again; where graphs must be it is an error."""
+    tried: list[int] = []
+
+    def fail(*_: Any) -> Step:
+        tried.append(1)
+        raise RuntimeError("operation not permitted\nand much more")
+
+    monkeypatch.setattr(graphs, "_captured", fail)
+    steps = Steps(must=must)
+    assert float(steps.run(*given(1), keep_states=False).states) == 61
+    if must:
+        with pytest.raises(ModelError, match=r"cannot be captured \(operation not permitted\); leave it out"):
+            steps.run(*given(2), keep_states=False)
+        return
+    with caplog.at_level("INFO", logger="zigzag"):
+        for value in (2, 3):
+            assert float(steps.run(*given(value), keep_states=False).states) == value + 30 * (value + 1)
+            assert float(steps.run(*given(value, width=2), keep_states=False).states) > 0
+    assert len(tried) == 1
+    assert caplog.text.count("cannot be captured (operation not permitted)") == 1

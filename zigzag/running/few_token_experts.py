@@ -61,6 +61,12 @@ def is_experts(module: Any) -> bool:
     return hasattr(module, "_apply_gate") and hasattr(module, "is_transposed")
 
 
+def has_eager_experts(model: Decoder) -> bool:
+    """Whether the model asks the device which experts to run, as transformers' "eager" does."""
+    experts: list[Any] = [module for module in model.modules() if is_experts(module)]
+    return any(module.config._experts_implementation == "eager" for module in experts)
+
+
 def check_experts(module: Any) -> None:
     """ModelError unless the module computes ``down(silu(gate x) * up x)`` from weights stored as we read them."""
     wrong = [f"{name}={getattr(module, name)}" for name, need in NEEDED.items() if getattr(module, name, need) != need]

@@ -28,7 +28,7 @@ class FixedStore:
     plan: None where every layer is full; layers: of the model
     spare: most tokens that streaming layers can take back
     capacity: tokens of a row that the full layers have room for; they move, and steps are captured again, beyond it
-    graphs: capture steps of at most `spare` tokens; needs a CUDA device
+    graphs: capture steps of at most `spare` tokens; needs a CUDA device; must: as of `Steps`
     """
 
     takes_trees = False
@@ -42,6 +42,7 @@ class FixedStore:
         spare: int = 64,
         capacity: int = 1024,
         graphs: bool = True,
+        must: bool = False,
     ) -> None:
         check_plan("FixedStore", plan, layers)
         self.plan, self.device, self.spare, self.capacity, self.graphs = plan, device, spare, capacity, graphs
@@ -53,7 +54,7 @@ class FixedStore:
             FixedLayer(self.slots, capacity) if window is None else RingLayer(self.rings[window]) for window in windows
         ]
         self.cache = RunnerCache(layers=self.layers)
-        self.steps = Steps()
+        self.steps = Steps(must=must)
         self.restart(0)
 
     def restart(self, rows: int) -> None:

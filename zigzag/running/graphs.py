@@ -1,5 +1,6 @@
 """Steps as CUDA graphs: a forward of one shape is run, captured when it comes again, and replayed from then on."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
@@ -7,9 +8,10 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from zigzag.reference.errors import CacheError
+from zigzag.reference.errors import CacheError, ModelError
 from zigzag.running.host import Output
 
+log = logging.getLogger("zigzag")
 _capturing = Lock()  # torch captures on one stream, whichever thread it is
 Forward = Callable[[Tensor, Tensor, Tensor | None], Output]  # (ids, places, hidden)
 
@@ -26,9 +28,14 @@ class Step:
 
 
 class Steps:
-    """The captured forwards of a store, by shape (rows, tokens)."""
+    """The captured forwards of a store, by shape (rows, tokens).
 
-    def __init__(self) -> None:
+    must: a forward that cannot be captured, as one that waits for the device, is an error; else it runs as it is, told
+        once at INFO, and `cannot` is True from then on
+    """
+
+    def __init__(self, *, must: bool = False) -> None:
+        self.must, self.cannot = must, False
         self._steps: dict[tuple[int, ...], Step | None] = {}  # None: ran once, to be captured
 
     def forget(self) -> None:
@@ -45,10 +52,9 @@ class Steps:
     def run(self, forward: Forward, ids: Tensor, places: Tensor, hidden: Tensor | None, *, keep_states: bool) -> Output:
         """What `forward` gives. `places` is on the host; the next run overwrites the states unless they are kept."""
         shape = tuple(ids.shape)
-        if shape not in self._steps:
-            self._steps[shape] = None
+        step = self._step(shape, forward, ids, places, hidden)
+        if step is None:
             return forward(ids, places.to(ids.device), hidden)
-        step = self._steps[shape] = self._steps[shape] or _captured(forward, ids, places, hidden)
         step.ids.copy_(ids)
         step.places.copy_(places, non_blocking=True)
         if (step.hidden is None) != (hidden is None):
@@ -59,6 +65,25 @@ class Steps:
             step.hidden.copy_(hidden)
         step.graph.replay()
         return step.output._replace(states=step.output.states.clone()) if keep_states else step.output
+
+    def _step(
+        self, shape: tuple[int, ...], forward: Forward, ids: Tensor, places: Tensor, hidden: Tensor | None
+    ) -> Step | None:
+        """The step to replay; None where the forward runs as it is: the first time, or where it cannot be captured."""
+        if shape not in self._steps or self.cannot:
+            self._steps[shape] = None
+        elif self._steps[shape] is None:
+            try:
+                self._steps[shape] = _captured(forward, ids, places, hidden)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                if self.must:
+                    raise ModelError(
+                        f"cuda_graphs=True cannot be: a step of this model cannot be captured ({reason}); leave it out"
+                    ) from error
+                self.cannot = True
+                log.info("no CUDA graphs: a step cannot be captured (%s)", reason)
+        return self._steps[shape]
 
 
 def _captured(forward: Forward, ids: Tensor, places: Tensor, hidden: Tensor | None) -> Step:

@@ -19,6 +19,7 @@ from zigzag.plans.heads import HeadPlan, Plan
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
 from zigzag.reference.trees import node_depths
 from zigzag.running.attention import Attention
+from zigzag.running.few_token_experts import has_eager_experts
 from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, Output, is_spread
@@ -284,7 +285,8 @@ def open_runner(
     if host.cuda_graphs is False or reason or isinstance(plan, HeadPlan):
         store = GrowingStore(plan, host.layers, host.device, spare=spare)
     else:
-        store = FixedStore(plan, host.layers, host.device, spare=spare, capacity=capacity)
+        must = host.cuda_graphs is True
+        store = FixedStore(plan, host.layers, host.device, spare=spare, capacity=capacity, must=must)
     if reason and host.cuda_graphs is None and host.model.device.type == "cuda":
         log.info("no CUDA graphs: %s", reason)
     return Runner(host, store, keep_hidden=keep_hidden)
@@ -301,6 +303,8 @@ def _no_graphs(model: Decoder, plan: Plan | None, trees: bool) -> str:
         return "the model may be spread over several processes"
     if isinstance(plan, HeadPlan):
         return "a HeadPlan splits layers"
+    if has_eager_experts(model):
+        return "its experts run one by one, by what the device says (set_experts_implementation('grouped_mm'))"
     return "drafts are trees, and a tree's siblings share a position" if trees else ""
 
 

@@ -166,7 +166,6 @@ def generate(
             cache=cache,
             cuda_graphs=cuda_graphs,
         )
-        stream.begin(texts)
         with torch.inference_mode():
             return loop.run()
 
@@ -215,6 +214,7 @@ class _Loop:
                 own = other is None or other is self.model
                 of_drafts = host if own else hosts.enter_context(Host(other, self.cuda_graphs))
                 self.drafter.open(of_drafts, self.vocabulary)
+            self.stream.begin([row.tokens for row in self.rows])  # nothing is refused after it
             try:
                 self._decode()
             except BaseException:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from models import random_ids, tiny_llama
+from windowed_models import WINDOWED
 
 import zigzag
 from zigzag import ArgumentError, CacheError, HeadPlan, HeadScores, LayerPlan, ModelError, generate
@@ -138,6 +139,16 @@ def test_the_spare_of_the_cache_counts() -> None:
     with pytest.raises(ArgumentError, match="spare = 2"):
         generate(model, first.sequences, drafter=LookupDrafter(3), **options)
     assert generate(model, first.sequences, drafter=LookupDrafter(2), max_new_tokens=4, **options).cache is first.cache
+
+
+def test_windows_of_the_model_take_back_no_more_than_spare() -> None:
+    """They stream without any plan; full layers take back whatever comes."""
+    options = {"temperature": 0, "max_new_tokens": 4, "spare": 2}
+    model = WINDOWED["olmo3"]()
+    with pytest.raises(ArgumentError, match="windows of their own, take back at most spare = 2; give spare=3"):
+        generate(model, IDS, drafter=LookupDrafter(3), **options)
+    generate(model, IDS, drafter=LookupDrafter(2), **options)
+    generate(tiny_llama(), IDS, drafter=LookupDrafter(3), **options)
 
 
 def test_a_cache_at_fixed_addresses_takes_no_trees() -> None:

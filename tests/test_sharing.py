@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from models import random_ids, tiny_glm4_moe, tiny_llama
-from transformers import CONFIG_MAPPING, DynamicCache, Gemma3Config, Gemma3ForConditionalGeneration
+from models import SIZES, random_ids, tiny_glm4_moe, tiny_llama
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    DynamicCache,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GenerationConfig,
+    MaxLengthCriteria,
+)
 from windowed_models import tiny
 
 import zigzag
@@ -20,6 +28,7 @@ from zigzag import CacheError, LayerPlan, ModelError
 from zigzag.generation.drafting import LookupDrafter
 from zigzag.measuring.prompts import PasskeyPrompt
 from zigzag.running.host import Host
+from zigzag.running.runner import open_runner
 
 PLAN = LayerPlan(("streaming", "full", "streaming"), sink=2, recent=6)
 IDS = random_ids(1, 20)
@@ -57,6 +66,32 @@ def wanted() -> list[int]:
 
 def tokens(model: Any, **options: Any) -> list[int]:
     return zigzag.generate(model, IDS, temperature=0, max_new_tokens=8, **options).sequences[0]
+
+
+def test_states_of_a_forward_that_another_thread_began_before() -> None:
+    """An attached model's; it ends between the decoder of the first thread and the reading of its states."""
+    model = zigzag.attach(tiny_llama(), PLAN)
+    inside, going_on = threading.Event(), threading.Event()
+
+    def hold(*_: Any) -> None:
+        if threading.current_thread() is other:
+            inside.set()
+            assert going_on.wait(60)
+
+    def let_go(*_: Any) -> None:
+        if threading.current_thread() is not other:
+            going_on.set()
+            other.join(60)
+
+    other = threading.Thread(target=lambda: model(IDS[:, :5]), daemon=True)
+    model.model.layers[-1].register_forward_hook(hold)
+    other.start()
+    assert inside.wait(60)
+    model.lm_head.register_forward_hook(let_go)
+    with Host(model) as host, torch.inference_mode():
+        states = open_runner(host, PLAN).sync([IDS[0].tolist()]).states
+    assert not other.is_alive()
+    assert states.shape[1] == IDS.shape[1]
 
 
 def test_everything_sees_what_a_plan_does() -> None:
@@ -329,6 +364,12 @@ def test_offloaded_by_accelerate(wanted: list[int]) -> None:
     assert model.device.type == "meta"
     assert tokens(model, plan=PLAN, drafter="lookup") == wanted
     assert attached_tokens(zigzag.attach(model, PLAN)) == wanted
+    zigzag.detach(model)
+    config = GenerationConfig(suppress_tokens=[wanted[-1]], encoder_no_repeat_ngram_size=2)
+    options: dict[str, Any] = {"generation_config": config, "stopping_criteria": MaxLengthCriteria(IDS.shape[1] + 5)}
+    assert tokens(model, **options) == tokens(
+        tiny_llama(), **options
+    )  # what they look at lies where the model computes
     with torch.device("meta"):
         empty = tiny_llama()
     with pytest.raises(ModelError, match="meta device"):
@@ -377,6 +418,12 @@ def test_models_that_cannot_run_plans_are_refused_by_attach(kind: str, options: 
         zigzag.attach(Model(), PLAN)
 
 
+def test_a_model_with_a_cache_of_its_own_kind_is_refused_by_attach() -> None:
+    config = CONFIG_MAPPING["minimax"](**SIZES, num_hidden_layers=2, num_local_experts=2, num_experts_per_tok=1)
+    with pytest.raises(ModelError, match="MiniMaxForCausalLM takes only a cache of its own kind"):
+        zigzag.attach(AutoModelForCausalLM.from_config(config), LayerPlan(("full",), 1, 1))
+
+
 def test_a_window_that_the_config_does_not_tell_is_refused() -> None:
     """Mistral's layers take their window from the config, whatever its layer_types say."""
     model = tiny("mistral", sliding_window=8, layer_types=["full_attention"] * 3, num_hidden_layers=3)
@@ -389,6 +436,12 @@ def test_output_attentions_are_refused() -> None:
     model = zigzag.attach(tiny_llama(), PLAN)
     with pytest.raises(ModelError, match="no attention weights"):
         model(IDS, output_attentions=True)
+
+
+def test_what_a_tokenizer_gives_besides_passes() -> None:
+    model = zigzag.attach(tiny_llama(), PLAN)
+    given = model(IDS, attention_mask=torch.ones_like(IDS), token_type_ids=torch.zeros_like(IDS))
+    torch.testing.assert_close(given.logits, model(IDS).logits)
 
 
 # transformers' own ways of decoding

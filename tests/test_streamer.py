@@ -8,7 +8,8 @@ from generations import near, prompts, target
 from models import tiny_tokenizer
 from transformers import TextIteratorStreamer, TextStreamer
 
-from zigzag import ArgumentError, generate
+from zigzag import ArgumentError, LayerPlan, ZigzagError, generate
+from zigzag.generation.drafting import ModelDrafter
 
 MODEL, TOKENIZER, TEXT = target(), tiny_tokenizer(), prompts()[1]
 OPTIONS = {"temperature": 0, "max_new_tokens": 8}
@@ -84,6 +85,21 @@ def test_the_end_comes_also_after_an_error(options: dict, error: type | None) ->
     assert record.heard[-1] == "end" and record.heard.count("end") == 1
     plain = generate(MODEL, [TEXT], **OPTIONS).sequences
     assert generate(MODEL, [TEXT], drafter=near(MODEL), **OPTIONS).sequences == plain  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"plan": LayerPlan(("full",), 1, 1)},
+        {"cuda_graphs": True},
+        {"drafter": ModelDrafter(near(MODEL), plan=LayerPlan(("full",), 1, 1))},
+    ],
+)
+def test_of_a_call_that_is_refused_it_hears_nothing_but_the_end(options: dict) -> None:
+    record = Record()
+    with pytest.raises(ZigzagError):
+        generate(MODEL, [TEXT], streamer=record, **options, **OPTIONS)
+    assert record.heard == ["end"]
 
 
 def test_one_row_alone() -> None:

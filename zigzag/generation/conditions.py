@@ -8,6 +8,7 @@ from zigzag.generation.row import Row
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
+from zigzag.running.model_layers import layers_of
 from zigzag.running.rope import check_lengths
 from zigzag.running.runner import Runner
 
@@ -21,10 +22,11 @@ def check_drafter(
     drafter: Drafter, model: Decoder, plan: Plan | None, spare: int, vocabulary: int, tokenizer: Any
 ) -> None:
     """ArgumentError or ModelError unless the drafter's drafts fit the target, and can be taken back."""
-    if plan is not None and plan.streams and drafter.longest > spare:
+    streams = (plan is not None and plan.streams) or layers_of(model).own_windows
+    if streams and drafter.longest > spare:
         raise ArgumentError(
-            f"generate: the drafter submits up to {drafter.longest} tokens, but streaming layers take back at most "
-            f"spare = {spare}; give spare={drafter.longest} or more"
+            f"generate: the drafter submits up to {drafter.longest} tokens, but layers that stream, or have windows of "
+            f"their own, take back at most spare = {spare}; give spare={drafter.longest} or more"
         )
     other = getattr(drafter, "model", None)
     if other is None:

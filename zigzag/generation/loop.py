@@ -33,7 +33,7 @@ from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ModelError
 from zigzag.reference.trees import node_depths
-from zigzag.running.host import Host
+from zigzag.running.host import Host, execution_device
 from zigzag.running.interception import attachment_of
 from zigzag.running.runner import Runner, open_runner
 
@@ -141,7 +141,8 @@ def generate(
         rows = [Row(b, text, len(text), ends[b], seeds[b], chosen.enters(False, text)) for b, text in enumerate(texts)]
         check_tokens(rows, vocabulary)
         drafts = as_drafter(drafter, model, whole("num_draft_tokens", num_draft_tokens, 1))
-        places = [Place.of(row.tokens, row.end, asked.eos, model.device) for row in rows]
+        device = execution_device(model)
+        places = [Place.of(row.tokens, row.end, asked.eos, device) for row in rows]
         processors = Processors(
             listed("logits_processor", logits_processor),
             configured(asked.config, places, vocabulary),
@@ -158,7 +159,7 @@ def generate(
             vocabulary=vocabulary,
             tokenizer=tokenizer,
             eos=asked.eos,
-            criteria=Criteria(stopping_criteria, asked.stop, tokenizer, asked.config.max_time, model.device),
+            criteria=Criteria(stopping_criteria, asked.stop, tokenizer, asked.config.max_time, device),
             logprobs=LogProbs(distribution, len(rows)) if logprobs else None,
             on_tokens=on_tokens,
             stream=stream,
@@ -166,7 +167,6 @@ def generate(
             cache=cache,
             cuda_graphs=cuda_graphs,
         )
-        stream.begin(texts)
         with torch.inference_mode():
             return loop.run()
 
@@ -215,6 +215,7 @@ class _Loop:
                 own = other is None or other is self.model
                 of_drafts = host if own else hosts.enter_context(Host(other, self.cuda_graphs))
                 self.drafter.open(of_drafts, self.vocabulary)
+            self.stream.begin([row.tokens for row in self.rows])  # nothing is refused after it
             try:
                 self._decode()
             except BaseException:

@@ -86,7 +86,8 @@ class Host:
         return Output(logits, states)
 
     def _remember(self, decoder: Any, args: tuple[Any, ...], output: Any) -> None:
-        self._states = output.last_hidden_state
+        if get_ident() == self._thread:  # else a forward of before, which only ends now
+            self._states = output.last_hidden_state
 
     def _prepare(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._attend is None or get_ident() != self._thread:

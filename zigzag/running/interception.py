@@ -48,7 +48,7 @@ Prepare = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 # What else models hand to their attention: told, or of no weight where masks and caches are ours.
 HARMLESS = frozenset(
     "position_ids use_cache output_hidden_states output_router_logits return_dict num_items_in_batch "
-    "cache_position logits_to_keep".split()
+    "cache_position logits_to_keep token_type_ids".split()
 )
 # What transformers' packed batches bring: rows that hold several texts.
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")

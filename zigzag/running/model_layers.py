@@ -76,6 +76,8 @@ def layers_of(model: Any) -> ModelLayers:
     config, name = model.config.get_text_config(decoder=True), type(model).__name__
     if reason := _unfit(config):
         raise ModelError(f"{name} {reason}")
+    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        raise ModelError(f"{name} takes only a cache of its own kind, in which a plan's layers have no place")
     cache: list[Any] = DynamicCache(config=config).layers[: config.num_hidden_layers]
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(cache)
     full, windows, others = [], [], {}

@@ -140,6 +140,22 @@ def test_two_threads_one_model(wanted: list[int]) -> None:
     assert tokens(model, plan=PLAN) == wanted
 
 
+def test_several_threads_call_an_attached_model(wanted: list[int]) -> None:
+    """transformers' own loop, each with a cache of its own."""
+    model, start, found = zigzag.attach(tiny_llama(), PLAN), threading.Barrier(4), []
+
+    def run() -> None:
+        start.wait(60)
+        found.extend(attached_tokens(model) for _ in range(3))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert found == [wanted] * 12
+
+
 @pytest.mark.parametrize("is_attached", [False, True])
 @pytest.mark.parametrize(
     "call",

@@ -16,6 +16,7 @@ from zigzag.generation.drafting import Drafter, LookupDrafter, streaming_drafter
 from zigzag.generation.loop import generate
 from zigzag.generation.statistics import Statistics
 from zigzag.models.decoder import CausalLM
+from zigzag.running.model_layers import layers_of
 
 TASKS = {
     "edit": "Print this code again with every docstring removed.\n\n",
@@ -90,7 +91,7 @@ def methods(model: CausalLM, temperature: float) -> dict[str, Run]:
     def theirs(**options: Any) -> Run:
         return lambda ids, new_tokens: (greedy(model, ids, new_tokens, **options), None)
 
-    layers = model.config.num_hidden_layers
+    layers = len(layers_of(model).full)
     found: dict[str, Run] = {
         "plain": ours(lambda: None),
         "lookup": ours(lambda: LookupDrafter(LOOKUP_DRAFTS)),

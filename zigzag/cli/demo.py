@@ -27,12 +27,12 @@ PROOF_PROMPTS, PROOF_SEED = 8, 1_000_000
 
 def demo(model: CausalLM, tokenizer: Any, out: Path, console: Console, *, num_streaming: int = 20) -> LayerPlan:
     """Run the five steps, print what they show, and write plan and picture into `out`."""
-    config = model.config
+    num_layers = len(layers_of(model).full)
     console.rule("1. calibrate: how much does each KV head need its full cache?")
     prompts = [p for n, count, seed in CALIBRATION for p in passkey_prompts(tokenizer, n, count=count, seed=seed)]
     scores = score(model, prompts, console)
-    console.rule(f"2. plan: {num_streaming} of {config.num_hidden_layers} layers stream")
-    plan = make_plan(scores, num_full=config.num_hidden_layers - num_streaming)
+    console.rule(f"2. plan: {num_streaming} of {num_layers} layers stream")
+    plan = make_plan(scores, num_full=num_layers - num_streaming)
     show_plan(plan, model, console)
     console.rule(f"3. prove it on {PROOF_PROMPTS} prompts it was not calibrated on")
     show_rivals(model, plan, passkey_prompts(tokenizer, LENGTH, count=PROOF_PROMPTS, seed=PROOF_SEED), console)

@@ -141,9 +141,17 @@ def test_which_tests_are_asked_and_in_which_order() -> None:
     }
     mutant = {"file": "room/a.py", "lines": [5, 6], "at_import": False}
     assert judges(mutant, tests) == ["t.py::fast", "t.py::slow[2]", "t.py::slow[1]"]
+    cases = {f"t.py::cheap[{n}]": reaching(0.02, 5) for n in range(9)} | {"t.py::dear": reaching(0.1, 5)}
+    asked = judges(mutant, tests | cases)
+    assert asked[:4] == [*(f"t.py::cheap[{n}]" for n in range(3)), "t.py::dear"], "the fourth case comes after it"
+    assert asked[9:] == ["t.py::cheap[8]", "t.py::fast", "t.py::slow[2]", "t.py::slow[1]"]
     assert "t.py::beside" in judges(mutant | {"at_import": True}, tests)
     assert judges(mutant | {"lines": [9, 9]}, tests) == []
     assert len(judges({"file": "room/names.py", "lines": [1, 1], "at_import": True}, tests)) == 5
+    own = {"tests/room/test_a.py::table": {"seconds": 0.1, "lines": {}}}
+    assert judges(mutant | {"at_import": True}, tests | own)[0] == "tests/room/test_a.py::table"
+    assert judges(mutant | {"at_import": True, "file": "zigzag/room/a.py"}, own) == ["tests/room/test_a.py::table"]
+    assert not set(own) & set(judges(mutant, tests | own))
     many = {f"t.py::{n}": reaching(1, 5) for n in range(100)}
     assert [len(batch) for batch in batches(list(many), many, 1e9)] == [12, 60, 28]
     assert [len(batch) for batch in batches(list(many), many, 20)] == [12, 9]
@@ -318,7 +326,7 @@ def test_the_exit_code_tells_of_the_share() -> None:
     assert page.code(STATE | {"control": {"failed": ["t"]}}, 0.5) == 1
 
 
-def test_a_room_that_is_half_judged_is_not_recorded(tmp_path: Path) -> None:
+def test_a_room_that_is_half_judged_is_not_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, folder = tmp_path / "out", tmp_path / "docs"
     out.mkdir(), folder.mkdir()
     (out / "chat.json").write_text(page.as_json(STATE | {"mutants": [{"id": "cc"}]}))
@@ -327,6 +335,11 @@ def test_a_room_that_is_half_judged_is_not_recorded(tmp_path: Path) -> None:
     (out / "chat.json").write_text(page.as_json(STATE))
     page.record(out, folder)
     assert json.loads((folder / "chat.json").read_text()) == STATE
+    assert "without a survivor" not in capsys.readouterr().out
+    (folder / "reasons.toml").write_text('aa = "it was killed since"\nbb = "equivalent: so"\n')
+    page.record(out, folder)
+    assert "reasons without a survivor, to be taken out of reasons.toml: aa\n" in capsys.readouterr().out
+    assert "**equivalent: so**" in (folder / "README.md").read_text()
 
 
 def test_the_page_is_what_its_records_say() -> None:

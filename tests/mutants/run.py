@@ -168,8 +168,9 @@ def map_of(root: Path, out: Path, jobs: Jobs, inputs: Inputs) -> tuple[dict[str,
 def judges(mutant: Mapping[str, Any], tests: Mapping[str, Test]) -> list[str]:
     """The tests that can reach a mutant, in the order in which they are asked.
 
-    First one case of each test function, the fastest first, then second cases, ... What an import runs, no test runs
-    for itself: all that reach its file are asked, or its room, where the file only holds names.
+    Fast ones first, and of a function with many cases each case counts as slower than the one before. What an import
+    runs, no test runs for itself: asked are all that reach its file, or its room, where the file only holds names, and
+    the room's own tests, of which some only look at a table.
     """
     first, last = mutant["lines"]
     wanted = sum(1 << line for line in range(first, last + 1))
@@ -179,14 +180,15 @@ def judges(mutant: Mapping[str, Any], tests: Mapping[str, Test]) -> list[str]:
         reach |= {name for name, test in tests.items() if mutant["file"] in test["lines"]}
         room = mutant["file"].rpartition("/")[0] + "/"
         reach = reach or {name for name, test in tests.items() if any(f.startswith(room) for f in test["lines"])}
+        reach |= {name for name in tests if name.startswith(f"tests/{room.removeprefix('zigzag/')}")}
     by_function = defaultdict(list)
     for name in reach:
         by_function[name.partition("[")[0]].append(name)
     ranked = []
     for names in by_function.values():
         names.sort(key=lambda name: (tests[name]["seconds"], name))
-        ranked += [(place, tests[name]["seconds"], name) for place, name in enumerate(names)]
-    return [name for _, _, name in sorted(ranked)]
+        ranked += [((tests[name]["seconds"] + 0.01) * place, name) for place, name in enumerate(names, 1)]
+    return [name for _, name in sorted(ranked)]
 
 
 def batches(names: Sequence[str], tests: Mapping[str, Test], budget: float) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,10 @@ class Steps:
 
     def __init__(self) -> None:
         self._steps: dict[tuple[int, ...], Step | None] = {}  # None: ran once, to be captured
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Steps":
+        """None: a copied store has buffers of its own."""
+        return Steps()
 
     def forget(self) -> None:
         """Capture anew: buffers that the graphs read have moved."""

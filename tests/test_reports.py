@@ -1,7 +1,9 @@
 """What users of other projects reported and no other file tries; docs/reports.md is the log."""
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,9 +134,10 @@ def merged(model: Any) -> None:
 
 
 def same_name(model: Any) -> None:
-    model.delete_adapter("two")
-    model.add_adapter("two", peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
     model.set_adapter("two")
+    model.delete_adapter("one")
+    model.add_adapter("one", peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
+    model.set_adapter("one")
 
 
 def trained(model: Any) -> None:
@@ -468,3 +471,26 @@ def test_penalties_count_every_accepted_token(option: dict[str, Any]) -> None:
     assert got.sequences == [wanted]
     assert wanted != plain
     assert got.statistics.tokens_per_verification > 2
+
+
+# The log itself
+
+
+def untested(page: str) -> list[str]:
+    """Rows of the table that name no test, or one that is not there."""
+    found = []
+    for row in re.findall(r"^\| (?!\*\*|report |---)(.*) \|$", page, flags=re.MULTILINE):
+        named = re.findall(r"`(test_\w+)::(test_\w+)`", row.split(" | ")[-1])
+        files = [Path(__file__).parent / f"{file}.py" for file, _ in named]
+        there = [f.exists() and f"\ndef {name}(" in f.read_text() for f, (_, name) in zip(files, named, strict=True)]
+        if not named or not all(there):
+            found.append(row)
+    return found
+
+
+def test_every_row_of_the_log_has_its_test() -> None:
+    page = (Path(__file__).parent.parent / "docs/reports.md").read_text()
+    assert untested(page) == []
+    assert page.count("::test_") > 40
+    for wrong in ("| one#1 | a | b | none |", "| two#2 | a | b | `test_reports::test_not_there` |"):
+        assert untested(f"{page}\n{wrong}\n") == [wrong[2:-2]]

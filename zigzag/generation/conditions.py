@@ -8,9 +8,10 @@ from zigzag.generation.row import Row
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
-from zigzag.running.model_layers import layers_of
+from zigzag.running.model_layers import decoder_of, layers_of
 from zigzag.running.rope import check_lengths
 from zigzag.running.runner import Runner
+from zigzag.running.weights import weights_state
 
 
 def drafts_trees(drafter: Drafter | None) -> bool:
@@ -31,8 +32,9 @@ def check_drafter(
     other = getattr(drafter, "model", None)
     if other is None:
         return
+    decoder = decoder_of(other)
     check_vocabularies(vocabulary_size(other), vocabulary, tokenizer)
-    if other is not model and other.get_decoder() is model.get_decoder():
+    if other is not model and decoder is model.get_decoder():
         raise ModelError(
             "generate: the draft model shares its layers with the target, as an adapter's base does, so it would draft "
             "with the adapter; load it a second time"
@@ -43,6 +45,11 @@ def check_cache(
     cache: Runner, rows: list[Row], model: Decoder, plan: Plan | None, drafter: Drafter | None, cuda_graphs: bool | None
 ) -> None:
     """CacheError unless this call can go on with the cache of an earlier one."""
+    if not isinstance(cache, Runner):
+        raise CacheError(
+            f"generate: cache= must be result.cache of an earlier call, got {type(cache).__name__}; "
+            f"transformers' caches go into the model's own generate, after zigzag.attach(model, plan)"
+        )
     if len(rows) != 1 or cache.host.model is not model or cache.plan != plan:
         raise CacheError("generate: cache= must come from an earlier call with one row, this model and this plan")
     if getattr(drafter, "wants_hidden", False):
@@ -50,6 +57,11 @@ def check_cache(
             "generate: a drafter that reads the target's states needs them from the start: leave out cache="
         )
     cache.check_valid()
+    if cache.weights not in (None, weights_state(model)):
+        raise CacheError(
+            "generate: the weights of the model, or its active adapters, have changed since cache= was filled: "
+            "leave it out, or call its reset()"
+        )
     fixed = not cache.store.takes_trees
     if fixed and (drafts_trees(drafter) or cuda_graphs is False):
         what = "drafts that are trees" if drafts_trees(drafter) else "cuda_graphs=False"

@@ -13,7 +13,15 @@ from zigzag.plans.heads import Plan
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import CacheError, ModelError
 from zigzag.running.attention import Attention
-from zigzag.running.interception import ATTACHMENT, NAME, Interception, attachment_of, full_attention
+from zigzag.running.interception import (
+    ATTACHMENT,
+    NAME,
+    Interception,
+    attachment_of,
+    check_keeps_a_cache,
+    full_attention,
+    is_checkpointing,
+)
 from zigzag.running.model_layers import ModelLayers, check_plan, layers_of, place
 
 Model = TypeVar("Model", bound=Decoder)
@@ -102,9 +110,15 @@ class _Attachment:
         """Before each forward: the plan's layers into an empty cache, the tokens' positions into the layers."""
         inputs = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
         cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
-        if decoder.training and _is_checkpointing(decoder):
-            if cache is not None:
-                raise ModelError("gradient checkpointing keeps no cache: pass no past_key_values, or call model.eval()")
+        if inputs.shape[1] == 0:
+            raise ModelError(
+                "there is no token to compute: the cache holds all that were given, or more; give it at least one new "
+                "one, or start with an empty cache (generate takes the inputs_embeds of the whole text)"
+            )
+        if cache is not None:
+            _check_kind(cache)
+            check_keeps_a_cache(decoder)
+        elif is_checkpointing(decoder):
             use_cache = kwargs["use_cache"] = False
         mask = kwargs.get("attention_mask")
         seen = 0 if cache is None or not len(cache.layers) else cache.get_seq_length()
@@ -113,7 +127,7 @@ class _Attachment:
         if cache is None and (decoder.config.use_cache if use_cache is None else use_cache):
             kwargs["past_key_values"] = cache = DynamicCache(config=decoder.config)
         if cache is not None:
-            self._fit(cache, seen)
+            self._fit(cache, inputs.shape[0], seen)
         streaming = [] if cache is None else streaming_parts(cache.layers)
         padding = streaming[0].max_padding if streaming else 0
         if mask is not None:
@@ -123,7 +137,8 @@ class _Attachment:
             raise ModelError("the cache holds padded rows: give the attention_mask [B, tokens seen + new] again")
         columns = _positions(mask if padding else None, inputs, seen)
         positions = columns[:, columns.shape[1] - inputs.shape[1] :]
-        _check_positions(kwargs.get("position_ids"), positions)
+        if streaming or inputs.shape[1] > 1:  # without a window nobody counts padding in a decode step
+            _check_positions(kwargs.get("position_ids"), positions, seen)
         for layer in streaming:
             layer.receive(positions, padding)
         kwargs[NAME] = Attention(
@@ -135,9 +150,13 @@ class _Attachment:
             from_start=seen == 0 and padding == 0,
         )
 
-    def _fit(self, cache: Any, seen: int) -> None:
-        if not isinstance(cache, Cache) or getattr(cache, "offloading", False):
-            raise CacheError(f"a plan needs a dynamic, not offloaded cache, got {type(cache).__name__}")
+    def _fit(self, cache: Cache, rows: int, seen: int) -> None:
+        filled = held(cache.layers) if seen else []
+        if filled and len(filled[0]) != rows:
+            raise CacheError(
+                f"the cache holds {len(filled[0])} rows, the tokens come in {rows}: start with an empty cache, or call "
+                f"its batch_repeat_interleave or batch_select_indices"
+            )
         if streaming_parts(cache.layers):
             self._check_ours(cache)
         elif seen == 0:
@@ -187,9 +206,9 @@ def _wrong_layers(cache: Cache, layers: list[Any]) -> CacheError:
     )
 
 
-def _is_checkpointing(decoder: Any) -> bool:
-    """Whether layers are computed again for their gradients: transformers then hands them no cache."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
+def _check_kind(cache: Any) -> None:
+    if not isinstance(cache, Cache) or getattr(cache, "offloading", False):
+        raise CacheError(f"a plan needs a dynamic, not offloaded cache, got {type(cache).__name__}")
 
 
 def _check_mask(mask: Any, batch: int, length: int) -> None:
@@ -222,16 +241,22 @@ def _positions(mask: Tensor | None, inputs: Tensor, seen: int) -> Tensor:
     return (columns - (mask == 0).sum(dim=-1, keepdim=True)).clamp(min=-1)
 
 
-def _check_positions(given: Any, positions: Tensor) -> None:
-    """ModelError for positions that are not those of each row's tokens; reads the device, so not in a decode step.
+def _check_positions(given: Any, positions: Tensor, seen: int) -> None:
+    """ModelError for positions that are not those of each row's tokens; waits for no device in a decode step.
 
     given: position_ids [1 or B, Tq]; with several axes (images) they are the model's business
     """
-    if given is None or given.dim() != 2 or positions.shape[1] == 1:
+    if given is None or given.dim() != 2 or (positions.shape[1] == 1 and given.device.type != "cpu"):
         return
     real = positions >= 0
-    if bool(((given.to(positions.device) != positions) & real).any()):
+    if not bool(((given.to(positions.device) != positions) & real).any()):
+        return
+    if seen:
         raise ModelError(
-            "under a plan position_ids must count each row's tokens, 0, 1, 2, ...: where they restart a row holds "
-            "several texts (packed), which streaming layers cannot keep apart; give each text its own row"
+            f"under a plan position_ids must go on where the cache ends, after {seen} tokens: it was given with a text "
+            f"that does not continue those; crop it to what both have in common, or start with an empty cache"
         )
+    raise ModelError(
+        "under a plan position_ids must count each row's tokens, 0, 1, 2, ...: where they restart a row holds "
+        "several texts (packed), which streaming layers cannot keep apart; give each text its own row"
+    )

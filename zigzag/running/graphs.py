@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ class Steps:
     def __init__(self, *, must: bool = False) -> None:
         self.must, self.cannot = must, False
         self._steps: dict[tuple[int, ...], Step | None] = {}  # None: ran once, to be captured
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Steps":
+        """None: a copied store has buffers of its own."""
+        return Steps(must=self.must)
 
     def forget(self) -> None:
         """Capture anew: buffers that the graphs read have moved."""

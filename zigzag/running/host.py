@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ModelError
 from zigzag.running import few_token_experts
 from zigzag.running.fused_modules import fused_modules
-from zigzag.running.interception import NAME, Attend, Interception, attachment_of
+from zigzag.running.interception import NAME, Attend, Interception, attachment_of, check_keeps_a_cache
 from zigzag.running.model_layers import layers_of
 
 log = logging.getLogger("zigzag")
@@ -32,7 +33,8 @@ class Host:
 
     cuda_graphs: for `zigzag.running.runner.open_runner`
 
-    Raises ModelError on entering where the model is busy: in another call of `generate`, or being scored.
+    Raises ModelError if the model cannot be run here, and on entering where it is busy: in another call of `generate`,
+    or being scored.
     """
 
     def __init__(self, model: Decoder, cuda_graphs: bool | None = None) -> None:
@@ -43,6 +45,8 @@ class Host:
                 "own generate, after zigzag.attach(model, plan)"
             )
         self.layers, self.config = layers_of(model), model.config.get_text_config(decoder=True)
+        check_keeps_a_cache(model.get_decoder())
+        _check_no_dropout(model)
         self.device = execution_device(model)
         self._attend: Attend | None = None
         self._states: Tensor | None = None
@@ -59,6 +63,10 @@ class Host:
                     log.info("%s", error)
             stack.callback(self.model.get_decoder().register_forward_hook(self._remember).remove)
             self._held = stack.pop_all()
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Host":
+        """Itself: a copy of a cache is one more cache of the same model."""
         return self
 
     def _take(self, stack: ExitStack) -> None:
@@ -93,6 +101,17 @@ class Host:
         if self._attend is None or get_ident() != self._thread:
             raise ModelError(f"the model {_BUSY}: it cannot be called by itself, or by another thread, until that ends")
         kwargs[NAME] = self._attend
+
+
+def _check_no_dropout(model: Decoder) -> None:
+    """ModelError for a model that drops out: each forward would be of another model, and no draft could be judged."""
+    for module in model.modules() if model.training else ():
+        named = {name: value for name, value in vars(module).items() if name.endswith(("dropout", "pdrop"))}
+        rates = [module.p] if isinstance(module, _DropoutNd) else [*named.values()]
+        if any(isinstance(rate, float) and rate > 0 for rate in rates) and module.training:
+            raise ModelError(
+                f"generate: the model is in training mode and {type(module).__name__} drops out: call eval()"
+            )
 
 
 def execution_device(model: Decoder) -> torch.device:

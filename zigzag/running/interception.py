@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ModelError
 from zigzag.running.learned_sinks import attention_with_sinks
-from zigzag.running.model_layers import ModelLayers, layers_of
+from zigzag.running.model_layers import ModelLayers, decoder_of, layers_of
 
 NAME = "zigzag"
 
@@ -216,12 +216,23 @@ class Interception:
 
 def interception_of(model: Decoder) -> Interception | None:
     """What has the attention of the model, by whichever handle; None if nothing has."""
-    return getattr(model.get_decoder(), _INTERCEPTION, None)
+    return getattr(decoder_of(model), _INTERCEPTION, None)
 
 
 def attachment_of(model: Decoder) -> Any:
     """What `zigzag.attach` has put on the model, with its `plan` and `spare`; None without a plan."""
-    return getattr(model.get_decoder(), ATTACHMENT, None)
+    return getattr(decoder_of(model), ATTACHMENT, None)
+
+
+def is_checkpointing(decoder: Any) -> bool:
+    """Whether layers are computed again for their gradients: transformers then hands them no cache."""
+    return decoder.training and any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
+
+
+def check_keeps_a_cache(decoder: Any) -> None:
+    """ModelError if the layers would not get the cache that they are given."""
+    if is_checkpointing(decoder):
+        raise ModelError("gradient checkpointing keeps no cache: call model.eval(), or pass no past_key_values")
 
 
 def check_free(model: Decoder) -> None:

@@ -7,6 +7,7 @@ windows of their own stay as they are, and so does what is no attention at all.
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from zigzag.plans.heads import Plan
@@ -69,10 +70,18 @@ def place(plan: Plan | None, layers: ModelLayers, *, own_windows: bool) -> Place
     return Placement(tuple(windows), tuple(groups))
 
 
+def decoder_of(model: Any) -> nn.Module:
+    """The layers of a transformers model without its head; ModelError for what is none, as a DataParallel."""
+    if not hasattr(model, "config") or not hasattr(model, "get_decoder"):
+        inner = "; give its .module" if hasattr(getattr(model, "module", None), "get_decoder") else ""
+        raise ModelError(f"a transformers decoder model is needed, got {type(model).__name__}{inner}")
+    decoder: nn.Module = model.get_decoder()
+    return decoder
+
+
 def layers_of(model: Any) -> ModelLayers:
     """The layers of a transformers decoder; ModelError, with the reason, for one that cannot run plans."""
-    if not hasattr(model, "config") or not hasattr(model, "get_decoder"):
-        raise ModelError(f"a transformers decoder model is needed, got {type(model).__name__}")
+    decoder_of(model)
     config, name = model.config.get_text_config(decoder=True), type(model).__name__
     if reason := _unfit(config):
         raise ModelError(f"{name} {reason}")

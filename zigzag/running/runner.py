@@ -25,6 +25,7 @@ from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, Output, is_spread
 from zigzag.running.model_layers import check_plan
 from zigzag.running.stores import Counts, Feed
+from zigzag.running.weights import weights_state
 
 log = logging.getLogger("zigzag")
 
@@ -49,6 +50,7 @@ class Runner:
         self._states: list[Tensor] = []  # their final states, if they are collected
         self._fresh: list[list[Tensor]] = [[] for _ in range(rows)]  # final states since `take_hidden`
         self._void = False
+        self.weights = weights_state(self.host.model) if rows else None  # what fills the cache
         self.store.restart(rows)
 
     @property

@@ -126,6 +126,8 @@ def test_packed_rows_are_refused(position_ids: list[int]) -> None:
     zigzag.attach(model, PLANS["layers"])
     with pytest.raises(ModelError, match=r"position_ids must count.*its own row"):
         model(random_ids(1, 8), position_ids=torch.tensor([position_ids]), use_cache=False)
+    with pytest.raises(ModelError, match="position_ids must count"):
+        model(random_ids(1, 2), position_ids=torch.tensor([[0, 0]]), use_cache=False)
     with pytest.raises(ModelError, match=r"packed rows \(cu_seq_lens_q"):
         model(random_ids(1, 8), cu_seq_lens_q=torch.tensor([0, 4, 8]), use_cache=False)
     model(random_ids(1, 8), position_ids=torch.arange(8)[None])

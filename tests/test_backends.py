@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import zigzag
 from zigzag import backends, ops, reference
 from zigzag.backends import registry
+from zigzag.reference.errors import BackendError
 
 POSITIONS = np.arange(3)
 
@@ -102,3 +104,25 @@ def test_automatic_choice_is_told_once(caplog: pytest.LogCaptureFixture) -> None
 def test_front_door_checks_before_the_backend() -> None:
     with pytest.raises(zigzag.ArgumentError, match=r"sink \+ recent"):
         ops.attention(np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1)), sink=0)
+
+
+def test_gradients_that_a_backend_would_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The automatic choice leaves it aside, a named one is refused; without a gradient both take it."""
+    torch = pytest.importorskip("torch")
+    kernels = pytest.importorskip("zigzag.backends.triton")
+    plain, wanting = torch.zeros(1), torch.zeros(1, requires_grad=True)
+
+    monkeypatch.setattr(registry, "_reason", lambda name: "")
+    monkeypatch.setattr(registry, "get_backend", lambda name: kernels)
+    monkeypatch.setattr(kernels, "takes", lambda array: True)
+
+    def serves(*arrays: object) -> bool:
+        return registry._serves("triton", "attention", SimpleNamespace(is_cuda=True), arrays)
+
+    assert serves(plain, None) and not serves(plain, wanting)
+    registry._check_gradients("attention", "triton", (plain,))
+    with pytest.raises(BackendError, match=r"attention: backend 'triton' gives no gradients.*torch.no_grad"):
+        registry._check_gradients("attention", "triton", (plain, wanting))
+    with torch.no_grad():
+        assert serves(plain, wanting)
+        registry._check_gradients("attention", "triton", (wanting,))

@@ -217,6 +217,8 @@ def test_the_shipped_template_alone_refuses_what_it_does_not_know(shipped) -> No
         ([said("a", tool_calls=[{"name": "f", "arguments": '{"x": NaN}'}])], "arguments: must be JSON"),
         ([said("a", tool_calls=[{"name": "f", "arguments": "[1]"}])], "arguments: must be an object"),
         ([said("a", tool_calls=[{"name": "f", "arguments": [1]}])], "arguments: must be an object"),
+        ([said("a", tool_calls=[{"name": "f", "arguments": 0}])], "arguments: must be an object, by name, got 0"),
+        ([said("a", tool_calls=[{"name": "f", "arguments": []}])], "arguments: must be an object"),
         ([said("a", tool_calls=[{"name": "f", "arguments": {1: 2}}])], "arguments: must be an object"),
     ],
 )

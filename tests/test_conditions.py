@@ -78,6 +78,15 @@ def test_across_the_switch_is_refused(
     assert not asked  # before any work
 
 
+def test_rotary_embeddings_of_each_kind_of_layer_count() -> None:
+    """Gemma 3 has two: where one of them changes, all tokens do."""
+    rope = {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    model = WINDOWED["gemma3"](rope_parameters=rope, max_position_embeddings=ORIGINAL)
+    with pytest.raises(ModelError, match=rf"\(dynamic\) changes beyond {ORIGINAL} tokens"):
+        generate(model, IDS, temperature=0, max_new_tokens=5)
+    generate(model, IDS, temperature=0, max_new_tokens=4)
+
+
 def test_the_tokens_would_really_differ() -> None:
     """What the refusal is for: a longer row beside it would change a row's tokens."""
     model, text = rotating(LONGROPE), random_ids(1, 20)[0].tolist()

@@ -416,6 +416,8 @@ def test_models_that_do_not_pass_keywords_on(kind: str) -> None:
         ("gemma3_text", {"use_bidirectional_attention": True}, "both directions"),
         ("gemma4_text", {}, "layers of different heads"),
         ("falcon_h1", {}, "no layer with full attention \\(hybrid\\)"),
+        ("llama", {"num_kv_shared_layers": 1}, "use the keys of others"),
+        ("llama", {"kv_sharing_modes": ["own", "own", "reuse"]}, "use the keys of others"),
         ("mistral", {"sliding_window": 0}, "sliding_window=0"),
         ("gptj", {}, "num_key_value_heads"),
     ],

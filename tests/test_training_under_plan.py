@@ -8,6 +8,7 @@ import torch
 from forwards import padded
 from models import random_ids, tiny_llama
 from transformers import DynamicCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from windowed_models import WINDOWED, gpt_oss
 from written_out import written_out
 
@@ -106,18 +107,31 @@ def test_dropout_is_refused_before_any_layer_runs() -> None:
     model(random_ids(1, 8))
 
 
-def test_dropout_of_another_name_is_refused_by_the_attention() -> None:
+def test_what_no_hook_can_know_is_refused_by_the_attention() -> None:
     """What no hook can know comes to light where the layer asks for it."""
     model = make()
     zigzag.attach(model, PLANS["layers"])
     forward = model.model.layers[1].self_attn.forward
 
     def asking(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, softcap=3.0, **kwargs)
+        return forward(*args, softcap=3.0, is_causal=False, **kwargs)
 
     model.model.layers[1].self_attn.forward = asking
-    with pytest.raises(ModelError, match="asks its attention for softcap"):
+    with pytest.raises(ModelError, match="asks its attention for softcap, is_causal=False, which"):
         model(random_ids(1, 8))
+
+
+def test_each_thing_by_itself_is_refused_by_the_attention() -> None:
+    model = make()
+    zigzag.attach(model, PLANS["layers"])
+    module = model.model.layers[1].self_attn
+    states = [torch.zeros(1, heads, 3, 8) for heads in (4, 2, 2)]
+    attention = ALL_ATTENTION_FUNCTIONS["zigzag"]
+    for asked in ({"dropout": 0.1}, {"is_causal": False}, {"softcap": 3.0}, {"sliding_window": 5}):
+        with pytest.raises(ModelError, match=f"asks its attention for {next(iter(asked))}"):
+            attention(module, *states, None, zigzag=lambda module, states: states.query, **asked)
+    nothing = {"dropout": 0.0, "is_causal": True, "softcap": None, "sliding_window": None, "position_ids": 1}
+    attention(module, *states, None, zigzag=lambda module, states: states.query, **nothing)
 
 
 @pytest.mark.parametrize("position_ids", [[0, 1, 2, 3, 0, 1, 2, 3], [3, 4, 5, 6, 7, 8, 9, 10]])
@@ -126,8 +140,11 @@ def test_packed_rows_are_refused(position_ids: list[int]) -> None:
     zigzag.attach(model, PLANS["layers"])
     with pytest.raises(ModelError, match=r"position_ids must count.*its own row"):
         model(random_ids(1, 8), position_ids=torch.tensor([position_ids]), use_cache=False)
-    with pytest.raises(ModelError, match=r"packed rows \(cu_seq_lens_q"):
-        model(random_ids(1, 8), cu_seq_lens_q=torch.tensor([0, 4, 8]), use_cache=False)
+    with pytest.raises(ModelError, match="position_ids must count"):
+        model(random_ids(1, 2), position_ids=torch.tensor([[0, 0]]), use_cache=False)
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"):
+        with pytest.raises(ModelError, match=rf"packed rows \({name}\)"):
+            model(random_ids(1, 8), use_cache=False, **{name: torch.tensor([0, 4, 8])})
     model(random_ids(1, 8), position_ids=torch.arange(8)[None])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from forwards import assert_same_logits, forward_in_pieces, padded
 from models import random_ids
-from windowed_models import WINDOW, WINDOWED, gpt_oss, qwen3_next
+from windowed_models import WINDOW, WINDOWED, gpt_oss, qwen3_next, tiny
 from written_out import written_out
 
 import zigzag
@@ -23,6 +23,7 @@ from zigzag.running.attach import cache_bytes, kv_size
 from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host
+from zigzag.running.model_layers import layers_of
 from zigzag.running.runner import Runner
 
 PLANS = {
@@ -237,3 +238,19 @@ def test_layers_with_a_state_run_attached(plan: LayerPlan) -> None:
 def test_layers_with_a_state_are_refused_by_generate() -> None:
     with pytest.raises(ModelError, match=r"linear_attention.*zigzag.attach"):
         zigzag.generate(qwen3_next(), [[1, 2, 3]], temperature=0)
+
+
+def test_chunked_attention_is_no_window() -> None:
+    """Llama 4: a token sees its own chunk, however near the one before is."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    kinds = ["chunked_attention", "full_attention"] * 2
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "moe_layers": [], "intermediate_size_mlp": 48}
+    model = tiny("llama4_text", layer_types=kinds, attention_chunk_size=8, rope_parameters=rope, **experts)
+    layers = layers_of(model)
+    assert layers.others == {0: "chunked_attention", 2: "chunked_attention"} and layers.own_windows == ()
+    with pytest.raises(ModelError, match=r"chunked_attention.*zigzag.attach"):
+        zigzag.generate(model, [[1, 2, 3]], temperature=0)
+    ids = random_ids(1, 30)
+    wanted = model(ids).logits
+    zigzag.attach(model, LayerPlan(("full", "full"), 1, 1))
+    torch.testing.assert_close(model(ids).logits, wanted)

@@ -57,8 +57,10 @@ def _text(content: Any, where: str) -> str:
 def _call(call: Any, where: str) -> dict[str, Any]:
     function = dict(function_of(call, where))
     arguments = function.get("arguments")
+    if arguments is None or arguments == "":
+        arguments = {}
     try:
-        read = strict_json(arguments) if isinstance(arguments, str) and arguments else arguments or {}
+        read = strict_json(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError) as error:
         raise ArgumentError(f"{where}.arguments: must be JSON, got {arguments!r:.200} ({error})") from error
     if not isinstance(read, Mapping) or not all(isinstance(key, str) for key in read):

@@ -150,8 +150,13 @@ def reloaded(model: Any) -> None:
 
 
 def replaced(model: Any) -> None:
+    """By another that was changed in place as often."""
     norm = model.get_decoder().norm
-    norm.weight = nn.Parameter(norm.weight.detach() * 2)
+    new = nn.Parameter(norm.weight.detach() * 2)
+    with torch.no_grad():
+        while new._version < norm.weight._version:
+            new.mul_(1)
+    norm.weight = new
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,8 @@ def test_a_cache_of_other_weights_is_refused(change: Callable[[Any], None]) -> N
     first = generate(model, IDS, temperature=0, max_new_tokens=2)
     assert tokens(model, first.sequences, cache=first.cache) == tokens(model, first.sequences)
     held = [list(row) for row in first.cache.tokens]
-    before = tokens(model)
+    before, empty = tokens(model), copy.deepcopy(first.cache)
+    empty.reset()
     change(model)
     after = tokens(model)
     assert after != before or change in (trained, replaced)  # the norm's scale is in all logits alike
@@ -174,6 +180,14 @@ def test_a_cache_of_other_weights_is_refused(change: Callable[[Any], None]) -> N
     first.cache.reset()
     assert tokens(model, cache=first.cache) == after
     assert tokens(model, cache=first.cache) == after  # filled anew
+    assert tokens(model, cache=empty) == after
+
+
+def test_weights_without_a_version() -> None:
+    with torch.inference_mode():
+        model = model64()
+    first = generate(model, IDS, temperature=0, max_new_tokens=2)
+    assert tokens(model, first.sequences, cache=first.cache) == tokens(model, first.sequences)
 
 
 def test_a_cache_that_is_none() -> None:
@@ -193,6 +207,8 @@ def test_a_cache_of_other_rows(plan: Any, rows: int, others: int) -> None:
         model(random_ids(others, 1), past_key_values=cache)
     assert cache.get_seq_length() == 20
     model(random_ids(rows, 1), past_key_values=cache)
+    cache.reset()
+    model(random_ids(others, 9), past_key_values=cache)
     with pytest.raises(CacheError, match="holds 1 rows, the tokens come in 2"):
         attached_tokens(model, past_key_values=filled(model, IDS[:, :20]), num_beams=2)
 
@@ -308,7 +324,9 @@ def test_generate_with_dropout(make: Callable[[], Any], name: str) -> None:
     for call in (lambda: tokens(model), lambda: tokens(tiny_llama(), drafter=model)):
         with pytest.raises(ModelError, match=rf"training mode and {name} drops out.*eval"):
             call()
-    model.eval()
+    for module in model.children():
+        module.eval()
+    assert model.training  # and yet nothing drops out
     assert tokens(model) == tokens(model)
     tokens(adapted(("one",)).train())  # nothing drops out
 

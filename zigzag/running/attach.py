@@ -151,7 +151,7 @@ class _Attachment:
         )
 
     def _fit(self, cache: Cache, rows: int, seen: int) -> None:
-        filled = held(cache.layers) if seen else []
+        filled = held(cache.layers)
         if filled and len(filled[0]) != rows:
             raise CacheError(
                 f"the cache holds {len(filled[0])} rows, the tokens come in {rows}: start with an empty cache, or call "

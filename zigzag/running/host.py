@@ -106,7 +106,7 @@ class Host:
 def _check_no_dropout(model: Decoder) -> None:
     """ModelError for a model that drops out: each forward would be of another model, and no draft could be judged."""
     for module in model.modules() if model.training else ():
-        named = {name: value for name, value in vars(module).items() if name.endswith(("dropout", "pdrop"))}
+        named = {name: value for name, value in vars(module).items() if name.endswith("dropout")}
         rates = [module.p] if isinstance(module, _DropoutNd) else [*named.values()]
         if any(isinstance(rate, float) and rate > 0 for rate in rates) and module.training:
             raise ModelError(

@@ -293,6 +293,17 @@ def test_a_test_that_failed_the_control_is_not_asked_again(package: Path) -> Non
     assert {mutant.get("by") for mutant in again["mutants"]} == {None, "tests/test_bad.py::test"}
 
 
+def test_a_test_that_fails_only_after_another_kills_nothing(package: Path) -> None:
+    body = "import sys\nfrom zigzag.chat.bad import half\n\n\ndef test():\n    half(4)\n"
+    (package / "tests/test_first.py").write_text(body + "    sys.modules['left_behind'] = sys\n")
+    (package / "tests/test_second.py").write_text(body + "    assert 'left_behind' not in sys.modules\n")
+    state = judged(package)
+    assert not {mutant.get("by") for mutant in state["mutants"]} & {"tests/test_first.py::test"}
+    survived = [m for m in state["mutants"] if m["verdict"] == "survived"]
+    assert [(m["function"], m["operator"]) for m in survived] == [("half", "drop a keyword argument")]
+    assert survived[0]["reached_by"] == 3, "the bad test, and these two"
+
+
 def test_tests_of_another_tree_are_refused(package: Path) -> None:
     """As where an installed zigzag stood before the copy."""
     (package / "tests/test_good.py").write_text("import sys, os\nsys.modules['zigzag'] = os\ndef test():\n    pass\n")

@@ -147,3 +147,13 @@ def test_what_is_attended_to_keeps_its_address() -> None:
     rows.feed(at(list(range(4, 16))), chunk=True)
     assert rows.ring.attended_positions is not None and rows.ring.attended_positions.shape == (1, 10 + 12)
     assert rows.layer.update(*states_of(at(list(range(4, 16)))))[0].shape == (1, HEADS, 22, SIZE)
+
+
+@pytest.mark.parametrize("sink", [0, 2])
+def test_what_a_long_prompt_does_not_keep_is_forgotten(sink: int) -> None:
+    """It goes to the last slot, where nobody may find it."""
+    rows = Rows(2, sink, 4, SPARE)
+    rows.feed(at(list(range(20)), [-1, -1, *range(18)]))
+    assert rows.ring.positions[:, -1].tolist() == [-1, -1]
+    rows.feed(at([20], [18]))
+    rows.feed(at([21, 22], [19, 20]))

@@ -74,7 +74,8 @@ reach each. A mistake that no test notices has survived, and is listed below wit
   run anything of its file, and those of its room. Fast ones are asked first; up to 45 seconds of tests a mistake, none
   of more than ten, so a survivor may be one that a later test would notice. Tests that start a program of their own
   count for the lines that they run themselves. Out of time is noticed: five times what the tests take, and 20 seconds.
-- **Controlled**: every test that noticed something passes where nothing was changed, in another order.
+- **Controlled**: a test that noticed something fails alone too, not only after others, and passes where nothing was
+  changed, in another order.
 - **The rest on request**: `make mutants ROOM=ops` (or `files`, `models`, `sizes`, `backends`), and with
   `MUTANTS="--count 1000"` more than 300. `MUTANTS="--within 600 --jobs 2"` stops after ten minutes; the same command
   goes on. `--draw` alone needs cosmic-ray, judging does not.

@@ -213,19 +213,29 @@ def verdict(tree: Path, mutant: Mapping[str, Any], tests: Mapping[str, Test], bu
     asked = 0
     begin = time.monotonic()
     with judge.changed(tree, mutant["file"], text):
-        for batch in batches(names, tests, budget):
+        waiting = batches(names, tests, budget)
+        while waiting:
+            batch = waiting.pop(0)
             limit = 20 + 5 * sum(tests[name]["seconds"] for name in batch)
             given = min(limit, left - (time.monotonic() - begin))
             found = judge.outcome_of(tree, batch, given)
             if found is None:
                 return {"verdict": KILLED, "by": batch[0], "how": "out of time or dead"} if given == limit else None
+            asked += len(found["ran"])
             if found["failures"]:
                 name, how = next(iter(found["failures"].items()))
-                return {"verdict": KILLED, "by": name, "how": how}
-            if not found["ran"]:  # not even conftest.py could be read
+                if not passes_alone(tree, name, tests):
+                    return {"verdict": KILLED, "by": name, "how": how}
+                waiting[:0] = [rest] if (rest := batch[batch.index(name) + 1 :]) else []
+            elif not found["ran"]:  # not even conftest.py could be read
                 return {"verdict": KILLED, "by": batch[0], "how": "no test could be collected"}
-            asked += len(found["ran"])
     return {"verdict": SURVIVED, "asked": asked, "reached_by": len(names)}
+
+
+def passes_alone(tree: Path, name: str, tests: Mapping[str, Test]) -> bool:
+    """Whether a test that failed does so after others only: then it says nothing of the mistake."""
+    found = judge.outcome_of(tree, [name], 60 + 5 * tests[name]["seconds"]) if name in tests else None
+    return found is not None and not found["failures"] and bool(found["ran"])
 
 
 def judge_room(room: str, folder: str, root: Path, out: Path, jobs: Jobs, given: Any) -> dict[str, Any]:

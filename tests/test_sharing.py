@@ -412,7 +412,11 @@ def test_models_that_do_not_pass_keywords_on(kind: str) -> None:
     ("kind", "options", "reason"),
     [
         ("gemma2", {"layer_types": ["full_attention"] * 3}, "attn_logit_softcapping=50"),
-        ("deepseek_v3", {"qk_rope_head_dim": 4, "q_lora_rank": 8, "kv_lora_rank": 8}, "multi-head latent attention"),
+        (
+            "deepseek_v3",
+            {"qk_rope_head_dim": 4, "q_lora_rank": 8, "kv_lora_rank": 8},
+            "latent attention.*without a plan",
+        ),
         ("gemma3_text", {"use_bidirectional_attention": True}, "both directions"),
         ("gemma4_text", {}, "layers of different heads"),
         ("falcon_h1", {}, "no layer with full attention \\(hybrid\\)"),
@@ -448,6 +452,38 @@ def test_a_window_that_the_config_does_not_tell_is_refused() -> None:
     zigzag.attach(model, PLAN)
     with pytest.raises(ModelError, match=r"sliding_window=8 \(its layer_types say another\)"):
         model(IDS)
+
+
+def test_a_layer_without_a_number_is_refused() -> None:
+    """An attention module that no plan could find would silently stay full."""
+    model = tiny_llama()
+    del model.model.layers[1].self_attn.layer_idx
+    before = everything(model)
+    with pytest.raises(ModelError, match="attention interface"):
+        zigzag.attach(model, PLAN)
+    assert everything(model) == before
+
+
+def test_two_threads_that_detach() -> None:
+    model = tiny_llama()
+    before, start, errors = everything(model), threading.Barrier(4), []
+
+    def run() -> None:
+        start.wait(60)
+        try:
+            zigzag.detach(model)
+        except Exception as error:
+            errors.append(error)
+
+    for _ in range(20):
+        zigzag.attach(model, PLAN)
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert everything(model) == before
+    assert errors == []
 
 
 def test_output_attentions_are_refused() -> None:

@@ -254,3 +254,47 @@ def test_chunked_attention_is_no_window() -> None:
     wanted = model(ids).logits
     zigzag.attach(model, LayerPlan(("full", "full"), 1, 1))
     torch.testing.assert_close(model(ids).logits, wanted)
+
+
+def test_windows_in_all_layers_run_without_a_plan() -> None:
+    """As Mistral 7B v0.1: there is nothing to decide, but drafts and rows of different lengths work."""
+    kind = {"layer_types": ["sliding_attention"] * 4, "sliding_window": WINDOW}
+    model = tiny("ministral", **kind)
+    texts = [random_ids(1, n, seed=n)[0].tolist() * 2 for n in (11, 4)]
+    heads = np.ones((0, 2), dtype=bool)
+    wanted = [list(text) for text in texts]
+    for row in wanted:
+        for _ in range(9):
+            with written_out(model, heads), torch.inference_mode():
+                row.append(int(model(torch.tensor([row]), use_cache=False).logits[0, -1].argmax()))
+    result = zigzag.generate(model, texts, drafter="lookup", temperature=0, max_new_tokens=9)
+    assert result.sequences == wanted
+    for call in (
+        lambda: zigzag.attach(model, LayerPlan(("full",) * 4, 1, 2)),
+        lambda: zigzag.generate(model, texts, plan=LayerPlan(("full",) * 4, 1, 2)),
+        lambda: zigzag.calibrate(model, method="lost_mass", sink=2, recent=5, prompts=prompts()),
+        lambda: kv_size(model),
+    ):
+        with pytest.raises(ModelError, match=r"window of 7.*nothing for a plan to decide; run it without"):
+            call()
+
+
+def test_latent_attention_runs_without_a_plan() -> None:
+    """DeepSeek, GLM-4.7-Flash: a latent is cached, which no plan can cut."""
+    latent = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+    model = tiny("deepseek_v2", layer_types=None, first_k_dense_replace=4, num_key_value_heads=4, **latent)
+    ids = random_ids(1, 9).repeat(1, 2)
+    wanted = model.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist()
+    assert zigzag.generate(model, ids, drafter="lookup", temperature=0, max_new_tokens=8).sequences == [wanted]
+    zigzag.attach(model, LayerPlan(("full",) * 4, 1, 2))
+    assert model.generate(ids, max_new_tokens=8, do_sample=False)[0].tolist() == wanted
+    zigzag.detach(model)
+    plan = LayerPlan(("full", "streaming") * 2, 1, 2)
+    for call in (
+        lambda: zigzag.attach(model, plan),
+        lambda: zigzag.generate(model, ids, plan=plan),
+        lambda: zigzag.calibrate(model, method="gate_gradient", sink=2, recent=5, prompts=prompts()),
+        lambda: kv_size(model),
+    ):
+        with pytest.raises(ModelError, match=r"latent attention.*run it without a plan"):
+            call()

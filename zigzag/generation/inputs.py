@@ -3,13 +3,12 @@
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from zigzag.reference.checks import check_count
+from zigzag.reference.checks import as_real, check_count
 from zigzag.reference.errors import ArgumentError
 
 BESIDE = ("attention_mask", "token_type_ids")  # what a tokenizer may give beside input_ids
@@ -19,10 +18,10 @@ whole = partial(check_count, "generate")  # (name, value, least) -> int
 
 def real(name: str, value: Any) -> float:
     """A Python float of any kind of real number; ArgumentError for what is none."""
-    is_number = isinstance(value, Real | np.number) or (isinstance(value, Tensor | np.ndarray) and value.ndim == 0)
-    if _is_bool(value) or not is_number:
+    number = as_real(value.item() if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0 else value)
+    if number is None:
         raise ArgumentError(f"generate: {name} must be a number, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_options(tokenizer: Any, logprobs: Any, on_tokens: Any, cuda_graphs: Any) -> None:

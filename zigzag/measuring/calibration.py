@@ -23,7 +23,7 @@ from zigzag.reference.errors import ArgumentError, ModelError
 from zigzag.running.attention import Attention
 from zigzag.running.interception import States, full_attention, intercepted, layer_index
 from zigzag.running.masking import masked_heads
-from zigzag.running.model_layers import check_plan, layers_of, place
+from zigzag.running.model_layers import check_may_stream, check_plan, layers_of, place
 
 Advance = Callable[[int], object]
 Score = Callable[[Decoder, Sequence[PasskeyPrompt], Mask, int, Advance], NDArray[np.float64]]
@@ -198,6 +198,7 @@ METHODS: dict[str, Score] = {
 
 def _heads(model: Decoder) -> tuple[int, int]:
     layers = layers_of(model)
+    check_may_stream("calibrate", layers)
     return len(layers.full), layers.num_kv_heads
 
 

@@ -22,7 +22,7 @@ from zigzag.running.interception import (
     full_attention,
     is_checkpointing,
 )
-from zigzag.running.model_layers import ModelLayers, check_plan, layers_of, place
+from zigzag.running.model_layers import ModelLayers, check_may_stream, check_plan, layers_of, place
 
 Model = TypeVar("Model", bound=Decoder)
 
@@ -85,8 +85,12 @@ class KvSize(TypedDict):
 
 
 def kv_size(model: Decoder) -> KvSize:
-    """head_size, num_kv_heads, itemsize and own_windows of a model, as `LayerPlan.kv_bytes` takes them."""
+    """head_size, num_kv_heads, itemsize and own_windows of a model, as `LayerPlan.kv_bytes` takes them.
+
+    Raises ModelError for a model that no plan could be for.
+    """
     layers = layers_of(model)
+    check_may_stream("kv_size", layers)
     return {
         "head_size": layers.head_size,
         "num_kv_heads": layers.num_kv_heads,
@@ -104,7 +108,8 @@ class _Attachment:
 
     def remove(self) -> None:
         self.interception.remove()
-        delattr(self.interception.decoder, ATTACHMENT)
+        if getattr(self.interception.decoder, ATTACHMENT, None) is self:  # else another thread was first
+            delattr(self.interception.decoder, ATTACHMENT)
 
     def _prepare(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each forward: the plan's layers into an empty cache, the tokens' positions into the layers."""

@@ -204,14 +204,17 @@ class Interception:
 
     def remove(self) -> None:
         """Give the attention back; what others have set meanwhile stays."""
-        self.check_not_lent()
-        for hook in self.hooks:
-            hook.remove()
-        for module in self.modules:
-            del module._zigzag_window
-        if self.decoder.config._attn_implementation == NAME:
-            self.decoder.set_attn_implementation(self.previous)
-        delattr(self.decoder, _INTERCEPTION)
+        with _lock:
+            self.check_not_lent()
+            if getattr(self.decoder, _INTERCEPTION, None) is not self:  # another thread was first
+                return
+            delattr(self.decoder, _INTERCEPTION)
+            for hook in self.hooks:
+                hook.remove()
+            for module in self.modules:
+                del module._zigzag_window
+            if self.decoder.config._attn_implementation == NAME:
+                self.decoder.set_attn_implementation(self.previous)
 
 
 def interception_of(model: Decoder) -> Interception | None:

@@ -14,7 +14,7 @@ from zigzag.plans.heads import HeadPlan
 from zigzag.reference.errors import PlanError
 from zigzag.running.attention import Attention
 from zigzag.running.interception import full_attention, intercepted
-from zigzag.running.model_layers import layers_of, place
+from zigzag.running.model_layers import check_may_stream, layers_of, place
 
 
 @contextmanager
@@ -28,6 +28,7 @@ def masked_heads(model: Decoder, full_heads: ArrayLike, *, sink: int, recent: in
     """
     full = np.asarray(full_heads, dtype=bool)
     layers = layers_of(model)
+    check_may_stream("masked_heads", layers)
     if full.shape != (len(layers.full), layers.num_kv_heads):
         raise PlanError(
             f"masked_heads: full_heads must be [{len(layers.full)}, {layers.num_kv_heads}] for this "

@@ -25,13 +25,16 @@ class ModelLayers:
     windows: [L] of each layer its own window, None for a layer without one
     others: {index: kind} of layers that are neither, as "linear_attention"
     num_kv_heads, head_size: G and D of the full layers
+    is_latent: whether they cache a latent instead of keys and values of G heads (multi-head latent attention)
     """
 
+    name: str
     full: tuple[int, ...]
     windows: tuple[Window | None, ...]
     others: dict[int, str]
     num_kv_heads: int
     head_size: int
+    is_latent: bool
 
     @property
     def num_layers(self) -> int:
@@ -96,14 +99,10 @@ def layers_of(model: Any) -> ModelLayers:
             full.append(index)
         elif windows[-1] is None:
             others[index] = kind
-    if not full:
-        what = sorted({f"a window of {w.size}" for w in windows if w is not None} | set(others.values()))
-        raise ModelError(
-            f"{name} has no layer with full attention ({', '.join(what)}): there is nothing for a plan to decide"
-        )
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return ModelLayers(tuple(full), tuple(windows), others, config.num_key_value_heads, size)
+    is_latent = bool(getattr(config, "kv_lora_rank", None))
+    return ModelLayers(name, tuple(full), tuple(windows), others, config.num_key_value_heads, size, is_latent)
 
 
 def empty_cache(model: Any) -> Cache:
@@ -112,9 +111,11 @@ def empty_cache(model: Any) -> Cache:
 
 
 def check_plan(op: str, plan: Plan | None, layers: ModelLayers) -> None:
-    """PlanError unless the plan is for a model with such layers."""
+    """PlanError unless the plan is for a model with such layers, ModelError if it could be for none."""
     if plan is None:
         return
+    if plan.streams or not layers.full:
+        check_may_stream(op, layers)
     if plan.num_layers != len(layers.full):
         rest = layers.num_layers - len(layers.full)
         of_which = f" with full attention (and {rest} others, of which a plan does not speak)" if rest else ""
@@ -126,6 +127,21 @@ def check_plan(op: str, plan: Plan | None, layers: ModelLayers) -> None:
         raise PlanError(
             f"{op}: the plan was made for {plan.num_kv_heads} KV heads a layer, the model has "
             f"{layers.num_kv_heads}; make a plan for this model"
+        )
+
+
+def check_may_stream(op: str, layers: ModelLayers) -> None:
+    """ModelError for a model of which no layer could stream: there is nothing to score or to plan."""
+    if layers.is_latent:
+        raise ModelError(
+            f"{op}: {layers.name} has multi-head latent attention (kv_lora_rank), whose cache no plan can cut; "
+            f"run it without a plan, or plan a model with grouped-query attention"
+        )
+    if not layers.full:
+        what = sorted({f"a window of {w.size}" for w in layers.windows if w is not None} | set(layers.others.values()))
+        raise ModelError(
+            f"{op}: {layers.name} has no layer with full attention ({', '.join(what)}), so there is nothing for a plan "
+            f"to decide; run it without one"
         )
 
 
@@ -144,8 +160,6 @@ def _unfit(config: Any) -> str:
     """Why plans cannot be run on a decoder of this configuration; empty if they can."""
     if getattr(config, "num_key_value_heads", None) is None:
         return "has no num_key_value_heads: grouped-query attention is needed"
-    if getattr(config, "kv_lora_rank", None):
-        return "has multi-head latent attention (kv_lora_rank): grouped-query attention is needed"
     if getattr(config, "attn_logit_softcapping", None):
         return f"caps its attention scores (attn_logit_softcapping={config.attn_logit_softcapping}), which no op does"
     if getattr(config, "use_bidirectional_attention", False) is True:

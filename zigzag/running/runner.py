@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
-from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import HeadPlan, Plan
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
 from zigzag.reference.trees import node_depths
@@ -280,7 +279,7 @@ def open_runner(
             f"be taken back from; use zigzag.attach(model, plan) and the model's own generate"
         )
     check_plan("generate", plan, host.layers)
-    reason = _no_graphs(host.model, plan, trees)
+    reason = _no_graphs(host, plan, trees)
     if host.cuda_graphs and reason:
         raise ArgumentError(f"generate: cuda_graphs=True cannot be: {reason}; leave it out")
     store: Store
@@ -294,8 +293,9 @@ def open_runner(
     return Runner(host, store, keep_hidden=keep_hidden)
 
 
-def _no_graphs(model: Decoder, plan: Plan | None, trees: bool) -> str:
+def _no_graphs(host: Host, plan: Plan | None, trees: bool) -> str:
     """Why steps of this model cannot be CUDA graphs; empty if they can."""
+    model = host.model
     devices = {weight.device for weight in model.parameters()}
     if model.device.type != "cuda":
         return f"the model is on {model.device}, not on a CUDA device"
@@ -305,6 +305,8 @@ def _no_graphs(model: Decoder, plan: Plan | None, trees: bool) -> str:
         return "the model may be spread over several processes"
     if isinstance(plan, HeadPlan):
         return "a HeadPlan splits layers"
+    if host.layers.is_latent:
+        return "its cache holds latents, of which every step would make the keys of all slots"
     if has_eager_experts(model):
         return "its experts run one by one, by what the device says (set_experts_implementation('grouped_mm'))"
     return "drafts are trees, and a tree's siblings share a position" if trees else ""

@@ -219,9 +219,13 @@ ROOM = (
 
 
 def unknown_paths(text: str) -> list[str]:
-    """What stands in backticks as a path below a folder of the project and is not there."""
+    """What stands in backticks as a path below a folder of the project, or as a module, and is not there."""
     found = re.findall(rf"`({ROOM}/[\w./-]*)`", FENCES.sub("", text))
-    return sorted({path for path in found if not any((ROOT / top / path).exists() for top in TOPS)})
+    return sorted({path for path in found if not any(_is_there(ROOT / top / path) for top in TOPS)})
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.with_name(f"{path.name}.py").exists()
 
 
 def test_unknown_path_is_noticed() -> None:

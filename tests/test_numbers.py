@@ -139,10 +139,10 @@ def test_backends_get_plain_numbers(call: Taking, monkeypatch: pytest.MonkeyPatc
     """Also those of others, and kernels, which take NumPy's for something else."""
     got: list[Any] = []
 
-    def spying(op: str, backend: str, *arrays: Any) -> Any:
+    def spying(op: str, backend: str, *arrays: Any, **wanted: Any) -> Any:
         def call_it(*args: Any, **options: Any) -> Any:
             got.extend(value for value in options.values() if value is not None)
-            return lookup(op, backend, *arrays)(*args, **options)
+            return lookup(op, backend, *arrays, **wanted)(*args, **options)
 
         return call_it
 

@@ -111,10 +111,10 @@ def test_splitting_queries() -> None:
 def test_the_layer_that_a_plan_needs() -> None:
     layers = LayerPlan(("full", "streaming"), 1, 2, align=1)
     heads = HeadPlan(((True, False), (False, False), (True, True)), 1, 2)
-    made = [new_layer(layers, i, 3, FullLayer) for i in range(2)] + [
-        new_layer(heads, i, 3, FullLayer) for i in range(3)
-    ]
-    none = new_layer(None, 0, 3, FullLayer)
+    planned = [(plan, index) for plan in (layers, heads) for index in range(plan.num_layers)]
+    made = [new_layer(plan.full_groups(i), plan.window(i), 3, FullLayer) for plan, i in planned]
+    none = new_layer(True, None, 3, FullLayer)
+    assert [made[1].is_sliding, new_layer(False, Window(1, 2), 3, FullLayer, poses_as_full=True).is_sliding] == [1, 0]
     assert [type(layer) for layer in (*made, none)] == [
         FullLayer,
         StreamingLayer,

@@ -42,7 +42,9 @@ BUDGET = 45.0  # seconds of tests a mutant
 FILE_LIMIT = 1200.0  # seconds of a test file while its lines are recorded
 LONGEST = 10.0  # seconds of a test that is asked
 SHARE = 0.9
-NOT_JUDGES = ("tests/test_mutants.py", "tests/test_packaging.py")  # of this tool; builds in a folder of its own
+CUPY = ("attention_kernel", "attention_mma", "verification_kernel")
+# Tests of this tool; what builds in a folder of its own; kernels of CuPy, compiled anew in each copy, which reach no room.
+NOT_JUDGES = ("tests/test_mutants.py", "tests/test_packaging.py", *(f"tests/test_cupy_{kernel}.py" for kernel in CUPY))
 
 Test = dict[str, Any]  # seconds, lines
 

@@ -19,5 +19,5 @@ def test_each_layer_has_its_own_window() -> None:
 
 @pytest.mark.parametrize("name", ["spare", "batch", "head_size", "itemsize"])
 def test_a_negative_number_is_named(name: str) -> None:
-    with pytest.raises(ArgumentError, match=f"^kv_bytes: {name} must not be negative, got -1$"):
+    with pytest.raises(ArgumentError, match=f"^kv_bytes: {name} must be a whole number of at least 0, got -1$"):
         kv_bytes(FULL, WINDOWS, 0, **{"head_size": 0, "spare": 0, "batch": 0, "itemsize": 0, name: -1})

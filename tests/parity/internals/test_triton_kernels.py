@@ -239,4 +239,8 @@ def test_automatic_choice(device: str, dtype: torch.dtype, served: bool) -> None
         pass
 
     Array.dtype, Array.device, Array.is_cuda = dtype, torch.device(device), device == "cuda"
-    assert {registry._serves("triton", op, Array()) for op in reference.OPS} == {served}
+    assert {registry._serves("triton", op, Array(), ()) for op in reference.OPS} == {served}
+    wanting = (torch.ones(1, requires_grad=True),)
+    assert not registry._serves("triton", "attention", Array(), wanting)
+    with torch.no_grad():
+        assert registry._serves("triton", "attention", Array(), wanting) == served

@@ -1,7 +1,7 @@
 """Text of thinking models split into reasoning, content and tool calls, however it is cut."""
 
 import json
-import time
+import re
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from zigzag import ArgumentError
+from zigzag.chat import reasoning
 from zigzag.chat.reasoning import Content, Event, Reasoning, ReasoningParser, ToolCall, merge, parse
 
 TAGS = "<think> </think> <tool_call> </tool_call> <arg_key> </arg_key> <arg_value> </arg_value>".split()
@@ -284,10 +285,21 @@ def test_rendered_turns_come_back(asked: list[ToolCall], thought: str, answer: s
     assert parse(text) == parse(text, form="glm47") == expected
 
 
-def seconds(pieces: list[str]) -> float:
-    begin = time.perf_counter()
-    fed(pieces)
-    return time.perf_counter() - begin
+class Counting:
+    """The parser's regular expression, counting the characters that it is given."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self.pattern, self.characters = pattern, 0
+
+    def split(self, text: str) -> list[str]:
+        self.characters += len(text)
+        return self.pattern.split(text)
+
+
+def longest_held(parser: ReasoningParser) -> int:
+    """Characters of the longest string that the parser, or the call that it reads, could copy with every piece."""
+    holders = [vars(parser), {} if parser._call is None else vars(parser._call)]
+    return max(len(held) for holder in holders for held in holder.values() if isinstance(held, str))
 
 
 @pytest.mark.parametrize(
@@ -295,8 +307,21 @@ def seconds(pieces: list[str]) -> float:
     ["<", "<tool_call>", "<tool_call>f\n", GOOD[:-12], "\n", "<think>", "<tool_call>" + " " * 200, "</think>", "<arg_"],
 )
 @pytest.mark.parametrize("piece", [1, 10**9])
-def test_time_is_linear(unit: str, piece: int) -> None:
-    """A quadratic parser would need minutes for these; the limit is 20 times what they take."""
-    text = (unit * 200_000)[:200_000]
+def test_work_is_linear(unit: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every character is looked at once, a tag that may be open once more with each piece; nothing that is held grows."""
+    counting = Counting(reasoning._SPLIT)
+    monkeypatch.setattr(reasoning, "_SPLIT", counting)
+    text = (unit * 20_000)[:20_000]
     text = "<tool_call>f\n<arg_key>a</arg_key><arg_value>" + text if piece == 1 else text
-    assert seconds([text[i : i + piece] for i in range(0, len(text), piece)]) < 20
+    parser, pieces = ReasoningParser(), [text[i : i + piece] for i in range(0, len(text), piece)]
+    for each in pieces:
+        parser.feed(each)
+        assert piece > 1 or longest_held(parser) <= 300
+    parser.finish()
+    assert counting.characters <= len(text) + 20 * len(pieces)
+
+
+def test_what_grows_is_noticed() -> None:
+    parser = ReasoningParser()
+    parser._tail = "x" * 1000
+    assert longest_held(parser) == 1000

@@ -78,6 +78,10 @@ def test_slots_of_a_ring() -> None:
     assert (ring.sink, ring.length, ring.size, ring.chunk) == (2, 5, 7, False)
     expected = [0, 1, 2, 3, 4, 5, 6, 2, 3, 4, 5, 6, 2]
     assert ring.slot(np.arange(13)).tolist() == ring.slot(torch.arange(13)).tolist() == expected
+    assert ring.slots_of(np.array([[*range(9)], [-1, *range(8)]]), np.array([9, 8])).tolist() == [
+        [0, 1, 7, 7, 4, 5, 6, 2, 3],  # places 2 and 3 would be overwritten at once
+        [7, 0, 1, 7, 3, 4, 5, 6, 2],
+    ]
     assert ring.positions.shape == (0, 0) and ring.positions.dtype == torch.int64
     ring.reset(3, torch.device("cpu"))
     assert ring.positions.tolist() == [[-1] * 8] * 3

@@ -308,7 +308,7 @@ def longest_held(parser: ReasoningParser) -> int:
 )
 @pytest.mark.parametrize("piece", [1, 10**9])
 def test_work_is_linear(unit: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every character is looked at once, a tag that may be open once more with each piece; nothing that is held grows."""
+    """Each character is looked at once, a tag that may be open again with each piece; nothing that is held grows."""
     counting = Counting(reasoning._SPLIT)
     monkeypatch.setattr(reasoning, "_SPLIT", counting)
     text = (unit * 20_000)[:20_000]

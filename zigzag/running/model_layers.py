@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from zigzag.plans.heads import Plan
 from zigzag.plans.window import Window
@@ -103,11 +103,6 @@ def layers_of(model: Any) -> ModelLayers:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     is_latent = bool(getattr(config, "kv_lora_rank", None))
     return ModelLayers(name, tuple(full), tuple(windows), others, config.num_key_value_heads, size, is_latent)
-
-
-def empty_cache(model: Any) -> Cache:
-    """The growing cache that transformers makes for the model."""
-    return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
 def check_plan(op: str, plan: Plan | None, layers: ModelLayers) -> None:

@@ -9,14 +9,18 @@ import torch
 from models import random_ids, tiny_llama
 from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from windowed_models import gpt_oss
+from windowed_models import WINDOWED, gpt_oss
 
 import zigzag
 from zigzag import LayerPlan, ModelError
 from zigzag.running.attach import _check_positions
+from zigzag.running.growing import GrowingStore
+from zigzag.running.host import Host
 from zigzag.running.interception import _attention_function
 from zigzag.running.masking import masked_heads
+from zigzag.running.model_layers import layers_of
 from zigzag.running.rope import check_lengths
+from zigzag.running.runner import Runner
 
 
 def test_without_a_plan_it_is_transformers_own() -> None:
@@ -98,3 +102,33 @@ def test_rotary_embeddings_that_tell_no_original_length() -> None:
     check_lengths(model, 5, 24)
     with pytest.raises(ModelError, match="beyond 24 tokens"):
         check_lengths(model, 5, 25)
+
+
+def test_windows_behind_a_full_layer() -> None:
+    """Layers are told apart each by itself, not by the first."""
+    model = WINDOWED["olmo3"](layer_types=["full_attention", "sliding_attention"] * 2)
+    found = layers_of(model)
+    assert (found.full, found.own_windows, found.others) == ((0, 2), (7, 7), {})
+    ids = random_ids(1, 20)
+    wanted = model.generate(ids, max_new_tokens=4, do_sample=False)[0].tolist()
+    assert zigzag.generate(model, ids, temperature=0, max_new_tokens=4).sequences == [wanted]
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_padding_on_the_right_of_a_short_chunk(width: int) -> None:
+    model = zigzag.attach(tiny_llama(2), LayerPlan(("streaming", "full"), 2, 6))
+    cache, ids = DynamicCache(config=model.config), random_ids(1, 12)
+    model(ids[:, :-width], past_key_values=cache)
+    mask = torch.ones(1, 12, dtype=torch.int64)
+    mask[0, -1] = 0
+    with pytest.raises(ModelError, match="padded on the left"):
+        model(ids[:, -width:], past_key_values=cache, attention_mask=mask)
+
+
+def test_one_token_again() -> None:
+    """A text of one token that the cache holds is fed again: its logits are wanted."""
+    model = tiny_llama(2, dtype=torch.float64)
+    with Host(model) as host, torch.inference_mode():
+        runner = Runner(host, GrowingStore(None, host.layers, host.device))
+        first, again = (runner.sync([[5]]).logits.clone() for _ in range(2))
+    torch.testing.assert_close(first, again)

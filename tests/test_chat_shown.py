@@ -7,7 +7,7 @@ from chats import ADD, ASKED, HI, RESULTS, STOP, said, templated
 from transformers import AutoTokenizer
 
 from zigzag import ModelError
-from zigzag.chat.shown import check_all_shown
+from zigzag.chat.shown import _is_in, check_all_shown
 from zigzag.chat.thinking import chat_prompt
 from zigzag.models import tiny_glm
 
@@ -211,3 +211,12 @@ def test_a_template_of_roles_alone() -> None:
             chat_prompt(tokenizer, chat, **more)
     with pytest.raises(ModelError, match=r"leaves out messages\[1\].reasoning_content, messages\[1\].tool_calls"):
         chat_prompt(tokenizer, [HI, ASKED, *RESULTS], thinking=None)
+
+
+@pytest.mark.parametrize("text", ["na\u00efve", 'a "b"', "caf\u00e9"])
+def test_a_text_is_there_whole_or_not(text: str) -> None:
+    """As it is, or as JSON writes it, to ASCII or not; each of them to its last character."""
+    for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]):
+        assert _is_in(f" {text} ", f"<{form}>")
+        assert not _is_in(text, f"<{form[:-1]}>")
+        assert not _is_in(text, f"<{form[1:]}>")

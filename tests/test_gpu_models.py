@@ -73,7 +73,7 @@ def test_learned_sinks_in_graphs() -> None:
     wanted = expected(exact, torch.tensor([text + step[0]]), TWO)[0, -3:]
     without = expected(exact, torch.tensor([text + step[0]]), LayerPlan(("full", "full"), 2, 5))[0, -3:]
     error, effect = (float((one - wanted).norm() / wanted.norm()) for one in (found[0], without))
-    assert error < 0.1 < effect
+    assert error < 0.05 < 0.1 < effect  # on a CPU 0.013 and 0.13
 
 
 @pytest.mark.parametrize("name", ["gemma3", "olmo3"])

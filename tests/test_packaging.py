@@ -1,6 +1,7 @@
 """What is shipped: the packages list is complete, and the wheel made from the sdist holds and imports everything."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,3 +136,20 @@ def test_wheel_runs_its_suite(unpacked: Path, tmp_path: Path) -> None:
     )
     assert "1 passed, 1 skipped" in printed and f"{unpacked.name}/zigzag/conformance" in printed, printed
     assert sorted(suite.rglob("*")) == before and not list(tmp_path.iterdir())
+
+
+def skipped_without(text: str) -> set[str]:
+    """Packages without which tests of this source are skipped."""
+    return {name.partition(".")[0] for name in re.findall(r"importorskip\(\s*[\"']([\w.]+)", text)}
+
+
+def test_no_test_is_skipped_for_what_make_test_does_not_install() -> None:
+    """`make test` installs the extras `all` and `test`: what they lack would be skipped everywhere, without a word."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    installed = {
+        re.match(r"[\w-]+", line)[0] for name in ("all", "test", "models", "cli", "plot") for line in extras[name]
+    }
+    installed |= {"torch", "zigzag"}
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("*.py")]
+    assert set().union(*map(skipped_without, texts)) - installed <= {"cupy", "cosmic_ray"}
+    assert skipped_without("x = pytest.importor" + 'skip("nothing.of.it")') == {"nothing"}

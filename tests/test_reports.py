@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from models import SIZES, random_ids, tiny_llama
@@ -26,7 +27,6 @@ PLANS = {
 PLAN = PLANS["layers"]
 EACH_PLAN = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 IDS = random_ids(1, 30)
-peft = pytest.importorskip("peft")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # peft asks for it
     pytest.mark.filterwarnings("ignore::UserWarning"),  # peft of merging and tied weights, torch of graph breaks

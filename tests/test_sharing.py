@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
 from models import SIZES, random_ids, tiny_glm4_moe, tiny_llama
@@ -33,7 +34,6 @@ from zigzag.running.runner import open_runner
 PLAN = LayerPlan(("streaming", "full", "streaming"), sink=2, recent=6)
 IDS = random_ids(1, 20)
 PROMPTS = [PasskeyPrompt(tuple(IDS[0, :-1].tolist()), (5,), key="", depth=0.0, seed=0)]
-peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
 
 

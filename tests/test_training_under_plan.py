@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from forwards import padded
@@ -161,7 +162,6 @@ def test_positions_of_padded_rows_pass() -> None:
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
 def test_a_lora_adapter_learns_under_a_plan() -> None:
     """Only the values' projection of the first layer learns: its gradient comes through a streaming layer alone."""
-    peft = pytest.importorskip("peft")
     plan, model = PLANS["layers"], make()
     options = {"target_modules": ["v_proj"], "layers_to_transform": [0], "r": 2}
     adapted = peft.get_peft_model(model, peft.LoraConfig(**options))

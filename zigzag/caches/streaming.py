@@ -50,7 +50,7 @@ class StreamingLayer(DynamicLayer):
             raise CacheError(
                 "a streaming cache was used without its plan: attach the plan that made it, or start with a new cache"
             )
-        if self.is_initialized and self.positions is not None:
+        if self.positions is not None:
             held_keys, held_values = filled(self)
             keys = torch.cat([held_keys, key_states], dim=-2)
             values = torch.cat([held_values, value_states], dim=-2)

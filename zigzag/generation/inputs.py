@@ -76,10 +76,6 @@ def eos_tokens(eos_token_id: Any, vocabulary: int) -> frozenset[int]:
     )
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool | np.bool_) or "bool" in str(getattr(value, "dtype", ""))
-
-
 def _of_tokenizer(given: Mapping[str, Any], attention_mask: Any) -> tuple[Any, Any]:
     if "input_ids" not in given:
         raise ArgumentError(f"generate: input_ids are needed, got a {type(given).__name__} with {list(given)}")

@@ -99,8 +99,7 @@ class FixedStore:
             ring.receive(places[0])
 
     def adopt(self, length: int, states: Iterable[tuple[Tensor, Tensor]], rows: int) -> None:
-        """Hold keys and values [B, G, length, D] of every layer, computed elsewhere."""
-        self.restart(rows)
+        """Hold keys and values [B, G, length, D] of every layer, computed elsewhere; after `restart`."""
         self.written[:] = length
         self._reserve(length)
         positions = np.tile(np.arange(length), (rows, 1))

@@ -190,22 +190,21 @@ class Interception:
     def lent(self, prepare: Prepare, what: str) -> Iterator[None]:
         """Within the block forwards are prepared by somebody else; ModelError if they are already."""
         with _lock:
-            if self._lent is not None:
-                raise _busy(self._lent[1])
+            self._check_not_lent()
             self._lent = (prepare, what)
         try:
             yield
         finally:
             self._lent = None
 
-    def check_not_lent(self) -> None:
+    def _check_not_lent(self) -> None:
         if self._lent is not None:
             raise _busy(self._lent[1])
 
     def remove(self) -> None:
         """Give the attention back; what others have set meanwhile stays."""
         with _lock:
-            self.check_not_lent()
+            self._check_not_lent()
             if getattr(self.decoder, _INTERCEPTION, None) is not self:  # another thread was first
                 return
             delattr(self.decoder, _INTERCEPTION)

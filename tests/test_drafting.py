@@ -11,8 +11,9 @@ from models import VOCAB, tiny_llama
 
 from zigzag import ArgumentError, LayerPlan
 from zigzag.generation.distribution import Distribution
-from zigzag.generation.drafting import LookupDrafter, ModelDrafter, Request
+from zigzag.generation.drafting import LookupDrafter, ModelDrafter, Request, streaming_drafter
 from zigzag.generation.drafting.draft import Draft, padded, until_stop
+from zigzag.generation.drafting.model import _path
 from zigzag.generation.drafting.termination import Confidence, EntropyBound, Heuristic
 from zigzag.reference import best_tree, node_depths
 from zigzag.running.runner import Host
@@ -175,3 +176,36 @@ def test_chain_draws_from_its_rows() -> None:
     common = row * 3000 > 5
     seen, expected = [*counts[common], counts[~common].sum()], [*row[common] * 3000, row[~common].sum() * 3000]
     assert chisquare(seen, expected).pvalue > 1e-3
+
+
+def test_a_path_leads_from_the_root_to_its_node() -> None:
+    """Processors and the distribution of a node's children see the text in this order."""
+    assert [_path([-1, 0, 0, 1, 3], node) for node in (-1, 0, 2, 4)] == [[], [0], [0, 2], [0, 1, 3, 4]]
+
+
+def test_a_round_without_drafts_teaches_nothing() -> None:
+    """Where every row had room for one token only."""
+    policy = Heuristic(5)
+    policy.observe([0, 0], [0, 0])
+    assert policy.length == 5
+    policy.observe([], [])
+    assert policy.length == 5
+    policy.observe([5, 0], [5, 0])
+    assert policy.length == 7
+
+
+def test_what_is_not_said() -> None:
+    """Defaults that users meet."""
+    drafter = streaming_drafter(3)
+    assert drafter.plan == LayerPlan(("streaming",) * 3, sink=16, recent=240) and drafter.longest == 4
+    assert (EntropyBound().most, EntropyBound().longest) == (2.0, 20)
+
+
+def test_drafts_beyond_a_row_s_room_are_none() -> None:
+    with Host(tiny_llama(2)) as host, torch.inference_mode():
+        drafter = ModelDrafter(plan=LayerPlan(("streaming",) * 2, 1, 3), stop=4)
+        drafter.open(host)
+        asked = request([[1, 2, 3], [4, 5, 6]])
+        draft = drafter.draft(Request(asked.sequences, [1, 3], asked.seeds, 0, asked.to_probs))
+    assert draft.counts.tolist() == [1, 3]
+    assert (draft.token_ids >= 0).sum(axis=1).tolist() == [1, 3] and (draft.token_ids[0, 1:] == -1).all()

@@ -8,6 +8,7 @@ from models import VOCAB
 
 from zigzag import generate
 from zigzag.generation import loop
+from zigzag.generation.statistics import Statistics
 
 
 def test_statistics() -> None:
@@ -89,3 +90,11 @@ def test_reasons() -> None:
             assert got.finish_reasons == [reason]
             assert length is None or got.new_tokens == [new[:length]]
     assert len({*range(VOCAB)} - {*new}) > 0
+
+
+def test_how_it_reads() -> None:
+    """Before anything happened, and after a round of two drafts of which the first was accepted."""
+    numbers = Statistics()
+    assert str(numbers).startswith("0 tokens in 0 verifications") and "over all tested -" in str(numbers)
+    numbers.count(2, 1)
+    assert "over all tested 50%" in str(numbers) and "by position 100%, 0%" in str(numbers)

@@ -122,6 +122,10 @@ def test_probs_that_do_not_belong_to_the_tokens() -> None:
         ({"drafter": object()}, "with law, longest, draft"),
         ({"logprobs": 5}, "logprobs must be True or False"),
         ({"on_tokens": 5}, "on_tokens must be callable"),
+        ({"on_prefill": 5}, "on_prefill must be callable"),
+        ({"prefill_chunk_size": 0}, "prefill_chunk_size"),
+        ({"prefill_chunk_size": 2.5}, "prefill_chunk_size"),
+        ({"generation_config": GenerationConfig(prefill_chunk_size=-1)}, "prefill_chunk_size"),
         ({"cuda_graphs": "yes"}, "cuda_graphs must be"),
         ({"tokenizer": "gpt2"}, "tokenizer must be"),
         ({"streamer": print}, r"put\(tokens\) and end\(\)"),
@@ -325,3 +329,50 @@ def test_law_with_a_draft_of_another_size() -> None:
         expected = (first[:, None] * second).flatten().numpy() * rows
         assert chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 1e-3
         assert got.statistics.acceptance > 0.1
+
+
+TEXTS = [[*range(1, 40)], [5, 6, 7], [*range(30, 50)]]
+
+
+class TestPromptsInPieces:
+    def found(self, **options):
+        """(tokens, shapes of all forwards' inputs) of a call."""
+        model, shapes = target(), []
+        model.register_forward_pre_hook(
+            lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+        )
+        config = options.pop("config", {})
+        result = generate(
+            model,
+            TEXTS,
+            plan=MIXED,
+            temperature=0,
+            max_new_tokens=6,
+            generation_config=GenerationConfig(**config),
+            **options,
+        )
+        return result.sequences, shapes
+
+    def test_the_tokens_are_the_same(self) -> None:
+        whole, shapes = self.found()
+        assert shapes[0] == (3, 38)
+        for options in ({"prefill_chunk_size": 9}, {"config": {"prefill_chunk_size": 9}}):
+            pieced, shapes = self.found(**options)
+            assert pieced == whole
+            assert [shape for shape in shapes if shape[1] > 1] == [(3, 3)] * 12 + [(3, 2)]
+
+    def test_an_argument_goes_before_the_configuration(self) -> None:
+        _, shapes = self.found(prefill_chunk_size=np.int64(30), config={"prefill_chunk_size": 9})
+        assert shapes[0] == (3, 10)
+
+    def test_progress(self) -> None:
+        told: list[tuple[int, int]] = []
+        self.found(prefill_chunk_size=30, on_prefill=lambda *both: told.append(both))
+        assert told == [(10, 59), (21, 59), (41, 59), (59, 59)]
+
+    @pytest.mark.parametrize("drafter", ["streaming", "model"])
+    def test_drafters_read_prompts_in_pieces_too(self, drafter: str) -> None:
+        whole, _ = self.found()
+        own = {"streaming": "streaming", "model": near(target())}[drafter]
+        pieced, shapes = self.found(prefill_chunk_size=12, drafter=own)
+        assert pieced == whole and max(shape[0] * shape[1] for shape in shapes) <= 3 * 5

@@ -84,6 +84,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 ELSEWHERE = {  # fields with a test of their own below, or in test_generation_arguments.py, test_criteria.py
     "do_sample", "temperature", "top_k", "top_p", "min_p", "num_return_sequences", "remove_invalid_values", "max_time",
+    "prefill_chunk_size",
 }  # fmt: skip
 
 
@@ -218,7 +219,6 @@ ASKS = {
     "assistant_ensemble_weight": 0.5,
     "cache_implementation": "quantized",
     "cache_config": {"nbits": 4},
-    "prefill_chunk_size": 16,
     "output_attentions": True,
     "output_hidden_states": True,
     "output_scores": True,

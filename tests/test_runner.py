@@ -26,7 +26,8 @@ def fresh(model, plan, tokens: list[int]) -> torch.Tensor:
         full_heads = plan.full_heads()
     else:
         full_heads = [[plan is None or not plan.is_streaming(i)] * 2 for i in range(model.config.num_hidden_layers)]
-    window = {"sink": 1, "recent": 1} if plan is None else {"sink": plan.sink, "recent": plan.recent}
+    plan = plan or LayerPlan(("full",), 1, 1)
+    window = {"sink": plan.sink, "recent": plan.recent, "align": plan.align}
     with written_out(model, full_heads, **window), torch.inference_mode():
         return model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
 

@@ -2,16 +2,18 @@
 
 A program takes a tile of rows, one row for each query and head of one KV group (so keys are read once for the whole
 group), and a share of the keys. With few tiles the keys are split over programs, and a second launch merges the parts
-(parts.py). docs/kernels/attention.md has the reasons.
+(parts.py). Many queries in order go to prompt_attention.py. docs/kernels/attention.md has the reasons.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from zigzag.backends.triton import prompt_attention
 from zigzag.backends.triton.arguments import (
     batch_strides,
     factor_of,
@@ -44,6 +46,26 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     check_dtypes("attention", query=query)
     window = check_window("attention", sink, recent, align)
+    given = (query_positions, key_positions, parents, block_table)
+    if window is None and all(each is None for each in given) and prompt_attention.takes(query, key, value):
+        kernel = partial(over_keys, scale=scale)
+        return prompt_attention.causal(query, key, value, scale, kernel)
+    return over_keys(query, key, value, window, align, scale, *given)
+
+
+def over_keys(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: tuple[int, int] | None = None,
+    align: int = 1,
+    scale: float | None = None,
+    query_positions: Tensor | None = None,
+    key_positions: Tensor | None = None,
+    parents: Sequence[int] | None = None,
+    block_table: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`attention` by the kernel of this module."""
     batch, heads, num_queries, size = query.shape
     groups, value_size = key.shape[1], value.shape[3]
     num_keys = key.shape[2] if block_table is None else block_table.shape[1] * key.shape[2]

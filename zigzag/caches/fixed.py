@@ -24,12 +24,16 @@ NOBODY = -1
 class Slots:
     """Where the tokens of the coming forward go; shared by all layers of one kind.
 
-    where: [B, T] slots; from_start: the cache is empty, attention needs the new tokens alone
+    where: [b, T] slots; rows: which b of the cache's rows are fed; batch: how many there are
+    from_start: these rows are empty, attention needs the new tokens alone
+    end: the columns up to here are what full layers attend to, each at its position; None: all there are
     """
 
     def __init__(self) -> None:
         self._where: Tensor | None = None
         self.from_start = False
+        self.rows, self.batch = slice(None), 0
+        self.end: int | None = None
 
     @property
     def where(self) -> Tensor:
@@ -37,9 +41,9 @@ class Slots:
             raise CacheError("a fixed cache must be told where the tokens of a forward go: its runner feeds the model")
         return self._where
 
-    def place(self, where: Tensor, *, from_start: bool) -> None:
+    def place(self, where: Tensor, *, from_start: bool, rows: slice = slice(None), end: int | None = None) -> None:
         """The tokens of the coming forward go to these slots."""
-        self._where, self.from_start = where, from_start
+        self._where, self.from_start, self.rows, self.end = where, from_start, rows, end
 
 
 class FixedLayer(DynamicLayer):
@@ -50,28 +54,40 @@ class FixedLayer(DynamicLayer):
         self.slots, self.size = slots, size
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
-        attended = self._attended(key_states, value_states)
-        where, (keys, values) = self.slots.where[:, None, :, None], filled(self)
+        keys, values = self.buffers(key_states, value_states)
+        attended = self.attended(key_states, value_states)
+        where = self.slots.where[:, None, :, None]
         keys.scatter_(2, where.expand_as(key_states), key_states)
         values.scatter_(2, where.expand_as(value_states), value_states)
         return attended
 
-    def _buffer(self, like: Tensor) -> Tensor:
-        return like.new_empty(*like.shape[:2], self.size + 1, like.shape[3])
+    def buffers(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the keys and values of the rows that are fed lie, [b, G, size + 1, D]."""
+        if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            batch = max(self.slots.batch, len(key_states))
+            self.keys, self.values = self._buffer(key_states, batch), self._buffer(value_states, batch)
+        keys, values = filled(self)
+        return keys[self.slots.rows], values[self.slots.rows]
 
-    def _attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        return (key_states, value_states) if self.slots.from_start else filled(self)
+    def _buffer(self, like: Tensor, batch: int) -> Tensor:
+        return like.new_empty(batch, like.shape[1], self.size + 1, like.shape[3])
+
+    def attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """What the new tokens attend to, once they are in their slots; asked for before they go there."""
+        if self.slots.from_start:
+            return key_states, value_states
+        keys, values = self.buffers(key_states, value_states)
+        return keys[:, :, : self.slots.end], values[:, :, : self.slots.end]
 
     def grow(self, size: int) -> None:
         """Room for `size` tokens; the buffers move."""
         old, self.size = self.size, size
         if self.is_initialized:
             for name in ("keys", "values"):
-                new = self._buffer(getattr(self, name))
-                new[:, :, :old] = getattr(self, name)[:, :, :old]
+                states = getattr(self, name)
+                new = self._buffer(states, len(states))
+                new[:, :, :old] = states[:, :, :old]
                 setattr(self, name, new)
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -88,14 +104,17 @@ class Ring(Slots):
 
     chunk: more new tokens than the ring can take without losing keys that some of them see: they attend to the old ring
         and to themselves, and enter the ring afterwards.
+    order: of a chunk whose rows are alike, the slots [n] of the old tokens that it sees, in the order of their
+        positions: then nobody needs to know these
     """
 
     def __init__(self, window: Window, spare: int) -> None:
         super().__init__()
-        self.sink, self.length = window.sink, window.recent + spare
+        self.window, self.sink, self.length = window, window.sink, window.recent + spare
         self.positions = torch.empty((0, 0), dtype=torch.int64)  # until `reset`
         self.attended_positions: Tensor | None = None
         self.chunk = False
+        self.order: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -119,15 +138,25 @@ class Ring(Slots):
         kept = (positions >= 0) & ((positions < self.sink) | recent)
         return np.where(kept, self.slot(positions), self.size)
 
+    def slots_before(self, position: int) -> NDArray[np.int64]:
+        """[n] slots of what a query at `position` and later ones see of the tokens before it, in their order.
+
+        Columns in this order, the new tokens behind them, are to the window's rule what all tokens are: where some are
+        left out behind the sinks, their number is a multiple of the window's `align`.
+        """
+        seen = np.arange(min(max(self.sink, self.window.first_recent(position)), position), position)
+        return np.concatenate([np.arange(min(self.sink, position)), self.slot(seen)])
+
     def receive(self, positions: Tensor) -> None:
-        """Take note of the new tokens' positions [B, T], after `place`."""
-        before = self.positions
+        """Take note of the new tokens' positions [b, T], after `place`."""
+        held = self.positions[self.rows]
+        before = held
         if self.chunk:  # what was taken back and comes again must not be seen twice
             first = positions.masked_fill(positions < 0, torch.iinfo(positions.dtype).max).amin(dim=1, keepdim=True)
             before = before.masked_fill(before >= first, NOBODY)
-        self.positions.scatter_(1, self.where, positions)
+        held.scatter_(1, self.where, positions)
         if self.chunk or self.from_start:
-            self.positions[:, -1] = NOBODY
+            held[:, -1] = NOBODY
         if self.from_start:
             self.attended_positions = positions
         else:
@@ -147,8 +176,10 @@ class RingLayer(FixedLayer):
         """[B, slots] positions of what `update` gave to attend to."""
         return self.slots.attended_positions
 
-    def _attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+    def attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         if self.slots.chunk and not self.slots.from_start:
-            keys, values = filled(self)
+            order, (keys, values) = self.slots.order, self.buffers(key_states, value_states)
+            if order is not None:
+                keys, values = keys.index_select(2, order), values.index_select(2, order)
             return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
-        return super()._attended(key_states, value_states)
+        return super().attended(key_states, value_states)

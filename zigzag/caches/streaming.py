@@ -39,10 +39,14 @@ class StreamingLayer(DynamicLayer):
         self.has_sinks = False
         self.max_padding = 0
         self._incoming: Tensor | None = None
+        self._in_order = False
 
-    def receive(self, positions: Tensor, max_padding: int) -> None:
-        """Positions [B, Tq] of the tokens of the coming forward; most padding that any row starts with."""
-        self._incoming, self.max_padding = positions, max_padding
+    def receive(self, positions: Tensor, max_padding: int, *, in_order: bool = False) -> None:
+        """Positions [B, Tq] of the tokens of the coming forward; most padding that any row starts with.
+
+        in_order: `update` shall give columns that need no positions: the rows are alike, without padding or holes
+        """
+        self._incoming, self.max_padding, self._in_order = positions, max_padding, in_order
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         incoming, self._incoming = self._incoming, None
@@ -58,8 +62,13 @@ class StreamingLayer(DynamicLayer):
         else:
             self.lazy_initialization(key_states, value_states)
             keys, values, self.attended_positions = key_states, value_states, incoming
+        before, start = self.seen, self.window.sink if self.has_sinks else 0
         self.seen += key_states.shape[-2]
         self._store(keys, values, self.attended_positions)
+        if self._in_order:
+            first = max(self.window.sink, self.window.first_recent(before))  # later ones are seen by all new tokens
+            unseen = first - (self.seen - (keys.shape[-2] - start))  # columns before it that no new token sees
+            return _without(keys, self.window.sink, start + unseen), _without(values, self.window.sink, start + unseen)
         return keys, values
 
     def _store(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
@@ -90,6 +99,16 @@ class StreamingLayer(DynamicLayer):
         index = where[:, None, :, None]
         found = torch.where(match.any(dim=-1), slots, -1)
         return keys[:, :, :cut].take_along_dim(index, 2), values[:, :, :cut].take_along_dim(index, 2), found
+
+    @property
+    def held(self) -> tuple[Any, ...]:
+        """What the layer holds, to be given back to it; its tensors never change."""
+        return self.keys, self.values, self.positions, self.seen, self.has_sinks, self.max_padding
+
+    @held.setter
+    def held(self, held: tuple[Any, ...]) -> None:
+        self.keys, self.values, self.positions, self.seen, self.has_sinks, self.max_padding = held
+        self._incoming = None
 
     def get_seq_length(self) -> int:
         """Columns seen, not columns stored."""
@@ -158,3 +177,8 @@ class StreamingLayer(DynamicLayer):
         if self.positions is not None:
             self.keys, self.values = (states.repeat_interleave(repeats, dim=0) for states in filled(self))
             self.positions = self.positions.repeat_interleave(repeats, dim=0)
+
+
+def _without(states: Tensor, begin: int, end: int) -> Tensor:
+    """The columns before `begin` and from `end` on."""
+    return states if end <= begin else torch.cat([states[:, :, :begin], states[:, :, end:]], dim=2)

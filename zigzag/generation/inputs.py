@@ -24,7 +24,7 @@ def real(name: str, value: Any) -> float:
     return number
 
 
-def check_options(tokenizer: Any, logprobs: Any, on_tokens: Any, cuda_graphs: Any) -> None:
+def check_options(tokenizer: Any, logprobs: Any, on_tokens: Any, on_prefill: Any, cuda_graphs: Any) -> None:
     """ArgumentError for options of another kind."""
     if tokenizer is not None and not hasattr(tokenizer, "get_vocab"):
         raise ArgumentError(f"generate: tokenizer must be transformers', with get_vocab(), got {tokenizer!r}")
@@ -32,6 +32,8 @@ def check_options(tokenizer: Any, logprobs: Any, on_tokens: Any, cuda_graphs: An
         raise ArgumentError(f"generate: logprobs must be True or False, of the new tokens alone, got {logprobs!r}")
     if on_tokens is not None and not callable(on_tokens):
         raise ArgumentError(f"generate: on_tokens must be callable with (row, tokens), got {on_tokens!r}")
+    if on_prefill is not None and not callable(on_prefill):
+        raise ArgumentError(f"generate: on_prefill must be callable with (done, all) tokens, got {on_prefill!r}")
     if cuda_graphs is not None and not isinstance(cuda_graphs, bool):
         raise ArgumentError(f"generate: cuda_graphs must be True, False or None, got {cuda_graphs!r}")
 

@@ -80,10 +80,12 @@ def generate(
     stopping_criteria: Any = None,
     logprobs: bool = False,
     on_tokens: Callable[[int, list[int]], bool | None] | None = None,
+    on_prefill: Callable[[int, int], object] | None = None,
     streamer: Any = None,
     spare: int = 64,
     cache: Runner | None = None,
     cuda_graphs: bool | None = None,
+    prefill_chunk_size: int | None = None,
 ) -> Generation:
     """Continue each row: draft cheaply, verify all drafts in one forward, emit, repeat.
 
@@ -111,16 +113,19 @@ def generate(
         without padding, and its index if it takes `row`
     logprobs: whether the log-probabilities of the new tokens are wanted
     on_tokens: called with (row, new tokens) after each round; a true result cancels
+    on_prefill: called after each piece of the prompts with (tokens computed, tokens to compute) of all rows
     streamer: transformers', for one row
     spare: most tokens that streaming layers can take back, at least the longest draft
     cache: `result.cache` of an earlier call with one row; the common prefix is not computed again
     cuda_graphs: steps as CUDA graphs over a cache at fixed addresses; None: where that can be (one GPU, layer plans,
         drafts that are chains); True: or an error; False: never
+    prefill_chunk_size: most prompt tokens computed at once, all rows together; None: what generation_config says, else
+        as many as keep the memory for it, beside weights and cache, under a bound (docs/prompts.md)
 
     Raises ArgumentError, CacheError or ModelError where the result would not be right. docs/generation.md says more.
     """
     with Stream(streamer) as stream:
-        check_options(tokenizer, logprobs, on_tokens, cuda_graphs)
+        check_options(tokenizer, logprobs, on_tokens, on_prefill, cuda_graphs)
         attached, vocabulary, chosen = attachment_of(model), vocabulary_size(model), as_rule(rule)
         asked = settings(
             model,
@@ -134,6 +139,7 @@ def generate(
             eos_token_id=eos_token_id,
             stop=stop,
             num_return_sequences=num_return_sequences,
+            prefill_chunk_size=prefill_chunk_size,
         )
         texts = [[*row] for row in token_rows(input_ids, attention_mask) for _ in range(asked.num_return_sequences)]
         ends = [asked.end(b, len(text)) for b, text in enumerate(texts)]
@@ -162,10 +168,12 @@ def generate(
             criteria=Criteria(stopping_criteria, asked.stop, tokenizer, asked.config.max_time, device),
             logprobs=LogProbs(distribution, len(rows)) if logprobs else None,
             on_tokens=on_tokens,
+            on_prefill=on_prefill,
             stream=stream,
             spare=whole("spare", spare, 0),
             cache=cache,
             cuda_graphs=cuda_graphs,
+            prefill_chunk_size=asked.prefill_chunk_size,
         )
         with torch.inference_mode():
             return loop.run()
@@ -187,10 +195,12 @@ class _Loop:
     criteria: Criteria
     logprobs: LogProbs | None
     on_tokens: Callable[[int, list[int]], bool | None] | None
+    on_prefill: Callable[[int, int], object] | None
     stream: Stream
     spare: int
     cache: Runner | None
     cuda_graphs: bool | None
+    prefill_chunk_size: int | None
     statistics: Statistics = field(default_factory=Statistics)
 
     def __post_init__(self) -> None:
@@ -208,19 +218,16 @@ class _Loop:
 
     def run(self) -> Generation:
         with ExitStack() as hosts:
-            host = hosts.enter_context(Host(self.model, self.cuda_graphs))
+            host = hosts.enter_context(Host(self.model, self.cuda_graphs, self.prefill_chunk_size))
             self.target = self._open(host)
             if isinstance(self.drafter, ModelDrafter):
                 other = self.drafter.model
                 own = other is None or other is self.model
-                of_drafts = host if own else hosts.enter_context(Host(other, self.cuda_graphs))
+                of_drafts = host if own else hosts.enter_context(Host(other, self.cuda_graphs, self.prefill_chunk_size))
                 self.drafter.open(of_drafts, self.vocabulary)
             self.stream.begin([row.tokens for row in self.rows])  # nothing is refused after it
-            try:
+            with self.target.as_before_on_error():
                 self._decode()
-            except BaseException:
-                self.target.void()
-                raise
         new = [row.tokens[row.start :] for row in self.rows]
         self.statistics.new_tokens = sum(map(len, new))
         return Generation(
@@ -246,9 +253,7 @@ class _Loop:
         )
 
     def _decode(self) -> None:
-        begin = time.perf_counter()
-        self.target.fill([row.tokens[:-1] for row in self.rows])
-        self.statistics.seconds_prefill = time.perf_counter() - begin
+        self._prefill()
         longest = 0 if self.drafter is None else self.drafter.longest
         rounds = min(ROUNDS, self.rows[0].room)  # each gives every row a token
         self.uniforms = UniformBlocks("verify", self.target.device, slots=longest + 1, rounds=rounds)
@@ -256,6 +261,12 @@ class _Loop:
         while self.alive:
             self._round(round_)
             round_ += 1
+
+    def _prefill(self) -> None:
+        begin = time.perf_counter()
+        self.target.fill([row.tokens[:-1] for row in self.rows], told=self.on_prefill)
+        self.target.host.wait()
+        self.statistics.seconds_prefill = time.perf_counter() - begin
 
     def _round(self, round_: int) -> None:
         clock = [time.perf_counter()]

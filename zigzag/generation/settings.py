@@ -18,7 +18,7 @@ HONOURED = (
     "max_length max_new_tokens min_length min_new_tokens max_time stop_strings eos_token_id do_sample temperature "
     "top_k top_p min_p num_return_sequences sequence_bias encoder_repetition_penalty repetition_penalty "
     "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids forced_bos_token_id forced_eos_token_id "
-    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"
+    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefill_chunk_size"
 ).split()
 
 # What changes no token: the same probabilities, of beams alone, how transformers' own loop computes or drafts.
@@ -50,7 +50,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "assistant_ensemble_weight": ((), "lossy rules are asked for with rule="),
     "cache_implementation": (("dynamic", "static", "hybrid"), CACHES),
     "cache_config": ((), CACHES),
-    "prefill_chunk_size": ((), "a prompt is computed in one piece"),
     "output_attentions": ((False,), OUTPUTS),
     "output_hidden_states": ((False,), OUTPUTS),
     "output_scores": ((False,), OUTPUTS),
@@ -70,6 +69,7 @@ class Settings:
 
     most: new tokens of a row, or longest: tokens of a row with its prompt; one of them
     eos: tokens that end a row; stop: strings that do
+    prefill_chunk_size: most tokens of a forward over a prompt, None where nobody said
     config: where they were not given, for the processors that it asks for
     """
 
@@ -82,6 +82,7 @@ class Settings:
     eos: frozenset[int]
     stop: tuple[str, ...]
     num_return_sequences: int
+    prefill_chunk_size: int | None
     config: GenerationConfig
 
     def end(self, row: int, prompt: int) -> int:
@@ -109,6 +110,7 @@ def settings(
     eos_token_id: Any,
     stop: Any,
     num_return_sequences: Any,
+    prefill_chunk_size: Any,
 ) -> Settings:
     """The settings of one call; arguments that are None were not given. ArgumentError for what cannot be honoured."""
     own = _own_config(model)
@@ -131,6 +133,7 @@ def settings(
         raise ArgumentError(
             f"generate: num_return_sequences={sequences} would give the same row at temperature 0; give temperature="
         )
+    piece = _first(prefill_chunk_size, config.prefill_chunk_size)
     return Settings(
         warmth,
         whole("top_k", _first(top_k, config.top_k, 0), 0),
@@ -141,6 +144,7 @@ def settings(
         eos_tokens(eos, vocabulary),
         _strings(_first(stop, config.stop_strings, ())),
         sequences,
+        None if piece is None else whole("prefill_chunk_size", piece, 1),
         config,
     )
 

@@ -11,7 +11,8 @@ class Statistics:
 
     drafted[i], accepted[i]: rounds that drafted, accepted, at depth i + 1
     reached[i]: rounds in which the draft at depth i + 1 was tested, all before it accepted
-    seconds_*: wall clock; a GPU's work is waited for where the verdict is fetched, in seconds_rest
+    seconds_*: wall clock. seconds_prefill: the prompts' forwards, a GPU waited for; what the cache held is not computed
+        again. In a round a GPU's work is waited for where the verdict is fetched, in seconds_rest
     """
 
     rounds: int = 0

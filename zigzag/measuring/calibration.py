@@ -115,7 +115,7 @@ def _gate_gradient(
 ) -> NDArray[np.float64]:
     gradient = torch.zeros(_heads(model), dtype=torch.float64, device=model.device)
     layers = layers_of(model)
-    under_plan = Attention(place(plan, layers, own_windows=False), None, full_attention, from_start=True)
+    under_plan = Attention(place(plan, layers, own_windows=False), None, full_attention, in_order=True)
 
     def attend(module: nn.Module, states: States) -> Tensor:
         layer = layers.full.index(layer_index(module))

@@ -38,6 +38,14 @@ class Window:
         """Most tokens that a query sees."""
         return self.sink + self.recent
 
+    def first_recent(self, position: int) -> int:
+        """The first of the recent tokens that a query at `position` sees.
+
+        >>> Window(128, 896).first_recent(5_000), Window(128, 896, align=128).first_recent(5_000)
+        (4105, 4224)
+        """
+        return max(0, -(-(position + 1) // self.align) * self.align - self.recent)
+
     @property
     def mask(self) -> Mask:
         """As the ops of `zigzag.ops` take it."""

@@ -12,7 +12,7 @@ from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import CacheError, ModelError
-from zigzag.running.attention import Attention
+from zigzag.running.attention import FEW_QUERIES, Attention
 from zigzag.running.interception import (
     ATTACHMENT,
     NAME,
@@ -144,15 +144,16 @@ class _Attachment:
         positions = columns[:, columns.shape[1] - inputs.shape[1] :]
         if streaming or inputs.shape[1] > 1:  # without a window nobody counts padding in a decode step
             _check_positions(kwargs.get("position_ids"), positions, seen)
+        in_order = padding == 0 and (seen == 0 or inputs.shape[1] > FEW_QUERIES)
         for layer in streaming:
-            layer.receive(positions, padding)
+            layer.receive(positions, padding, in_order=in_order)
         kwargs[NAME] = Attention(
             self.placement,
             None if cache is None else cache.layers,
             full_attention,
             now=positions,
             columns=columns if padding else None,
-            from_start=seen == 0 and padding == 0,
+            in_order=in_order,
         )
 
     def _fit(self, cache: Cache, rows: int, seen: int) -> None:

@@ -35,7 +35,8 @@ class Attention:
     now: [B, Tq] positions of the new tokens, -1 for padding; columns: [B, Tk] of what full layers hold, None where
         column c holds position c in every row
     parents: [Tq] where the new tokens are a tree
-    from_start: the new tokens are whole texts without padding, so that all of it may be left out
+    in_order: the rows are alike and every layer gives its columns in the order of their positions, the new tokens last
+        and what lies between sinks and window left out, so that positions need not be told
     """
 
     def __init__(
@@ -47,9 +48,9 @@ class Attention:
         now: Tensor | None = None,
         columns: Tensor | None = None,
         parents: Sequence[int] | None = None,
-        from_start: bool = False,
+        in_order: bool = False,
     ) -> None:
-        self.placement, self.layers, self.full, self.from_start = placement, layers, full, from_start
+        self.placement, self.layers, self.full, self.in_order = placement, layers, full, in_order
         self.now, self.columns, self.parents = now, columns, parents
 
     def __call__(self, module: nn.Module, states: States) -> Tensor:
@@ -69,7 +70,7 @@ class Attention:
         else:
             streaming_key, streaming_value = layer.take_streaming()
             layer = layer.streaming
-        if self.from_start or query.shape[2] > FEW_QUERIES:
+        if self.in_order or query.shape[2] > FEW_QUERIES:
             mine, others = split(groups, query)
             my_sinks, other_sinks = (None, None) if sinks is None else (s[0] for s in split(groups, sinks[None]))
             outputs = (
@@ -91,7 +92,7 @@ class Attention:
 
     def _streaming(self, layer: Any, window: Window, states: States) -> Tensor:
         where: dict[str, Any] = {}
-        if not self.from_start:
+        if not self.in_order:
             held = self._held(layer, states.key)
             where = {"query_positions": self.now, "key_positions": held, "parents": self.parents}
         attended = ops.attention(states.query, states.key, states.value, **window.mask, scale=states.scale, **where)
@@ -111,7 +112,7 @@ class Attention:
 class FullHeads:
     """Full causal attention over a runner's cache; what all layers of a forward share, the mask, is made once.
 
-    now, columns, parents, from_start: as of `Attention`
+    now, columns, parents, in_order: as of `Attention`
     by_positions: through `zigzag.ops.attention`, which needs no mask and, on a GPU, splits the keys over the card
     """
 
@@ -121,19 +122,20 @@ class FullHeads:
         columns: Tensor | None,
         parents: Sequence[int] | None,
         *,
-        from_start: bool,
+        in_order: bool,
         by_positions: bool,
     ) -> None:
         self.now, self.columns, self.parents = now, columns, parents
-        self.from_start, self.by_positions = from_start, by_positions
+        self.in_order, self.by_positions = in_order, by_positions
 
     def __call__(self, module: nn.Module, states: States) -> Tensor:
         query, key, value, _, scale, sinks = states
-        if self.by_positions and not (self.from_start and sinks is None):
+        if self.by_positions:
             return self._positioned(states)
+        is_whole = self.in_order and query.shape[2] == key.shape[2]
         if sinks is not None:
-            return attention_with_sinks(query, key, value, None if self.from_start else self._mask, scale, sinks)
-        if self.from_start:
+            return attention_with_sinks(query, key, value, None if is_whole else self._mask, scale, sinks)
+        if is_whole:
             return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
         if query.shape[2] <= FEW_QUERIES:
             return _folded(query, key, value, self._mask, scale)
@@ -141,7 +143,7 @@ class FullHeads:
 
     def _positioned(self, states: States) -> Tensor:
         where: dict[str, Any] = {}
-        if not self.from_start:
+        if not self.in_order:
             where = {"query_positions": self.now, "key_positions": self.columns, "parents": self.parents}
         attended = ops.attention(states.query, states.key, states.value, scale=states.scale, **where)
         return with_sinks(*attended, states.sinks)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zigzag.caches.filled import filled
 from zigzag.caches.fixed import FixedLayer, Ring, RingLayer, Slots
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import CacheError
@@ -32,6 +33,7 @@ class FixedStore:
     """
 
     takes_trees = False
+    groups_rows = True
 
     def __init__(
         self,
@@ -60,48 +62,90 @@ class FixedStore:
     def restart(self, rows: int) -> None:
         self.written = np.zeros(rows, dtype=np.int64)  # a row's slots hold what was fed up to here, or after it
         self.steps.forget()
+        self.slots.batch = rows
         for layer in self.layers:
             layer.reset()
         for ring in self.rings.values():
+            ring.batch = rows
             ring.reset(rows, self.device)
 
+    def saved(self) -> tuple[Any, ...]:
+        """What `restore` needs: the rings whole, since tokens that come overwrite old ones there."""
+        rings = [ring.positions.clone() for ring in self.rings.values()]
+        layers = [layer for layer in self.layers if isinstance(layer, RingLayer) and layer.is_initialized]
+        return self.written.copy(), rings, [(layer, *(states.clone() for states in filled(layer))) for layer in layers]
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        """Hold what was held when this was saved; full layers keep that until something else is fed there."""
+        written, rings, layers = saved
+        if not len(written) or len(written) != len(self.written):
+            self.restart(len(written))
+            return
+        self.written = written
+        for ring, positions in zip(self.rings.values(), rings, strict=True):
+            ring.positions.copy_(positions)
+        for layer, *states in layers:
+            for buffer, kept in zip(filled(layer), states, strict=True):
+                buffer.copy_(kept)
+
     def run(self, call: Call, feed: Feed) -> Output:
-        from_start = not self.written.any()
-        self.written = np.maximum(self.written, feed.lengths)
+        from_start = not self.written[feed.rows].any()
         self._reserve(int(feed.lengths.max()))
+        self.written[feed.rows] = np.maximum(self.written[feed.rows], feed.lengths)
         places = torch.from_numpy(self._places(feed.positions, feed.lengths))
         width = feed.ids.shape[1]
+        if (
+            feed.keep_logits == width <= self.spare
+            and len(feed.ids) == len(self.written)
+            and not (from_start or feed.padded)
+        ):
+            return self._step(call, feed, places)
+        in_order = feed.alike and (from_start or width > self.spare)
+        self._order(int(feed.positions[0, 0]) if in_order and not from_start else None)
         for ring in self.rings.values():
             ring.chunk = width > self.spare and not from_start
+        end = int(feed.lengths[0]) if in_order else None
+        places = places.to(self.device)
+        self._receive(places, from_start, feed.rows, end)
+        now = places[0]
+        columns = now if from_start and feed.padded else None
+        attention = self._attention(now, columns, in_order=in_order)
+        return call(feed.ids, now, attention, feed.keep_logits, feed.hidden)
+
+    def _step(self, call: Call, feed: Feed, places: Tensor) -> Output:
+        """A forward of few tokens of every row, none of them padding; nothing in it waits for the device."""
+        self._order(None)
+        for ring in self.rings.values():
+            ring.chunk = False
 
         def forward(ids: Tensor, places: Tensor, hidden: Tensor | None) -> Output:
-            attention = self._attention(places, padded=feed.padded, from_start=from_start)
+            self._receive(places, from_start=False)
+            attention = self._attention(places[0], None, in_order=False)
             return call(ids, places[0], attention, feed.keep_logits, hidden)
 
-        short = not feed.padded and feed.keep_logits == width <= self.spare and not from_start
-        if not (self.graphs and short):
+        if not self.graphs:
             return forward(feed.ids, places.to(self.device), feed.hidden)
         return self.steps.run(forward, feed.ids, places, feed.hidden, keep_states=feed.keep_states)
 
-    def _attention(self, places: Tensor, *, padded: bool, from_start: bool) -> Attention:
-        """That of a forward whose tokens go to these places; nothing in it waits for the device."""
-        self._receive(places, from_start)
-        now = places[0]
-        columns = now if from_start and padded else None
-        plain = from_start and not padded
-        full = FullHeads(now, columns, None, from_start=plain, by_positions=True)
-        return Attention(self.placement, self.layers, full, now=now, columns=columns, from_start=plain)
+    def _attention(self, now: Tensor, columns: Tensor | None, *, in_order: bool) -> Attention:
+        full = FullHeads(now, columns, None, in_order=in_order, by_positions=True)
+        return Attention(self.placement, self.layers, full, now=now, columns=columns, in_order=in_order)
 
-    def _receive(self, places: Tensor, from_start: bool) -> None:
-        self.slots.place(places[1], from_start=from_start)
+    def _order(self, position: int | None) -> None:
+        """What a chunk from `position` on sees of the rings, in order; None: by the positions of their slots."""
+        for ring in self.rings.values():
+            ring.order = None if position is None else torch.from_numpy(ring.slots_before(position)).to(self.device)
+
+    def _receive(self, places: Tensor, from_start: bool, rows: slice = slice(None), end: int | None = None) -> None:
+        self.slots.place(places[1], from_start=from_start, rows=rows, end=end)
         for ring, where in zip(self.rings.values(), places[2:], strict=True):
-            ring.place(where, from_start=from_start)
+            ring.place(where, from_start=from_start, rows=rows)
             ring.receive(places[0])
 
     def adopt(self, length: int, states: Iterable[tuple[Tensor, Tensor]], rows: int) -> None:
         """Hold keys and values [B, G, length, D] of every layer, computed elsewhere; after `restart`."""
-        self.written[:] = length
         self._reserve(length)
+        self.written[:] = length
         positions = np.tile(np.arange(length), (rows, 1))
         self._receive(torch.from_numpy(self._places(positions, self.written)).to(self.device), from_start=True)
         for layer, (key, value) in zip(self.layers, states, strict=True):
@@ -115,10 +159,11 @@ class FixedStore:
     def _reserve(self, tokens: int) -> None:
         if tokens <= self.capacity:
             return
-        self.capacity = tokens + max(256, tokens // 4)
+        capacity = tokens + max(256, tokens // 4)
         for layer in self.layers:
             if not isinstance(layer, RingLayer):
-                layer.grow(self.capacity)
+                layer.grow(capacity)  # where memory is too short for one, the others are only larger than they need be
+        self.capacity = capacity
         self.steps.forget()
 
     def check_padding(self, positions: Counts) -> None:

@@ -12,7 +12,7 @@ from zigzag.caches.full import FullLayer
 from zigzag.caches.mixed import growing_parts, new_layer, streaming_parts
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import CacheError
-from zigzag.running.attention import Attention, FullHeads
+from zigzag.running.attention import FEW_QUERIES, Attention, FullHeads
 from zigzag.running.host import Output
 from zigzag.running.model_layers import ModelLayers, check_plan, place
 from zigzag.running.stores import Call, Counts, Feed, RunnerCache, too_many
@@ -27,6 +27,7 @@ class GrowingStore:
     """
 
     takes_trees = True
+    groups_rows = False
 
     def __init__(
         self,
@@ -54,6 +55,23 @@ class GrowingStore:
         self.positions: Counts = np.empty((rows, 0), dtype=np.int64)  # of the full layers' columns, -1 for holes
         self.aligned = True  # no holes: column c holds position c in every row
 
+    def saved(self) -> tuple[Any, ...]:
+        """What `restore` needs; nothing is copied, since streaming layers change none of their tensors."""
+        streaming = [layer.held for layer in self.streaming]
+        return self.positions.copy(), self.aligned, [full.length for full in self.full], streaming
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        """Hold what was held when this was saved; full layers keep that until something else is fed there."""
+        positions, self.aligned, lengths, streaming = saved
+        if not positions.shape[1] or len(positions) != len(self.positions):
+            self.restart(len(positions))
+            return
+        self.positions = positions
+        for full, length in zip(self.full, lengths, strict=True):
+            full.length = length
+        for layer, held in zip(self.streaming, streaming, strict=True):
+            layer.held = held
+
     def run(self, call: Call, feed: Feed) -> Output:
         """One forward of the fed tokens, whose keys and values enter the cache."""
         before = self.positions.shape[1]
@@ -61,23 +79,20 @@ class GrowingStore:
         self.aligned = self.aligned and not feed.padded
         now = torch.from_numpy(feed.positions).to(self.device)
         padding = self.positions.shape[1] - int(feed.positions[:, -1].min()) - 1
+        plain = self.aligned and feed.parents is None
+        in_order = plain and (before == 0 or feed.ids.shape[1] > FEW_QUERIES)
         for layer in self.streaming:
-            layer.receive(now, padding)
-        attention = self._attention(now, feed.parents, from_start=before == 0)
-        return call(feed.ids, now, attention, feed.keep_logits, feed.hidden)
-
-    def _attention(self, now: Tensor, parents: Sequence[int] | None, *, from_start: bool) -> Attention:
-        plain = self.aligned and parents is None
+            layer.receive(now, padding, in_order=in_order)
         columns = None if plain else torch.from_numpy(self.positions).to(self.device)
-        from_start = from_start and plain
-        full = FullHeads(now, columns, parents, from_start=from_start, by_positions=self.by_positions)
-        return Attention(
-            self.placement, self.layers, full, now=now, columns=columns, parents=parents, from_start=from_start
+        full = FullHeads(now, columns, feed.parents, in_order=in_order, by_positions=self.by_positions)
+        attention = Attention(
+            self.placement, self.layers, full, now=now, columns=columns, parents=feed.parents, in_order=in_order
         )
+        return call(feed.ids, now, attention, feed.keep_logits, feed.hidden)
 
     def check_padding(self, positions: Counts) -> None:
         """CacheError, before anything is fed, if streaming layers could not forget this padding afterwards."""
-        if not self.streaming or not self.positions.shape[1]:
+        if not self.streaming or not _is_inside(self.positions, positions):
             return
         padding, most = (
             int((positions < 0).sum(axis=1).max()),
@@ -92,8 +107,8 @@ class GrowingStore:
             )
 
     def drop_padding(self, positions: Counts) -> None:
-        """Forget the padding of the last feed, which had these positions; at the start it may stay where it is."""
-        if self.positions.shape[1] > positions.shape[1]:
+        """Forget the padding of the last feed, which had these positions; before all of a row it may stay."""
+        if _is_inside(self.positions[:, : self.positions.shape[1] - positions.shape[1]], positions):
             self._keep([np.flatnonzero(row >= 0).tolist() for row in positions], positions.shape[1])
 
     def keep(self, nodes: Sequence[Sequence[int]], fed: int, lengths: Counts) -> None:
@@ -149,3 +164,8 @@ class GrowingStore:
         for layer in self.layers:
             layer.batch_select_indices(index)
         self.positions = self.positions[list(rows)]
+
+
+def _is_inside(before: Counts, new: Counts) -> bool:
+    """Whether some row's new padding stands behind tokens of it."""
+    return bool(((before >= 0).any(axis=1) & (new < 0).any(axis=1)).any())

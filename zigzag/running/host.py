@@ -16,6 +16,7 @@ from zigzag.running import few_token_experts
 from zigzag.running.fused_modules import fused_modules
 from zigzag.running.interception import NAME, Attend, Interception, attachment_of, check_keeps_a_cache
 from zigzag.running.model_layers import layers_of
+from zigzag.running.pieces import default_size
 
 log = logging.getLogger("zigzag")
 _BUSY = "is in the middle of zigzag.generate"
@@ -32,13 +33,14 @@ class Host:
     """A model whose attention is zigzag's inside the `with` block; what was there before comes back afterwards.
 
     cuda_graphs: for `zigzag.running.runner.open_runner`
+    prefill_chunk_size: most tokens of a forward, all of its rows together; None: see `zigzag.running.pieces`
 
     Raises ModelError if the model cannot be run here, and on entering where it is busy: in another call of `generate`,
     or being scored.
     """
 
-    def __init__(self, model: Decoder, cuda_graphs: bool | None = None) -> None:
-        self.model, self.cuda_graphs = model, cuda_graphs
+    def __init__(self, model: Decoder, cuda_graphs: bool | None = None, prefill_chunk_size: int | None = None) -> None:
+        self.model, self.cuda_graphs, self.prefill_chunk_size = model, cuda_graphs, prefill_chunk_size
         if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
             raise ModelError(
                 "generate: the adapter puts virtual tokens before each prompt, which no draft knows; use the model's "
@@ -81,6 +83,12 @@ class Host:
         self._states = None
         self._held.close()
 
+    def piece_size(self, longest: int) -> int:
+        """Most tokens of a forward, where rows have so many in the end."""
+        if self.prefill_chunk_size is not None:
+            return self.prefill_chunk_size
+        return default_size(self.config, self.model.dtype.itemsize, self.device, longest)
+
     def forward(self, attend: Attend, **inputs: Any) -> Output:
         """One forward of the model with the attention `attend`."""
         self._attend = attend
@@ -92,6 +100,11 @@ class Host:
         if states is None:
             raise ModelError(f"{type(self.model).__name__} did not call its own decoder: its states are needed")
         return Output(logits, states)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _remember(self, decoder: Any, args: tuple[Any, ...], output: Any) -> None:
         if get_ident() == self._thread:  # else a forward of before, which only ends now

@@ -35,5 +35,5 @@ def masked_heads(model: Decoder, full_heads: ArrayLike, *, sink: int, recent: in
             f"model, got {list(full.shape)}"
         )
     placement = place(HeadPlan(full.tolist(), sink, recent, align), layers, own_windows=False)
-    with intercepted(model, Attention(placement, None, full_attention, from_start=True)):
+    with intercepted(model, Attention(placement, None, full_attention, in_order=True)):
         yield

@@ -5,8 +5,9 @@ and verify under another.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +24,27 @@ from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, Output, is_spread
 from zigzag.running.model_layers import check_plan
+from zigzag.running.pieces import Piece, pieces_of
 from zigzag.running.stores import Counts, Feed
 from zigzag.running.weights import weights_state
 
 log = logging.getLogger("zigzag")
 
 Store = GrowingStore | FixedStore
+
+
+class Fed(NamedTuple):
+    """A piece that has been fed: its rows, whether they end with it, tokens so far, all that there are, its output."""
+
+    rows: slice
+    ends_rows: bool
+    done: int
+    all: int
+    output: Output
+
+    def last(self) -> Output:
+        """Logits and state of the last column; the states of a long piece shall not stay for it."""
+        return Output(self.output.logits, self.output.states[:, -1:].clone())
 
 
 class Runner:
@@ -49,6 +65,7 @@ class Runner:
         self._states: list[Tensor] = []  # their final states, if they are collected
         self._fresh: list[list[Tensor]] = [[] for _ in range(rows)]  # final states since `take_hidden`
         self._void = False
+        self._least: list[int] = []  # fewest tokens of each row since `as_before_on_error`
         self.weights = weights_state(self.host.model) if rows else None  # what fills the cache
         self.store.restart(rows)
 
@@ -74,25 +91,37 @@ class Runner:
     def take_hidden(self) -> list[Tensor]:
         """Of each row [n, hidden]: the final states of the tokens that came into the cache since the last call."""
         none = torch.empty(0, self.host.config.hidden_size, dtype=self.host.model.dtype, device=self.device)
-        taken = [torch.cat(row) if row else none for row in self._fresh]
+        taken = [row[0] if len(row) == 1 else torch.cat(row) if row else none for row in self._fresh]
         self._fresh = [[] for _ in self._fresh]
         return taken
 
     def sync(self, sequences: Sequence[list[int]], *, hidden: Sequence[Tensor] | None = None) -> Output:
-        """Make the cache hold exactly `sequences`, and return the logits [B, 1, V] after each one's last token.
+        """Make the cache hold exactly `sequences`; gives logits [B, 1, V] and states [B, 1, hidden] of the last tokens.
 
-        What the cache holds beyond a common prefix is taken back; only the rest is fed, at least one token of each.
+        What the cache holds beyond a common prefix is taken back; only the rest is fed, at least one token of each. A
+        sequence may be empty where others are not; what is given for it has no meaning.
 
         hidden: of each row [n, hidden] the states that an MTP layer joins with the n tokens to be fed
         """
-        output = self._advance(sequences, 1, hidden)
-        if output is None:
+        last = [(fed.rows, fed.last()) for fed in self._advance(sequences, 1, hidden) if fed.ends_rows]
+        if not last:
             raise ArgumentError("sync: every sequence must have at least one token")
-        return output
+        return _of_all_rows(last, len(sequences))
 
-    def fill(self, sequences: Sequence[list[int]]) -> None:
-        """As `sync` without logits; there may be nothing left to feed."""
-        self._advance(sequences, 0)
+    def fill(
+        self,
+        sequences: Sequence[list[int]],
+        *,
+        hidden: Sequence[Tensor] | None = None,
+        told: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """As `sync` without logits; there may be nothing left to feed.
+
+        told: called after each piece with (tokens fed so far, all that are to be fed)
+        """
+        for fed in self._advance(sequences, 0, hidden):
+            if told is not None:
+                told(fed.done, fed.all)
 
     def adopt(self, sequences: Sequence[list[int]], states: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Hold `sequences`, all of one length, with keys and values [B, G, T, D] of every layer computed elsewhere."""
@@ -104,33 +133,57 @@ class Runner:
 
     def _advance(
         self, sequences: Sequence[list[int]], at_least: int, hidden: Sequence[Tensor] | None = None
-    ) -> Output | None:
-        """The last logits; None if there was nothing to feed."""
+    ) -> Iterator["Fed"]:
+        """Feeds what is missing, piece by piece."""
         self._check_settled()
         if not self.tokens:
             self._restart(len(sequences))
         common = [_common(o, n, max(0, len(n) - at_least)) for o, n in zip(self.tokens, sequences, strict=True)]
         self.take_back([len(old) - n for old, n in zip(self.tokens, common, strict=True)])
         pending = [row[n:] for row, n in zip(sequences, common, strict=True)]
-        width = max(map(len, pending))
-        ids = np.zeros((len(pending), width), dtype=np.int64)
+        counts = [len(row) for row in pending]
+        held = any(map(len, self.tokens))
+        size = self.host.piece_size(max(map(len, sequences)))
+        states = self._room_for_states(counts)
+        done, groups_rows = 0, self.store.groups_rows
+        for piece in pieces_of(counts, size, groups_rows=groups_rows, padding_first=held and not groups_rows):
+            width = max(counts[piece.rows])
+            spans = [_span(piece, width - count) for count in counts[piece.rows]]
+            new = [row[span] for row, span in zip(pending[piece.rows], spans, strict=True)]
+            given = None if hidden is None else [h[s] for h, s in zip(hidden[piece.rows], spans, strict=True)]
+            output = self._feed_piece(piece, new, given)
+            if states is not None:
+                for kept, span, found in zip(states[piece.rows], spans, output.states, strict=True):
+                    kept[span] = found[len(found) - (span.stop - span.start) :]
+            done += sum(map(len, new))
+            yield Fed(piece.rows, piece.end == width, done, sum(counts), output)
+
+    def _feed_piece(self, piece: Piece, new: list[list[int]], hidden: Sequence[Tensor] | None) -> Output:
+        """One forward of some new tokens of its rows, at the right end of the piece's columns."""
+        width = piece.end - piece.begin
+        ids = np.zeros((len(new), width), dtype=np.int64)
         real = np.zeros(ids.shape, dtype=bool)
-        for b, row in enumerate(pending):
+        for b, row in enumerate(new):
             ids[b, width - len(row) :], real[b, width - len(row) :] = row, True
-        if not width:
-            return None
-        positions = np.where(real, self.lengths[:, None] + np.cumsum(real, axis=1) - 1, -1)
+        positions = np.where(real, self.lengths[piece.rows, None] + np.cumsum(real, axis=1) - 1, -1)
         if not real.all():
             self.store.check_padding(positions)
         tokens = torch.from_numpy(ids).to(self.device)
-        output = self._forward(tokens, positions, None, 1, _joined(hidden, width))
-        if self.keep_hidden:
-            for b, row in enumerate(pending):
-                self._fresh[b].append(output.states[b, width - len(row) :])
+        output = self._forward(tokens, positions, None, 1, _joined(hidden, width), piece.rows)
         if not real.all():
             self.store.drop_padding(positions)
-        self._settle(pending)
+        self._settle(new, piece.rows)
         return output
+
+    def _room_for_states(self, counts: Sequence[int]) -> list[Tensor] | None:
+        """Of each row where its new tokens' final states will be, if they are collected: once, however many pieces."""
+        if not self.keep_hidden:
+            return None
+        size, dtype = self.host.config.hidden_size, self.host.model.dtype
+        made = [torch.empty(count, size, dtype=dtype, device=self.device) for count in counts]
+        for kept, states in zip(self._fresh, made, strict=True):
+            kept.append(states)
+        return made
 
     def feed(self, token_ids: Tensor, *, parents: Sequence[int] | None = None, hidden: Tensor | None = None) -> Output:
         """Logits [B, T, V] and final states after T more tokens of every row, a chain or a tree.
@@ -172,9 +225,30 @@ class Runner:
         """Hold nothing, as a new runner; also after something broke off."""
         self._restart(0)
 
-    def void(self) -> None:
-        """Something broke off: what the cache holds is not known, and nothing can be done with it any more."""
-        self._void = True
+    @contextmanager
+    def as_before_on_error(self) -> Iterator[None]:
+        """Where the block breaks off, the cache holds afterwards what it held, as far as it was not taken back.
+
+        If that cannot be restored, as after an error of the device, the cache is void.
+        """
+        tokens, saved = [list(row) for row in self.tokens], self.store.saved()
+        self._least = list(map(len, tokens))
+        try:
+            yield
+        except BaseException:
+            self._void = True
+            self._restore(tokens, saved)
+            raise
+
+    def _restore(self, tokens: list[list[int]], saved: Any) -> None:
+        try:
+            self.store.restore(saved)
+        except RuntimeError as error:
+            log.warning("what a cache held could not be restored: %s", error)
+            return
+        self.tokens, self._fresh = tokens, [[] for _ in tokens]
+        self.fed, self._states, self._void = 0, [], False
+        self.take_back([len(row) - least for row, least in zip(tokens, self._least, strict=True)])
 
     @contextmanager
     def _void_on_error(self) -> Iterator[None]:
@@ -184,7 +258,7 @@ class Runner:
         except CacheError:
             raise
         except BaseException:
-            self.void()
+            self._void = True
             raise
 
     def _check_settled(self) -> None:
@@ -199,9 +273,9 @@ class Runner:
                 "what this cache holds is not known, since an earlier call broke off: start with a new one"
             )
 
-    def _settle(self, tokens: Sequence[Sequence[int]]) -> None:
-        """These tokens of each row are what the cache holds of those fed last."""
-        for row, new in zip(self.tokens, tokens, strict=True):
+    def _settle(self, tokens: Sequence[Sequence[int]], rows: slice = slice(None)) -> None:
+        """These tokens of each of the rows are what the cache holds of those fed last."""
+        for row, new in zip(self.tokens[rows], tokens, strict=True):
             row.extend(new)
         self.fed, self._states = 0, []
 
@@ -214,6 +288,7 @@ class Runner:
             self.store.take_back(np.array(counts), self.lengths - np.array(counts))
         for row, count in zip(self.tokens, counts, strict=True):
             del row[len(row) - count :]
+        self._least = [min(least, len(row)) for least, row in zip(self._least, self.tokens, strict=False)]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order."""
@@ -229,11 +304,12 @@ class Runner:
         parents: Sequence[int] | None,
         keep_logits: int,
         hidden: Tensor | None,
+        rows: slice = slice(None),
     ) -> Output:
         self.check_valid()
         real = positions >= 0
-        lengths = self.lengths + self.fed + real.sum(axis=1)
-        feed = Feed(ids, positions, not real.all(), lengths, parents, keep_logits, hidden, self.keep_hidden)
+        lengths = self.lengths[rows] + self.fed + real.sum(axis=1)
+        feed = Feed(ids, positions, not real.all(), lengths, parents, keep_logits, hidden, self.keep_hidden, rows)
         self._void = True
         output = self.store.run(self._call, feed)
         self._void = False
@@ -310,6 +386,23 @@ def _no_graphs(host: Host, plan: Plan | None, trees: bool) -> str:
     if has_eager_experts(model):
         return "its experts run one by one, by what the device says (set_experts_implementation('grouped_mm'))"
     return "drafts are trees, and a tree's siblings share a position" if trees else ""
+
+
+def _of_all_rows(found: Sequence[tuple[slice, Output]], count: int) -> Output:
+    """The logits and states of the last token of `count` rows, from those of some at a time."""
+    first = found[0][1]
+    if len(first.logits) == count:
+        return first
+    made = Output(*(part.new_zeros(count, *part.shape[1:]) for part in first))
+    for rows, output in found:
+        for whole, part in zip(made, output, strict=True):
+            whole[rows] = part
+    return made
+
+
+def _span(piece: Piece, padding: int) -> slice:
+    """Which of a row's new tokens, with so much padding before them, a piece has."""
+    return slice(max(0, piece.begin - padding), max(0, piece.end - padding))
 
 
 def _joined(hidden: Sequence[Tensor] | None, width: int) -> Tensor | None:

@@ -23,11 +23,12 @@ Counts = NDArray[np.int64]
 class Feed:
     """Tokens for one forward.
 
-    ids: [B, T]; positions: [B, T] on the host, -1 for padding, which stands on the left; padded: whether there is any
-    lengths: [B] tokens of each row in the cache afterwards, if they are a chain
+    ids: [b, T]; positions: [b, T] on the host, -1 for padding, which stands on the left; padded: whether there is any
+    lengths: [b] tokens of each row in the cache afterwards, if they are a chain
     parents: [T] of a tree, None for a chain
     keep_logits: of how many last tokens; hidden: [B, T, hidden] for an MTP layer
     keep_states: the final states will be collected, so nothing may overwrite them later
+    rows: which b of the rows they are
     """
 
     ids: Tensor
@@ -38,6 +39,12 @@ class Feed:
     keep_logits: int
     hidden: Tensor | None
     keep_states: bool
+    rows: slice
+
+    @property
+    def alike(self) -> bool:
+        """Whether all rows are at the same positions, without padding."""
+        return not self.padded and bool((self.positions == self.positions[:1]).all())
 
 
 class RunnerCache(Cache):

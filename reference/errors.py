@@ -30,3 +30,7 @@ class CacheError(ZigzagError, RuntimeError):
 
 class ModelError(ZigzagError, ValueError):
     """A model, checkpoint or tokenizer cannot be used."""
+
+
+class OutOfMemoryError(ZigzagError, MemoryError):
+    """The device has too little memory for what was asked; nothing has been computed."""

@@ -18,6 +18,7 @@ from zigzag.reference.errors import (
     CacheError,
     KindError,
     ModelError,
+    OutOfMemoryError,
     PlanError,
     ZigzagError,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "KindError",
     "LayerPlan",
     "ModelError",
+    "OutOfMemoryError",
     "PlanError",
     "Window",
     "ZigzagError",

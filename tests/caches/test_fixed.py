@@ -148,7 +148,8 @@ def test_what_is_attended_to_keeps_its_address() -> None:
     rows.feed(at([0, 1, 2]))
     there = rows.ring.positions.data_ptr()
     rows.feed(at([3]))
-    assert rows.ring.attended_positions is rows.ring.positions and rows.ring.positions.data_ptr() == there
+    assert rows.ring.attended_positions is not None and rows.ring.attended_positions.shape == rows.ring.positions.shape
+    assert rows.ring.attended_positions.data_ptr() == rows.ring.positions.data_ptr() == there
     rows.feed(at(list(range(4, 16))), chunk=True)
     assert rows.ring.attended_positions is not None and rows.ring.attended_positions.shape == (1, 10 + 12)
     assert rows.layer.update(*states_of(at(list(range(4, 16)))))[0].shape == (1, HEADS, 22, SIZE)

@@ -81,14 +81,15 @@ class FixedLayer(DynamicLayer):
         return keys[:, :, : self.slots.end], values[:, :, : self.slots.end]
 
     def grow(self, size: int) -> None:
-        """Room for `size` tokens; the buffers move."""
-        old, self.size = self.size, size
+        """Room for `size` tokens; the buffers move. Where memory is too short, they stay as they are."""
+        old = self.size
         if self.is_initialized:
-            for name in ("keys", "values"):
-                states = getattr(self, name)
-                new = self._buffer(states, len(states))
-                new[:, :, :old] = states[:, :, :old]
-                setattr(self, name, new)
+            moved = []
+            for states in filled(self):
+                moved.append(states.new_empty(*states.shape[:2], size + 1, states.shape[3]))
+                moved[-1][:, :, :old] = states[:, :, :old]
+            self.keys, self.values = moved
+        self.size = size
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:

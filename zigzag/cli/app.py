@@ -234,6 +234,10 @@ def generate(
             new.extend(tokens)
             live.update(Text(tokenizer.decode(new, skip_special_tokens=True)))
 
+        def read(done: int, tokens: int) -> None:
+            if done < tokens:
+                live.update(Text(f"reading the prompt: {done:,} of {tokens:,} tokens", style="dim"))
+
         result = continued(
             loaded,
             ids,
@@ -250,6 +254,7 @@ def generate(
             tokenizer=tokenizer,
             seed=seed,
             on_tokens=show,
+            on_prefill=read,
         )
     console.print(f"\n[dim]{result.statistics}[/dim]", highlight=False)
     if result.cache is not None:

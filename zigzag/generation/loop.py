@@ -35,6 +35,7 @@ from zigzag.reference.errors import ModelError
 from zigzag.reference.trees import node_depths
 from zigzag.running.host import Host, execution_device
 from zigzag.running.interception import attachment_of
+from zigzag.running.memory import check_fits, told_what_helps
 from zigzag.running.runner import Runner, open_runner
 
 
@@ -226,7 +227,7 @@ class _Loop:
                 of_drafts = host if own else hosts.enter_context(Host(other, self.cuda_graphs, self.prefill_chunk_size))
                 self.drafter.open(of_drafts, self.vocabulary)
             self.stream.begin([row.tokens for row in self.rows])  # nothing is refused after it
-            with self.target.as_before_on_error():
+            with told_what_helps(), self.target.as_before_on_error():
                 self._decode()
         new = [row.tokens[row.start :] for row in self.rows]
         self.statistics.new_tokens = sum(map(len, new))
@@ -243,12 +244,14 @@ class _Loop:
         if self.cache is not None:
             self.cache.host = host
             return self.cache
+        longest = max(row.end for row in self.rows) + self.spare
+        check_fits(host, self.plan, len(self.rows), longest, spare=self.spare, keep_hidden=self.wants_hidden)
         return open_runner(
             host,
             self.plan,
             spare=self.spare,
             keep_hidden=self.wants_hidden,
-            capacity=max(row.end for row in self.rows) + self.spare,
+            capacity=longest,
             trees=self.drafts_trees,
         )
 

@@ -193,4 +193,5 @@ class FixedStore:
         for ring in self.rings.values():
             ring.select(index)
         self.written = self.written[list(rows)]
+        self.slots.batch = len(rows)
         self.steps.forget()  # the buffers have moved

@@ -1,7 +1,7 @@
 """`apply_experts` for many tokens, as in prompts: two grouped products of torch's and three light passes over memory.
 
-The pairs (token, slot) are sorted by expert on the device, those without an expert last. Then, slab by slab of tokens,
-so that the workspace does not grow with the prompt:
+Tokens are taken slab by slab, so that the workspace does not grow with the prompt. A slab's pairs (token, slot) are
+sorted by expert on the device, those without an expert last; then:
 
 1. `copy_rows`: each token's hidden state, read once, goes to the places of its pairs;
 2. torch's product with the experts' gate and up rows;
@@ -28,7 +28,7 @@ ALIGNMENT = 16  # bytes: what it needs rows and matrices to begin at multiples o
 
 
 def takes(gate_up: Tensor, down: Tensor) -> bool:
-    """Whether torch's grouped product, which came with torch 2.10, takes the experts of a layer."""
+    """Whether torch's grouped product, which came with torch 2.10, takes these matrices, whose rows are contiguous."""
     return (
         hasattr(functional, "grouped_mm")
         and len(down) <= MOST_EXPERTS
@@ -40,8 +40,8 @@ def takes(gate_up: Tensor, down: Tensor) -> bool:
 
 def _is_aligned(matrices: Tensor) -> bool:
     steps = [stride * matrices.itemsize for stride in matrices.stride()[:2]]
-    rows_apart = matrices.stride(1) >= matrices.shape[2] and matrices.stride(2) == 1
-    return rows_apart and all(start % ALIGNMENT == 0 for start in (matrices.data_ptr(), *steps))
+    starts = (matrices.data_ptr(), *steps)
+    return matrices.stride(1) >= matrices.shape[2] and all(start % ALIGNMENT == 0 for start in starts)
 
 
 def apply_to_prompt(hidden: Tensor, expert_ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -79,7 +79,6 @@ def _apply_to_slab(hidden: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor
     del states
     swiglu_rows[(tokens * top_k * of_inner,)](both, weights, places, used, inner, **options)
     results = functional.grouped_mm(both[:, :inner], down.mT, offs=ends)
-    del both
     sum_rows[(tokens * of_width,)](results, output, places, used, width, TOP_K=top_k, **options)
 
 

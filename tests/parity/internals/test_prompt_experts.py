@@ -95,12 +95,12 @@ def test_weights_of_any_dtype_and_strides() -> None:
     hidden, ids, weights, gate_up, down = (arrays.convert(array, "torch", "float32") for array in case.arrays)
     views = [
         torch.cat([hidden, hidden], 1)[:, :24],
-        torch.stack([ids, ids], -1)[..., 0].to(torch.int32),
-        torch.stack([weights, weights], -1)[..., 0].double(),
+        torch.stack([ids.int(), ids.int()], -1)[..., 0],
+        torch.stack([weights.double(), weights.double()], -1)[..., 0],
         torch.cat([gate_up, gate_up], 2)[..., :24],
         torch.cat([down, down], 1)[:, :24],
     ]
-    assert not any(view.is_contiguous() for view in (*views[:1], *views[3:])) and prompt_experts.takes(*views[3:])
+    assert not any(view.is_contiguous() for view in views) and prompt_experts.takes(*views[3:])
     out = triton_ops.apply_experts(*views)
     assert np.allclose(arrays.to_numpy(out), by_hand(case), rtol=1e-4, atol=1e-5)
 
@@ -220,7 +220,7 @@ def test_workspace(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (said == prompt_experts.workspace_bytes(64, 3, 64, 48, 2)) is (tokens >= 64)
 
 
-def test_more_memory_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_memory_is_noticed() -> None:
     """One more copy of the rows, held during the call."""
     before = most_held(20)
 
@@ -249,7 +249,7 @@ def shifted(gate_up: Any, down: Any) -> list:
 TAKEN = {
     "half": experts(24, 40),
     "float": experts(12, 20, torch.float32),
-    "most experts": experts(8, 8, count=prompt_experts.MOST_EXPERTS),
+    "most experts": experts(8, 8, count=1_023),
     "rows of wider ones": [torch.zeros(3, 80, 48).half()[..., :24], torch.zeros(3, 24, 80).half()[..., 40:]],
     "one for all": [torch.zeros(1, 80, 24).half().expand(3, -1, -1), torch.zeros(1, 24, 40).half().expand(3, -1, -1)],
 }
@@ -257,9 +257,11 @@ NOT_TAKEN = {
     "width": experts(20, 40),
     "inner": experts(24, 36),
     "float": experts(12, 18, torch.float32),
-    "one expert too many": experts(8, 8, count=prompt_experts.MOST_EXPERTS + 1),
+    "one expert too many": experts(8, 8, count=1_024),
     "two bytes later": shifted(*experts(24, 40)),
     "rows of wider ones": [torch.zeros(3, 80, 44).half()[..., :24], torch.zeros(3, 24, 40).half()],
+    "width, in wider rows": [torch.zeros(3, 80, 24).half()[..., :20], torch.zeros(3, 20, 40).half()],
+    "inner, in wider rows": [torch.zeros(3, 72, 24).half(), torch.zeros(3, 24, 40).half()[..., :36]],
     "experts apart": [torch.zeros(3, 80 * 24 + 4).half()[:, : 80 * 24].unflatten(1, (80, 24)), experts(24, 40)[1]],
     "one row for all": [torch.zeros(3, 1, 24).half().expand(-1, 80, -1), experts(24, 40)[1]],
     "transposed": [torch.zeros(3, 24, 80).half().mT, experts(24, 40)[1]],

@@ -46,7 +46,7 @@ def _is_aligned(matrices: Tensor) -> bool:
 
 def apply_to_prompt(hidden: Tensor, expert_ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """`apply_experts` of what `takes`."""
-    hidden, expert_ids, weights = hidden.contiguous(), expert_ids.contiguous(), weights.contiguous()
+    hidden, weights = hidden.contiguous(), weights.contiguous()
     output = torch.empty_like(hidden)
     for start in range(0, len(hidden), SLAB):
         some = slice(start, start + SLAB)
@@ -69,7 +69,7 @@ def workspace_bytes(tokens: int, top_k: int, width: int, inner: int, itemsize: i
 
 def _apply_to_slab(hidden: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, output: Tensor) -> None:
     (tokens, width), top_k, (experts, _, inner) = hidden.shape, ids.shape[1], down.shape
-    places, ends = _sorted(ids.view(-1), experts)
+    places, ends = _sorted(ids.reshape(-1), experts)
     used = ends[-1:]
     options = {"COLUMNS": COLUMNS, "num_warps": WARPS}
     of_width, of_inner = (triton.cdiv(size, COLUMNS) for size in (width, inner))

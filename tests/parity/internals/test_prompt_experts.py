@@ -95,7 +95,7 @@ def test_weights_of_any_dtype_and_strides() -> None:
     hidden, ids, weights, gate_up, down = (arrays.convert(array, "torch", "float32") for array in case.arrays)
     views = [
         torch.cat([hidden, hidden], 1)[:, :24],
-        torch.stack([ids.int(), ids.int()], -1)[..., 0],
+        torch.cat([ids.int(), ids.int()], 1)[:, :3],
         torch.stack([weights.double(), weights.double()], -1)[..., 0],
         torch.cat([gate_up, gate_up], 2)[..., :24],
         torch.cat([down, down], 1)[:, :24],

@@ -105,7 +105,7 @@ def attend_all(ops, dtype: torch.dtype, size: int) -> None:
 def mix_all(ops, dtype: torch.dtype, width: int) -> None:
     ops.route_experts(torch.empty(3, 160, dtype=dtype), torch.empty(160), top_k=8, num_groups=4, top_groups=2)
     gate_up, down = torch.empty(2, 2 * width, width, dtype=dtype), torch.empty(2, width, width, dtype=dtype)
-    for tokens in (1, 5):
+    for tokens in (1, 5, 17):
         ids = torch.zeros(tokens, 3, dtype=torch.int64)
         ops.apply_experts(torch.empty(tokens, width, dtype=dtype), ids, torch.empty(tokens, 3), gate_up, down)
 

@@ -10,11 +10,11 @@ from models import random_ids, tiny_llama  # noqa: E402
 from transformers.integrations.moe import use_experts_implementation  # noqa: E402
 
 import zigzag  # noqa: E402
-from zigzag import ModelError, few_token_experts, ops  # noqa: E402
+from zigzag import ModelError, fused_experts, ops  # noqa: E402
 from zigzag.models.mtp_head import MtpHead  # noqa: E402
-from zigzag.running import few_token_experts as experts  # noqa: E402
+from zigzag.running import fused_experts as experts  # noqa: E402
 
-FEW = torch.arange(8)[None]
+FEW, PROMPT = torch.arange(8)[None], torch.arange(20)[None]
 
 
 class Calls:
@@ -46,7 +46,7 @@ def logits(model, ids):
 def worst(model, ids) -> float:
     """The largest difference that the experts make, over the largest logit."""
     before = logits(model, ids)
-    with few_token_experts(model):
+    with fused_experts(model):
         return float((logits(model, ids) - before).abs().max() / before.abs().max())
 
 
@@ -71,7 +71,8 @@ def test_same_logits_through_the_kernels(calls: Calls) -> None:
     with zigzag.use_backend("triton"):
         assert worst(model, FEW) < 1e-5
         assert worst(model, FEW[:, :1]) < 1e-5
-    assert calls.tokens == [8, 8, 1, 1]
+        assert worst(model, PROMPT) < 1e-5
+    assert calls.tokens == [8, 8, 1, 1, 20, 20]
 
 
 def test_wrong_experts_change_the_logits(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,52 +82,56 @@ def test_wrong_experts_change_the_logits(calls: Calls, monkeypatch: pytest.Monke
 
 
 def test_generation_is_the_same(calls: Calls) -> None:
-    """The prompt is long and goes through grouped_mm, the new tokens through `apply_experts`."""
-    model, ids = random_glm(FIXED), torch.arange(experts.FEW + 4)[None]
+    """The prompt and the new tokens go through `apply_experts`."""
+    model, ids = random_glm(FIXED), PROMPT
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     before = model.generate(ids, **options)
-    with few_token_experts(model):
+    with fused_experts(model):
         assert model.generate(ids, **options).tolist() == before.tolist()
-    assert calls.tokens == [1] * 6
+    assert calls.tokens == [20] * 2 + [1] * 6
 
 
-@pytest.mark.parametrize(("tokens", "taken"), [(experts.FEW, True), (experts.FEW + 1, False)])
-def test_few_tokens_only(calls: Calls, tokens: int, taken: bool) -> None:
-    ids = torch.arange(tokens)[None] % 24
-    assert worst(random_glm(FIXED), ids) < 1e-5
-    assert bool(calls.tokens) is taken
+@pytest.mark.parametrize("inner", [12, 11])
+def test_prompts_of_all_sizes(calls: Calls, inner: int) -> None:
+    """transformers' `grouped_mm` refuses rows that do not begin at multiples of 16 bytes, as those of 11 numbers."""
+    assert worst(random_glm(FIXED | {"moe_intermediate_size": inner}), PROMPT) < 1e-5
+    assert calls.tokens == [20, 20]
 
 
 def test_gradients_other_devices_and_autocast_go_to_transformers(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_glm(FIXED)
-    with few_token_experts(model):
+    with fused_experts(model):
         model(FEW).logits.sum().backward()
         assert model.model.layers[1].mlp.experts.down_proj.grad.abs().max() > 0
         with torch.no_grad():
             module = model.model.layers[1].mlp.experts
             half = torch.zeros(2, 16, dtype=torch.bfloat16)
             experts.experts_forward(module, half, torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3))
+        model(PROMPT).logits.sum().backward()
         monkeypatch.setattr(experts, "DEVICES", ("cuda",))
         logits(model, FEW)
+        logits(model, PROMPT)
     assert calls.tokens == []
 
 
-def test_experts_of_another_process_add_nothing(calls: Calls) -> None:
-    """Expert parallelism hands over the index `num_experts` with the weight 0."""
+@pytest.mark.parametrize("times", [1, 10])
+def test_experts_of_another_process_add_nothing(calls: Calls, times: int) -> None:
+    """Expert parallelism hands over the index `num_experts` with the weight 0; a few tokens, and many."""
     module = random_glm(FIXED).model.layers[1].mlp.experts
-    hidden, ids = torch.randn(3, 16), torch.tensor([[0, 16, 1], [16, 16, 16], [2, 3, 4]])
+    ids = torch.tensor([[0, 16, 1], [16, 16, 16], [2, 3, 4]]).repeat(times, 1)
+    hidden = torch.randn(3 * times, 16)
     with torch.no_grad():
         out = experts.experts_forward(module, hidden, ids, (ids < 16).float())
         module._is_expert_parallel = True
         module.config._experts_implementation = "grouped_mm"
         assert torch.allclose(out, module(hidden, ids, (ids < 16).float()), atol=1e-5)
-    assert calls.tokens == [3] and not out[1].any()
+    assert calls.tokens == [3 * times] and not out[1].any()
 
 
 def test_mtp_head_is_switched_apart(calls: Calls) -> None:
     model = random_glm(FIXED)
     head = MtpHead(model)
-    with few_token_experts(head):
+    with fused_experts(head):
         assert head.block.mlp.experts.config._experts_implementation == experts.NAME
         assert model.config._experts_implementation == "eager"
     assert head.block.mlp.experts.config._experts_implementation == "eager"
@@ -134,7 +139,7 @@ def test_mtp_head_is_switched_apart(calls: Calls) -> None:
 
 def test_restored_after_an_error() -> None:
     model = random_glm(FIXED)
-    with pytest.raises(KeyError), few_token_experts(model):
+    with pytest.raises(KeyError), fused_experts(model):
         raise KeyError
     assert model.config._experts_implementation == "eager"
 
@@ -142,13 +147,13 @@ def test_restored_after_an_error() -> None:
 def test_models_without_experts_are_left_alone() -> None:
     model = tiny_llama(2)
     before = model.config._experts_implementation
-    with few_token_experts(model):
+    with fused_experts(model):
         assert model.config._experts_implementation == before
         logits(model, random_ids(1, 4))
 
 
 def test_by_name(calls: Calls, tmp_path) -> None:
-    """The name can be given to transformers as well, once zigzag.running.few_token_experts is imported."""
+    """The name can be given to transformers as well, once zigzag.running.fused_experts is imported."""
     model = random_glm(FIXED)
     model.save_pretrained(tmp_path)
     read = type(model).from_pretrained(tmp_path, experts_implementation=experts.NAME)
@@ -189,7 +194,7 @@ def test_other_experts_are_refused(layout: dict, words: str) -> None:
     config = random_glm(FIXED).config
     module = use_experts_implementation(Experts, **layout)(config)
     with pytest.raises(ModelError, match=f"Experts: experts with silu, .* got {words}; leave this model"):
-        few_token_experts(torch.nn.Sequential(module)).__enter__()
+        fused_experts(torch.nn.Sequential(module)).__enter__()
     assert config._experts_implementation == "eager"
 
 
@@ -199,6 +204,6 @@ def test_experts_of_another_build_stay_as_they_are() -> None:
 
     model = gpt_oss()
     before = model.config._experts_implementation
-    with pytest.raises(ModelError, match=r"has_bias=True.*activation NoneType"), few_token_experts(model):
+    with pytest.raises(ModelError, match=r"has_bias=True.*activation NoneType"), fused_experts(model):
         pass
     assert model.config._experts_implementation == before

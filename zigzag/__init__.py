@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from zigzag.models.glm import load
     from zigzag.models.load import load_model
     from zigzag.running.attach import attach, cache_bytes, detach
-    from zigzag.running.few_token_experts import few_token_experts
+    from zigzag.running.fused_experts import fused_experts
 
 _LAZY = {
     "attach": "zigzag.running.attach",
     "cache_bytes": "zigzag.running.attach",
     "calibrate": "zigzag.measuring.calibration",
     "detach": "zigzag.running.attach",
-    "few_token_experts": "zigzag.running.few_token_experts",
+    "fused_experts": "zigzag.running.fused_experts",
     "generate": "zigzag.generation.loop",
     "load": "zigzag.models.glm",
     "load_model": "zigzag.models.load",
@@ -63,7 +63,7 @@ __all__ = [
     "cache_bytes",
     "calibrate",
     "detach",
-    "few_token_experts",
+    "fused_experts",
     "generate",
     "head_map",
     "list_backends",

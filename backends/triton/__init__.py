@@ -1,9 +1,9 @@
 """The `triton` backend: its ops under their names, and where it runs.
 
 Kernels of its own have attention of one kind of heads or two, the head scores, the acceptance rules for chains,
-`to_probs`, `sample`, `route_experts`, and `apply_experts` for few tokens. The other ops are those of the torch backend:
-their time is that of reading the inputs once (`visible`, `merge`), of two calls of attention (`gated_attention`), of a
-few numbers on the host (`assign_*`), or of a walk down a tree.
+`to_probs`, `sample`, `route_experts` and `apply_experts`. The other ops are those of the torch backend: their time is
+that of reading the inputs once (`visible`, `merge`), of two calls of attention (`gated_attention`), of a few numbers on
+the host (`assign_*`), or of a walk down a tree.
 """
 
 import os

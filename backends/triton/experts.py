@@ -9,8 +9,8 @@ Two launches, nothing waits, nothing is allocated but the output and a workspace
 
 So an expert's weights are read once however many tokens share it, no sum needs atomics, and the order of every sum is
 fixed. One token is multiplied and summed; up to `FEW` are a tile of 16 rows for tensor cores. What is between the two
-launches is rounded to the dtype of the hidden states in both ways. More tokens go to the torch backend.
-docs/kernels/experts.md has the reasons.
+launches is rounded to the dtype of the hidden states in both ways. More tokens go to `prompt_experts`, or to the torch
+backend where torch's grouped product does not take the sizes. docs/kernels/experts.md has the reasons.
 """
 
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zigzag.backends.torch import experts as torch_experts
 from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.prompt_experts import apply_to_prompt, takes
 from zigzag.reference.errors import ArgumentError
 
 FEW = 16  # rows of the tile that tensor cores take
@@ -45,7 +46,8 @@ def apply_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, gate_up: 
     _check(hidden, gate_up, down)
     (tokens, width), (experts, _, inner), top_k = hidden.shape, down.shape, expert_ids.shape[1]
     if tokens > FEW:
-        return torch_experts.apply_experts(hidden, expert_ids, weights, gate_up, down)
+        of_prompts = apply_to_prompt if takes(gate_up, down) else torch_experts.apply_experts
+        return of_prompts(hidden, expert_ids, weights, gate_up, down)
     output = hidden.new_empty(tokens, width)
     if not tokens:
         return output

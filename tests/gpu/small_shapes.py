@@ -75,9 +75,9 @@ def mixed_calls(rng: np.random.Generator) -> Iterator[Call]:
 
 
 def expert_calls(rng: np.random.Generator) -> Iterator[Call]:
-    """One token and several, one slot without an expert."""
+    """One token, several, and as many as in a prompt; one slot without an expert."""
     normal = partial(rng.standard_normal, dtype=np.float32)
-    for tokens in (1, 5):
+    for tokens in (1, 5, 40):
         ids, weights = rng.integers(0, 6, (tokens, 3)), rng.random((tokens, 3), dtype=np.float32)
         ids[-1, -1] = -1
         yield [normal((tokens, 48)), ids, weights, normal((6, 2 * 40, 48)) / 7, normal((6, 48, 40)) / 6], {}

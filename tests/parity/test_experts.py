@@ -113,6 +113,34 @@ def test_every_way_to_compute(backend: str, tokens: int) -> None:
         check(made(tokens, tokens, 2, 5, 37, 21, 0.2), backend, dtype)
 
 
+def crowd(seed: int, tokens: int = 20) -> Tokens:
+    """Many tokens of a width that grouped products take, and no power of two: an expert that nobody names, ids -1, a
+    token without an expert, one that names an expert twice."""
+    case = made(seed, tokens, 3, 6, 24, 40, 0.2)
+    case.expert_ids[case.expert_ids == 2] = 4
+    case.expert_ids[:2] = [[5, 0, 5], [-1, -1, -1]]
+    case.gate_up[:], case.down[:] = np.nan_to_num(case.gate_up, nan=1.0), np.nan_to_num(case.down, nan=1.0)
+    case.gate_up[2] = case.down[2] = np.nan
+    return case
+
+
+def test_many_tokens(backend: str) -> None:
+    """As in prompts."""
+    supports(backend, "apply_experts")
+    for dtype in dtypes_of(backend):
+        check(crowd(0), backend, dtype)
+
+
+@pytest.mark.parametrize("expert", [0, 3, 5, -1])
+def test_many_tokens_on_one_expert(backend: str, expert: int) -> None:
+    """The first, one between, the last, none; infinities in the others."""
+    supports(backend, "apply_experts")
+    case = crowd(1)
+    case.expert_ids[:] = expert
+    case.gate_up[case.unused], case.down[case.unused] = np.inf, -np.inf
+    check(case, backend, widest(backend))
+
+
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_rows_in_blocks(backend: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles of rows and columns, the last ones not full."""
@@ -135,13 +163,16 @@ def test_no_expert_adds_nothing(backend: str) -> None:
     assert to_numpy(out).tolist() == [[0.0] * 5] * 3
 
 
-def test_without_validation_every_other_id_names_no_expert(backend: str) -> None:
+@pytest.mark.parametrize("times", [1, 5])
+def test_without_validation_every_other_id_names_no_expert(backend: str, times: int) -> None:
+    """Few tokens, and many."""
     if backend == "numpy":
         pytest.skip("the reference checks always")
     supports(backend, "apply_experts")
-    case = made(1, 4, 3, 3, 5, 3)
+    case = made(1, 4 * times, 3, 3, 8, 4)
+    others = np.tile([[3], [-2], [9], [2**40]], (times, 1))
     good = replace(case, expert_ids=np.where(np.arange(3) == 1, -1, case.expert_ids))
-    bad = replace(case, expert_ids=np.where(np.arange(3) == 1, [[3], [-2], [9], [2**40]], case.expert_ids))
+    bad = replace(case, expert_ids=np.where(np.arange(3) == 1, others, case.expert_ids))
     kind = kind_of(backend)
     one, other = (
         ops.apply_experts(*(convert(a, kind, "float32") for a in c.arrays), backend=backend, validate=False)
@@ -150,11 +181,11 @@ def test_without_validation_every_other_id_names_no_expert(backend: str) -> None
     assert np.array_equal(to_numpy(one), to_numpy(other))
 
 
-@pytest.mark.parametrize("tokens", [2, 20])
-def test_tokens_do_not_touch_each_other(backend: str, tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "width", "inner"), [(2, 17, 9), (20, 17, 9), (20, 24, 8)])
+def test_tokens_do_not_touch_each_other(backend: str, tokens: int, width: int, inner: int) -> None:
     """NaN in a token, and in an expert that only this token names, stay with it."""
     supports(backend, "apply_experts")
-    case = made(2, tokens, 2, 6, 17, 9)
+    case = made(2, tokens, 2, 6, width, inner)
     case.expert_ids[0], case.expert_ids[1:] = [5, 1], case.expert_ids[1:] % 5
     kind = kind_of(backend)
 

@@ -17,7 +17,7 @@ Geometry = tuple[int, int, int, int]  # experts, experts a token, width, inner w
 
 GEOMETRIES: dict[str, Geometry] = {"GLM-4.5-Air": (128, 8, 4_096, 1_408), "GLM-4.5": (160, 8, 5_120, 1_536)}
 SMALL: dict[str, Geometry] = {"small": (16, 4, 512, 176)}  # on a CPU
-TOKENS = (1, 5, 16)  # a token, a token and four drafts, the most that the kernels take
+TOKENS = (1, 5, 16)  # a token, a token and four drafts, the most that the kernels for few tokens take
 PEERS = ("grouped_mm", "batched_mm")  # of transformers
 
 

@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ModelError
-from zigzag.running import few_token_experts
+from zigzag.running import fused_experts
 from zigzag.running.fused_modules import fused_modules
 from zigzag.running.interception import NAME, Attend, Interception, attachment_of, check_keeps_a_cache
 from zigzag.running.model_layers import layers_of
@@ -57,10 +57,10 @@ class Host:
         with ExitStack() as stack:
             self._take(stack)
             self._thread = get_ident()
-            if self.device.type in few_token_experts.DEVICES and not is_spread():
+            if self.device.type in fused_experts.DEVICES and not is_spread():
                 stack.enter_context(fused_modules(self.model))
                 try:
-                    stack.enter_context(few_token_experts.few_token_experts(self.model))
+                    stack.enter_context(fused_experts.fused_experts(self.model))
                 except ModelError as error:  # experts of another kind stay on what they have
                     log.info("%s", error)
             stack.callback(self.model.get_decoder().register_forward_hook(self._remember).remove)

@@ -19,8 +19,8 @@ from zigzag.plans.heads import HeadPlan, Plan
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
 from zigzag.reference.trees import node_depths
 from zigzag.running.attention import Attention
-from zigzag.running.few_token_experts import has_eager_experts
 from zigzag.running.fixed import FixedStore
+from zigzag.running.fused_experts import has_eager_experts
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, Output, is_spread
 from zigzag.running.model_layers import check_plan

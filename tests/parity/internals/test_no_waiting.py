@@ -132,11 +132,12 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from zigzag.backends import triton as triton_ops
     from zigzag.backends.triton import experts as triton_experts
     from zigzag.backends.triton import head_scores as triton_scores
+    from zigzag.backends.triton import prompt_experts
     from zigzag.backends.triton import rows as triton_rows
     from zigzag.backends.triton import sampling as triton_sampling
     from zigzag.backends.triton import verification as triton_verification
 
-    for module in (triton_rows, triton_sampling, triton_verification, triton_scores, triton_experts):
+    for module in (triton_rows, triton_sampling, triton_verification, triton_scores, triton_experts, prompt_experts):
         for name in launched(module):
             monkeypatch.setattr(module, name, Idle())
     ids, draft, target, uniforms, rest = inputs(True, False)
@@ -154,13 +155,18 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         hidden, weights = torch.zeros(tokens, 5), torch.zeros(tokens, 2)
         experts = torch.zeros(8, 6, 5), torch.zeros(8, 5, 3)
         unwatched(triton_ops.apply_experts, hidden, weights.long(), weights, *experts)
+    monkeypatch.setattr(prompt_experts, "SLAB", 16)
+    hidden, weights, experts = torch.zeros(20, 8), torch.zeros(20, 2), (torch.zeros(4, 16, 8), torch.zeros(4, 8, 8))
+    unwatched(triton_ops.apply_experts, hidden, weights.long(), weights, *experts)
 
 
 def test_every_launch_is_found() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     from zigzag.backends.triton import experts as triton_experts
+    from zigzag.backends.triton import prompt_experts
     from zigzag.backends.triton import verification as triton_verification
 
+    assert launched(prompt_experts) == ["copy_rows", "sum_rows", "swiglu_rows"]
     assert launched(triton_verification) == ["judge", "recover", "sum_terms", "weigh"]
     assert launched(triton_experts) == ["activate", "combine"]
 

@@ -1,9 +1,8 @@
-"""The experts of a transformers model through `zigzag.ops.apply_experts` while there are few tokens.
+"""The experts of a transformers model through `zigzag.ops.apply_experts`.
 
-An experts implementation is registered with transformers as "zigzag"; `few_token_experts` switches a model to it and
-back. It serves decoding and the verification of drafts, where the time is that of reading the experts' weights: up to
-`FEW` tokens on the devices `DEVICES`, no gradients wanted, one dtype. Everything else it hands to transformers'
-`grouped_mm`: prompts, training, autocast.
+An experts implementation is registered with transformers as "zigzag"; `fused_experts` switches a model to it and back.
+It serves decoding, the verification of drafts and prompts: on the devices `DEVICES`, no gradients wanted, one dtype.
+Everything else it hands to transformers' `grouped_mm`: training, autocast.
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ModelError
 
 NAME = "zigzag"
-FEW = 16  # tokens; from here on grouped matrix products have enough to do
 DEVICES = ("cuda",)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -35,7 +33,7 @@ NEEDED = {
 
 
 @contextmanager
-def few_token_experts(model: Decoder) -> Iterator[None]:
+def fused_experts(model: Decoder) -> Iterator[None]:
     """Run the experts of `model` through `apply_experts` inside the block, as this module says.
 
     model: any module, an `MtpHead` too; one without experts stays as it is. `zigzag.use_backend` chooses the backend.
@@ -97,12 +95,11 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
     return output
 
 
-def _takes(hidden: Tensor, *weights: Tensor) -> bool:
+def _takes(hidden: Tensor, gate_up: Tensor, down: Tensor) -> bool:
     return (
-        len(hidden) <= FEW
-        and hidden.device.type in DEVICES
-        and all(weight.dtype == hidden.dtype for weight in weights)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *weights)))
+        hidden.device.type in DEVICES
+        and gate_up.dtype == down.dtype == hidden.dtype
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, gate_up, down)))
     )
 
 

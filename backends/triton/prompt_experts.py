@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-SLAB = 4_096  # tokens; each slab reads all experts once more
+SLAB = 8_192  # tokens; each slab reads all experts once more
 COLUMNS, WARPS = 512, 2  # of a row for one program: 16 bytes a thread, in half precision
 MOST_EXPERTS = 1_023  # torch's kernel refuses more
 ALIGNMENT = 16  # bytes: what it needs rows and matrices to begin at multiples of

@@ -232,8 +232,8 @@ def test_more_memory_is_noticed() -> None:
 
 
 def test_workspace_of_glm() -> None:
-    """GLM-4.5-Air's layer stays below 0.7 GiB however long the prompt is."""
-    assert prompt_experts.workspace_bytes(10**6, 8, 4_096, 1_408, 2) < 0.7 * 2**30
+    """GLM-4.5-Air's layer stays below 0.85 GiB however long the prompt is."""
+    assert prompt_experts.workspace_bytes(10**6, 8, 4_096, 1_408, 2) < 0.85 * 2**30
     assert prompt_experts.workspace_bytes(4_096, 8, 4_096, 1_408, 2) > 0.4 * 2**30
 
 

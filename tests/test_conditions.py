@@ -11,6 +11,7 @@ from windowed_models import WINDOWED
 import zigzag
 from zigzag import ArgumentError, CacheError, HeadPlan, HeadScores, LayerPlan, ModelError, generate
 from zigzag.generation.drafting import LookupDrafter, ModelDrafter
+from zigzag.running import pieces
 from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host
 from zigzag.running.runner import Runner
@@ -53,6 +54,25 @@ def test_on_one_side_of_the_switch(
     texts = [random_ids(1, n, seed=n)[0].tolist() for n in lengths]
     result = generate(rotating(rope), texts, drafter=drafter, temperature=0, max_new_tokens=count)
     assert result.sequences == [transformers_tokens(rotating(rope), text, count) for text in texts]
+
+
+@pytest.mark.parametrize(("lengths", "drafter"), [((31,), None), ((40, 28), None), ((31,), "streaming")])
+def test_a_long_prompt_in_pieces_rotates_as_a_whole(
+    lengths: tuple[int, ...], drafter: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """longrope: the first piece must pass the switch."""
+    monkeypatch.setattr(pieces, "LARGEST", 4)
+    texts = [random_ids(1, n, seed=n)[0].tolist() for n in lengths]
+    shapes, model = [], rotating(LONGROPE)
+    model.model.register_forward_hook(lambda *given: shapes.append(tuple(given[2].last_hidden_state.shape[:2])))
+    result = generate(model, texts, drafter=drafter, temperature=0, max_new_tokens=5)
+    assert result.sequences == [transformers_tokens(rotating(LONGROPE), text, 5) for text in texts]
+    assert shapes[0] == (len(texts), ORIGINAL + 1) and len(shapes) > 6
+    with pytest.raises(ModelError, match=rf"first {ORIGINAL + 1} tokens.*prefill_chunk_size is 8.*give {ORIGINAL + 1}"):
+        generate(model, texts, temperature=0, max_new_tokens=5, prefill_chunk_size=8)
+    cached = generate(model, texts[:1], temperature=0, max_new_tokens=2)
+    more = generate(model, cached.sequences, temperature=0, max_new_tokens=3, prefill_chunk_size=8, cache=cached.cache)
+    assert more.sequences == result.sequences[:1]
 
 
 @pytest.mark.parametrize(

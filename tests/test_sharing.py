@@ -29,7 +29,7 @@ from zigzag import CacheError, LayerPlan, ModelError
 from zigzag.generation.drafting import LookupDrafter
 from zigzag.measuring.prompts import PasskeyPrompt
 from zigzag.running.host import Host
-from zigzag.running.runner import open_runner
+from zigzag.running.opening import open_runner
 
 PLAN = LayerPlan(("streaming", "full", "streaming"), sink=2, recent=6)
 IDS = random_ids(1, 20)

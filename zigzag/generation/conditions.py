@@ -9,7 +9,7 @@ from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
 from zigzag.running.model_layers import decoder_of, layers_of
-from zigzag.running.rope import check_lengths
+from zigzag.running.rope import check_lengths, first_piece
 from zigzag.running.runner import Runner
 from zigzag.running.weights import weights_state
 
@@ -70,8 +70,16 @@ def check_cache(
         raise CacheError("generate: cache= is one that grows, which cannot be with cuda_graphs=True")
 
 
-def check_rope(model: Decoder, rows: list[Row], cache: Runner | None, drafter: Drafter | None) -> None:
+def check_rope(
+    model: Decoder, rows: list[Row], cache: Runner | None, drafter: Drafter | None, prefill_chunk_size: int | None
+) -> None:
     """ModelError where the rotary embedding would depend on what else is fed; see `running.rope`."""
     held = 0 if cache is None else int(cache.lengths.max(initial=0))
     shortest = min(min(row.start - 1, held or row.start) for row in rows)
     check_lengths(model, shortest, max(row.end for row in rows) + (0 if drafter is None else drafter.longest))
+    first = first_piece(model.config.get_text_config(decoder=True), max(row.end for row in rows))
+    if prefill_chunk_size is not None and prefill_chunk_size < first and held < first:
+        raise ModelError(
+            f"generate: the rotary embedding of {type(model).__name__} (longrope) needs the first {first} tokens of a "
+            f"longer text at once, and prefill_chunk_size is {prefill_chunk_size}; leave it out, or give {first}"
+        )

@@ -36,7 +36,8 @@ from zigzag.reference.trees import node_depths
 from zigzag.running.host import Host, execution_device
 from zigzag.running.interception import attachment_of
 from zigzag.running.memory import check_fits, told_what_helps
-from zigzag.running.runner import Runner, open_runner
+from zigzag.running.opening import open_runner
+from zigzag.running.runner import Runner
 
 
 @dataclass
@@ -215,7 +216,7 @@ class _Loop:
         if self.drafter is not None:
             spare = self.spare if self.cache is None else self.cache.store.spare
             check_drafter(self.drafter, self.model, self.plan, spare, self.vocabulary, self.tokenizer)
-        check_rope(self.model, self.rows, self.cache, self.drafter)
+        check_rope(self.model, self.rows, self.cache, self.drafter, self.prefill_chunk_size)
 
     def run(self) -> Generation:
         with ExitStack() as hosts:

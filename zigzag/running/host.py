@@ -17,6 +17,7 @@ from zigzag.running.fused_modules import fused_modules
 from zigzag.running.interception import NAME, Attend, Interception, attachment_of, check_keeps_a_cache
 from zigzag.running.model_layers import layers_of
 from zigzag.running.pieces import default_size
+from zigzag.running.rope import first_piece
 
 log = logging.getLogger("zigzag")
 _BUSY = "is in the middle of zigzag.generate"
@@ -88,6 +89,10 @@ class Host:
         if self.prefill_chunk_size is not None:
             return self.prefill_chunk_size
         return default_size(self.config, self.model.dtype.itemsize, self.device, longest)
+
+    def first_piece(self, longest: int) -> int:
+        """Fewest tokens with which a row may begin, where rows have so many in the end."""
+        return first_piece(self.config, longest)
 
     def forward(self, attend: Attend, **inputs: Any) -> Output:
         """One forward of the model with the attention `attend`."""

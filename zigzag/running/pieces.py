@@ -25,18 +25,21 @@ class Piece:
     end: int
 
 
-def pieces_of(counts: Sequence[int], tokens: int, *, groups_rows: bool, padding_first: bool) -> Iterator[Piece]:
+def pieces_of(
+    counts: Sequence[int], tokens: int, *, groups_rows: bool, padding_first: bool, first: int = 0
+) -> Iterator[Piece]:
     """Pieces of at most `tokens` tokens, padding counted, of rows with so many new tokens each.
 
     groups_rows: rows may be fed apart from one another; where they are not, each piece has a column of every row at
         least. padding_first: a row's first piece must hold all padding before it and a token
+    first: columns that the first piece of rows has at least
     """
     for rows in _groups(counts, tokens) if groups_rows else [slice(0, len(counts))]:
         own = counts[rows]
         width, size = max(own), max(1, tokens // len(own))
         if not width:
             continue
-        begin, end = 0, min(width, max(size, width - min(own) + 1 if padding_first else 0))
+        begin, end = 0, min(width, max(size, first, width - min(own) + 1 if padding_first else 0))
         while begin < width:
             yield Piece(rows, begin, end)
             begin, end = end, min(width, end + size)

@@ -23,6 +23,12 @@ def check_lengths(model: Decoder, shortest: int, longest: int) -> None:
             )
 
 
+def first_piece(config: Any, longest: int) -> int:
+    """Tokens of a prompt that must be fed at once, so that all pieces rotate as rows of `longest` tokens do."""
+    lengths = [original + 1 for kind, original in _depending(config) if kind == "longrope" and original < longest]
+    return max(lengths, default=0)
+
+
 def _depending(config: Any) -> list[tuple[str, int]]:
     """(rope type, original length) of the rotary embeddings that depend on the length, one for each kind of layer."""
     found = getattr(config, "rope_parameters", None) or {}

@@ -15,15 +15,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
-from zigzag.plans.heads import HeadPlan, Plan
-from zigzag.reference.errors import ArgumentError, CacheError, ModelError
+from zigzag.plans.heads import Plan
+from zigzag.reference.errors import ArgumentError, CacheError
 from zigzag.reference.trees import node_depths
 from zigzag.running.attention import Attention
 from zigzag.running.fixed import FixedStore
-from zigzag.running.fused_experts import has_eager_experts
 from zigzag.running.growing import GrowingStore
-from zigzag.running.host import Host, Output, is_spread
-from zigzag.running.model_layers import check_plan
+from zigzag.running.host import Host, Output
 from zigzag.running.pieces import Piece, pieces_of
 from zigzag.running.stores import Counts, Feed
 from zigzag.running.weights import weights_state
@@ -144,9 +142,11 @@ class Runner:
         counts = [len(row) for row in pending]
         held = any(map(len, self.tokens))
         size = self.host.piece_size(max(map(len, sequences)))
+        least = max(0, self.host.first_piece(max(map(len, sequences))) - int(self.lengths.min(initial=0)))
         states = self._room_for_states(counts)
         done, groups_rows = 0, self.store.groups_rows
-        for piece in pieces_of(counts, size, groups_rows=groups_rows, padding_first=held and not groups_rows):
+        padding_first = held and not groups_rows
+        for piece in pieces_of(counts, size, groups_rows=groups_rows, padding_first=padding_first, first=least):
             width = max(counts[piece.rows])
             spans = [_span(piece, width - count) for count in counts[piece.rows]]
             new = [row[span] for row, span in zip(pending[piece.rows], spans, strict=True)]
@@ -330,62 +330,6 @@ class Runner:
             logits_to_keep=keep_logits,
             **({} if hidden is None else {"hidden": hidden}),
         )
-
-
-def open_runner(
-    host: Host,
-    plan: Plan | None,
-    *,
-    spare: int = 64,
-    keep_hidden: bool = False,
-    capacity: int = 1024,
-    trees: bool = False,
-) -> Runner:
-    """A runner with CUDA graphs over a fixed store where that can be, unless `host.cuda_graphs` is False.
-
-    capacity: tokens of a row that a fixed store has room for at first; trees: whether trees will be fed
-
-    Raises ArgumentError if `host.cuda_graphs` is True and it cannot be, PlanError if the plan is for another model,
-    ModelError if the model has layers that are neither full nor windowed.
-    """
-    if host.layers.others:
-        kinds = ", ".join(sorted(set(host.layers.others.values())))
-        raise ModelError(
-            f"generate: {type(host.model).__name__} has layers ({kinds}) whose state no draft and no padding can "
-            f"be taken back from; use zigzag.attach(model, plan) and the model's own generate"
-        )
-    check_plan("generate", plan, host.layers)
-    reason = _no_graphs(host, plan, trees)
-    if host.cuda_graphs and reason:
-        raise ArgumentError(f"generate: cuda_graphs=True cannot be: {reason}; leave it out")
-    store: Store
-    if host.cuda_graphs is False or reason or isinstance(plan, HeadPlan):
-        store = GrowingStore(plan, host.layers, host.device, spare=spare)
-    else:
-        must = host.cuda_graphs is True
-        store = FixedStore(plan, host.layers, host.device, spare=spare, capacity=capacity, must=must)
-    if reason and host.cuda_graphs is None and host.model.device.type == "cuda":
-        log.info("no CUDA graphs: %s", reason)
-    return Runner(host, store, keep_hidden=keep_hidden)
-
-
-def _no_graphs(host: Host, plan: Plan | None, trees: bool) -> str:
-    """Why steps of this model cannot be CUDA graphs; empty if they can."""
-    model = host.model
-    devices = {weight.device for weight in model.parameters()}
-    if model.device.type != "cuda":
-        return f"the model is on {model.device}, not on a CUDA device"
-    if len(devices) > 1:
-        return f"the model is spread over {len(devices)} devices"
-    if is_spread():
-        return "the model may be spread over several processes"
-    if isinstance(plan, HeadPlan):
-        return "a HeadPlan splits layers"
-    if host.layers.is_latent:
-        return "its cache holds latents, of which every step would make the keys of all slots"
-    if has_eager_experts(model):
-        return "its experts run one by one, by what the device says (set_experts_implementation('grouped_mm'))"
-    return "drafts are trees, and a tree's siblings share a position" if trees else ""
 
 
 def _of_all_rows(found: Sequence[tuple[slice, Output]], count: int) -> Output:

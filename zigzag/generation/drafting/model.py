@@ -16,7 +16,8 @@ from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import ArgumentError, CacheError
 from zigzag.reference.trees import check_tree, children, node_depths
 from zigzag.running.host import Host
-from zigzag.running.runner import Runner, open_runner
+from zigzag.running.opening import open_runner
+from zigzag.running.runner import Runner
 
 SIBLINGS = ("top", "without replacement", "with replacement")
 

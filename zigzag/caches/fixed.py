@@ -50,19 +50,30 @@ class FixedLayer(DynamicLayer):
         self.slots, self.size = slots, size
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values, where = self.buffers(key_states, value_states)
+        attended = self.attended(key_states, value_states)
+        index = where[:, None, :, None]
+        keys.scatter_(2, index.expand_as(key_states), key_states)
+        values.scatter_(2, index.expand_as(value_states), value_states)
+        return attended
+
+    @property
+    def writes_at_once(self) -> bool:
+        """Whether new states may be written before `attended` is asked; else it still reads what they overwrite."""
+        return True
+
+    def buffers(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(keys, values, where): the coming tokens' states, shaped as these, go to the slots where [B, T]."""
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.keys, self.values = self._buffer(key_states), self._buffer(value_states)
-        attended = self._attended(key_states, value_states)
-        where, (keys, values) = self.slots.where[:, None, :, None], filled(self)
-        keys.scatter_(2, where.expand_as(key_states), key_states)
-        values.scatter_(2, where.expand_as(value_states), value_states)
-        return attended
+        return *filled(self), self.slots.where
 
     def _buffer(self, like: Tensor) -> Tensor:
         return like.new_empty(*like.shape[:2], self.size + 1, like.shape[3])
 
-    def _attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+    def attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """What the coming tokens attend to: themselves where the cache is empty, else the buffers, with them inside."""
         return (key_states, value_states) if self.slots.from_start else filled(self)
 
     def grow(self, size: int) -> None:
@@ -147,8 +158,12 @@ class RingLayer(FixedLayer):
         """[B, slots] positions of what `update` gave to attend to."""
         return self.slots.attended_positions
 
-    def _attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        if self.slots.chunk and not self.slots.from_start:
+    @property
+    def writes_at_once(self) -> bool:
+        return not self.slots.chunk or self.slots.from_start
+
+    def attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.writes_at_once:
             keys, values = filled(self)
             return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
-        return super()._attended(key_states, value_states)
+        return super().attended(key_states, value_states)

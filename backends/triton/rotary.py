@@ -49,12 +49,17 @@ def rotate(
     norms: weights [D] of the RMS norms of queries and of keys, over D, before the rotation; eps: of both
     buffers: the rotated keys and the values are also written there, nothing else is; slots are not checked
 
-    Raises KindError for a dtype that the kernels do not know, ArgumentError for an R that cannot be.
+    Raises KindError for a dtype that the kernels do not know, ArgumentError for an R or shapes that cannot be.
     """
     check_dtypes("rotate", query=query)
     (batch, tokens, heads, size), groups, turned = query.shape, key.shape[2], cos.shape[-1]
     if turned % 2 or turned > size:
         raise ArgumentError(f"rotate: an even number of at most {size} angles is needed, got {turned}")
+    if key.shape != value.shape or (batch, tokens, size) != (*key.shape[:2], key.shape[3]):
+        raise ArgumentError(
+            f"rotate: query [B, T, H, D], key and value [B, T, G, D] are needed, got {list(query.shape)}, "
+            f"{list(key.shape)} and {list(value.shape)}"
+        )
     new_query, new_key = (states.new_empty(states.shape) for states in (query, key))
     few = batch * tokens <= FEW
     tile = 4 if few else 16

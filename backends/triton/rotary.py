@@ -62,7 +62,7 @@ def rotate(
         )
     new_query, new_key = (states.new_empty(states.shape) for states in (query, key))
     few = batch * tokens <= FEW
-    tile = 4 if few else 16
+    tile = 8 if few else 16
     keys, values, where = (None, None, None) if buffers is None else buffers
     weights = (None, None) if norms is None else (weight.contiguous() for weight in norms)
     blocks = triton.cdiv(heads, tile) + (1 if buffers is None else 2) * triton.cdiv(groups, tile)
@@ -124,10 +124,8 @@ def _rotate(
             _put(keys, head, keys_head, keys_size, first, second, rest, GROUPS, D, TURNED, HALF, REST)
     else:
         head = (block - q_blocks - k_blocks) * TILE + tl.arange(0, TILE)
-        first, second, rest = _taken(
-            value + batch * v_batch + token * v_token, head, v_head, v_size, GROUPS, D, TURNED, HALF, REST
-        )
-        _put(values, head, values_head, values_size, first, second, rest, GROUPS, D, TURNED, HALF, REST)
+        taken = _taken(value + batch * v_batch + token * v_token, head, v_head, v_size, GROUPS, D, TURNED, HALF, REST)
+        _put(values, head, values_head, values_size, *taken, GROUPS, D, TURNED, HALF, REST)
 
 
 @triton.jit
@@ -184,7 +182,8 @@ def _put(
     """Writes what `_taken` reads."""
     half, column, is_head = tl.arange(0, HALF), tl.arange(0, REST), (head < HEADS)[:, None]
     is_half, is_rest = is_head & (half < TURNED // 2), is_head & (column < D - TURNED)
-    starts, dtype = states + head.to(tl.int64)[:, None] * head_stride, states.dtype.element_ty
+    starts = states + head.to(tl.int64)[:, None] * head_stride
+    dtype = states.dtype.element_ty
     tl.store(starts + half * size_stride, first.to(dtype), mask=is_half)
     tl.store(starts + (half + TURNED // 2) * size_stride, second.to(dtype), mask=is_half)
     tl.store(starts + (column + TURNED) * size_stride, rest.to(dtype), mask=is_rest)

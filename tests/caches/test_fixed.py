@@ -49,6 +49,33 @@ def test_tokens_lie_in_their_slots() -> None:
         assert torch.equal(values[row, :, :count], -there.expand(HEADS, -1, VALUE_SIZE))
 
 
+def test_buffers_are_those_that_update_fills() -> None:
+    """Who writes new states himself gets the same buffers, slots and states to attend to."""
+    slots = Slots()
+    layer = FixedLayer(slots, 6)
+    slots.place(at([0, 1]), from_start=True)
+    first = states_of(at([0, 1]))
+    keys, values, where = layer.buffers(*first)
+    assert keys.shape == (1, HEADS, 7, SIZE) and values.shape == (1, HEADS, 7, VALUE_SIZE)
+    assert keys is layer.keys and values is layer.values and where is slots.where
+    assert layer.is_initialized and (layer.dtype, layer.device) == (torch.float64, first[0].device)
+    assert layer.writes_at_once and all(a is b for a, b in zip(layer.attended(*first), first, strict=True))
+    slots.place(at([2]), from_start=False)
+    later = layer.buffers(*states_of(at([2])))
+    assert later[0] is keys and later[1] is values and later[2].tolist() == [[2]]
+    assert layer.writes_at_once and all(a is b for a, b in zip(layer.attended(*first), (keys, values), strict=True))
+
+
+@pytest.mark.parametrize("from_start", [False, True])
+@pytest.mark.parametrize("chunk", [False, True])
+def test_a_chunk_is_written_after_it_has_read(chunk: bool, from_start: bool) -> None:
+    """Its queries see keys that it overwrites; not where the ring is empty."""
+    ring = Ring(Window(2, 3), 2)
+    ring.chunk = chunk
+    ring.place(at([0]), from_start=from_start)
+    assert RingLayer(ring).writes_at_once == (from_start or not chunk)
+
+
 def test_growing_keeps_what_is_there() -> None:
     slots = Slots()
     layer = FixedLayer(slots, 3)

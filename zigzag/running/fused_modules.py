@@ -95,7 +95,7 @@ def _router(module: Any) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | 
     return forward
 
 
-def _is_same(module: Any, made: Callable[..., Any]) -> bool:
+def _same(module: Any, made: Callable[..., Any]) -> bool:
     """Whether both give the same for random inputs; chosen experts in any order."""
     weight = module.weight
     generator = torch.Generator(weight.device).manual_seed(0)
@@ -115,8 +115,8 @@ def _dense(weights: Tensor, ids: Tensor, experts: int) -> Tensor:
 Made = Callable[..., Any]
 # What replaces a kind of module, None for another kind; whether it gives what the module gives.
 KINDS: tuple[tuple[Callable[[Any], Made | None], Callable[[Any, Made], bool]], ...] = (
-    (_norm, _is_same),
-    (_router, _is_same),
+    (_norm, _same),
+    (_router, _same),
     (fused_attention, is_same_attention),
     (fused_layer, is_same_layer),
 )

@@ -110,6 +110,25 @@ def mix_all(ops, dtype: torch.dtype, width: int) -> None:
         ops.apply_experts(torch.empty(tokens, width, dtype=dtype), ids, torch.empty(tokens, 3), gate_up, down)
 
 
+def step_all(dtype: torch.dtype, size: int) -> None:
+    """What a layer's step runs beside the ops: a step with its cache, a prompt without, partly and wholly turned."""
+    from zigzag.backends.triton.norms import add_rms_norm
+    from zigzag.backends.triton.prompt_attention import join
+    from zigzag.backends.triton.rotary import FEW, Buffers, rotate
+
+    for tokens, turned in ((1, size // 2), (FEW + 1, size)):
+        query, key = (torch.empty(1, tokens, heads, size, dtype=dtype) for heads in (12, 2))
+        waves, weight = torch.empty(1, tokens, turned, dtype=dtype), torch.empty(size, dtype=dtype)
+        held = torch.empty(1, 2, 1024, size, dtype=dtype)
+        buffers = Buffers(held, held, torch.zeros(1, tokens, dtype=torch.int64))
+        rotate(query, key, key, waves, waves, norms=(weight, weight), eps=1e-5, buffers=buffers)
+        rotate(query, key, key, waves, waves)
+        states, weight = torch.empty(1, tokens, 32 * size, dtype=dtype), torch.empty(32 * size, dtype=dtype)
+        add_rms_norm(states, states, weight, 1e-5)
+        part = query.transpose(1, 2), torch.empty(1, 12, tokens)
+        join(part, part)
+
+
 @triton.jit
 def broken(values):
     tl.store(values + tl.arange(0, 16), tl.arange(0, 32))  # shapes that do not fit
@@ -145,6 +164,7 @@ def main() -> None:
         verify_all(triton_ops, dtype, batch, drafts, vocabulary, temperatures)
         attend_all(triton_ops, dtype, size)
         mix_all(triton_ops, dtype, 16 * size)
+        step_all(dtype, size)
     report = {"found": found.copy(), "early": early.copy(), "kernels": sorted(kernels(jitted()))}
     report["refused"] = fails(lambda: broken[(1,)](torch.empty(32)))
     hasty[(1,)](torch.empty(32), launch_pdl=True)

@@ -42,12 +42,61 @@ def test_tokens_lie_in_their_slots() -> None:
     assert layer.is_initialized and (layer.dtype, layer.device) == (torch.float64, first[0].device)
     slots.place(at([3], [2]), from_start=False)
     keys, values = layer.update(*states_of(at([3], [2])))
-    for attended, buffer in ((keys, layer.keys), (values, layer.values)):
-        assert (attended.data_ptr(), attended.shape) == (buffer.data_ptr(), buffer.shape), "the buffers themselves"
+    assert same_memory((keys, values), (layer.keys, layer.values)), "the buffers themselves"
     for row, count in ((0, 4), (1, 3)):
         there = torch.arange(count, dtype=torch.float64)[None, :, None]
         assert torch.equal(keys[row, :, :count], there.expand(HEADS, -1, SIZE))
         assert torch.equal(values[row, :, :count], -there.expand(HEADS, -1, VALUE_SIZE))
+
+
+def same_memory(one: tuple, other: tuple) -> bool:
+    """Whether these are the same numbers at the same places."""
+    pairs = zip(one, other, strict=True)
+    return all((a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride()) for a, b in pairs)
+
+
+def test_some_rows_of_a_batch_and_some_columns() -> None:
+    """The rows beside them keep what they hold; what lies behind the last new token is not given."""
+    slots = Slots()
+    slots.batch = 3
+    layer = FixedLayer(slots, 6)
+    slots.place(at([0, 1]), from_start=True, rows=slice(1, 2), end=2)
+    layer.update(*states_of(at([0, 1])))
+    assert len(layer.keys) == len(layer.values) == 3
+    others = [part[::2].clone() for part in (layer.keys, layer.values)]
+    slots.place(at([2, 3, 4]), from_start=False, rows=slice(1, 2), end=5)
+    keys, values = layer.update(*states_of(at([2, 3, 4])))
+    assert same_memory((keys, values), (layer.keys[1:2, :, :5], layer.values[1:2, :, :5]))
+    for found, wanted in zip((keys, values), states_of(at([0, 1, 2, 3, 4])), strict=True):
+        assert torch.equal(found, wanted)
+    assert all(torch.equal(part[::2], kept) for part, kept in zip((layer.keys, layer.values), others, strict=True))
+
+
+def test_buffers_are_those_that_update_fills() -> None:
+    """Who writes new states himself gets the same buffers, slots and states to attend to."""
+    slots = Slots()
+    layer = FixedLayer(slots, 6)
+    slots.place(at([0, 1]), from_start=True)
+    first = states_of(at([0, 1]))
+    keys, values, where = layer.buffers(*first)
+    assert keys.shape == (1, HEADS, 7, SIZE) and values.shape == (1, HEADS, 7, VALUE_SIZE)
+    assert same_memory((keys, values), (layer.keys, layer.values)) and where is slots.where
+    assert layer.is_initialized and (layer.dtype, layer.device) == (torch.float64, first[0].device)
+    assert layer.writes_at_once and all(a is b for a, b in zip(layer.attended(*first), first, strict=True))
+    slots.place(at([2]), from_start=False)
+    later = layer.buffers(*states_of(at([2])))
+    assert same_memory(later[:2], (keys, values)) and later[2].tolist() == [[2]]
+    assert layer.writes_at_once and same_memory(layer.attended(*first), (keys, values))
+
+
+@pytest.mark.parametrize("from_start", [False, True])
+@pytest.mark.parametrize("chunk", [False, True])
+def test_a_chunk_is_written_after_it_has_read(chunk: bool, from_start: bool) -> None:
+    """Its queries see keys that it overwrites; not where the ring is empty."""
+    ring = Ring(Window(2, 3), 2)
+    ring.chunk = chunk
+    ring.place(at([0]), from_start=from_start)
+    assert RingLayer(ring).writes_at_once == (from_start or not chunk)
 
 
 def test_growing_keeps_what_is_there() -> None:

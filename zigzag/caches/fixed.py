@@ -54,21 +54,26 @@ class FixedLayer(DynamicLayer):
         self.slots, self.size = slots, size
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        keys, values = self.buffers(key_states, value_states)
+        keys, values, where = self.buffers(key_states, value_states)
         attended = self.attended(key_states, value_states)
-        where = self.slots.where[:, None, :, None]
-        keys.scatter_(2, where.expand_as(key_states), key_states)
-        values.scatter_(2, where.expand_as(value_states), value_states)
+        index = where[:, None, :, None]
+        keys.scatter_(2, index.expand_as(key_states), key_states)
+        values.scatter_(2, index.expand_as(value_states), value_states)
         return attended
 
-    def buffers(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the keys and values of the rows that are fed lie, [b, G, size + 1, D]."""
+    @property
+    def writes_at_once(self) -> bool:
+        """Whether new states may be written before `attended` is asked; else it still reads what they overwrite."""
+        return True
+
+    def buffers(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(keys, values) [b, G, size + 1, D] of the rows that are fed, and `where` [b, T] the new states go there."""
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             batch = max(self.slots.batch, len(key_states))
             self.keys, self.values = self._buffer(key_states, batch), self._buffer(value_states, batch)
         keys, values = filled(self)
-        return keys[self.slots.rows], values[self.slots.rows]
+        return keys[self.slots.rows], values[self.slots.rows], self.slots.where
 
     def _buffer(self, like: Tensor, batch: int) -> Tensor:
         return like.new_empty(batch, like.shape[1], self.size + 1, like.shape[3])
@@ -77,7 +82,7 @@ class FixedLayer(DynamicLayer):
         """What the new tokens attend to, once they are in their slots; asked for before they go there."""
         if self.slots.from_start:
             return key_states, value_states
-        keys, values = self.buffers(key_states, value_states)
+        keys, values, _ = self.buffers(key_states, value_states)
         return keys[:, :, : self.slots.end], values[:, :, : self.slots.end]
 
     def grow(self, size: int) -> None:
@@ -177,9 +182,13 @@ class RingLayer(FixedLayer):
         """[B, slots] positions of what `update` gave to attend to."""
         return self.slots.attended_positions
 
+    @property
+    def writes_at_once(self) -> bool:
+        return not self.slots.chunk or self.slots.from_start
+
     def attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        if self.slots.chunk and not self.slots.from_start:
-            order, (keys, values) = self.slots.order, self.buffers(key_states, value_states)
+        if not self.writes_at_once:
+            order, (keys, values, _) = self.slots.order, self.buffers(key_states, value_states)
             if order is not None:
                 keys, values = keys.index_select(2, order), values.index_select(2, order)
             return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)

@@ -1,10 +1,13 @@
-"""Small modules of a transformers model as one kernel each, while zigzag runs it on a GPU.
+"""Modules of a transformers model as few kernels, while zigzag runs it on a GPU.
 
-A decoding step of GLM-4.5 is hundreds of tiny kernels: a norm is about seven, a router twenty. Inside `fused_modules`
-norms go through torch's fused `rms_norm`, and sigmoid routers through `zigzag.ops.route_experts`. A module is only
-replaced if it looks like one and, on random inputs, gives what its replacement gives; others stay as they are.
+A decoding step of GLM-4.5 is hundreds of tiny kernels: a norm is about seven, a router twenty, a rotary embedding
+fifteen. Inside `fused_modules` norms go through torch's fused `rms_norm`, sigmoid routers through
+`zigzag.ops.route_experts`, and, where Triton's kernels are chosen for the ops, attention and decoder layers through
+`fused_attention` and `fused_layers`. A module is only replaced if it looks like one and, on random inputs, gives what
+its replacement gives; others stay as they are.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +19,12 @@ from torch.nn.functional import linear, rms_norm
 
 from zigzag import ops
 from zigzag.models.decoder import Decoder
+from zigzag.reference.errors import ZigzagError
+from zigzag.running.fused_attention import fused_attention, is_same_attention
+from zigzag.running.fused_checks import is_close, is_norm
+from zigzag.running.fused_layers import fused_layer, is_same_layer
 
-ROUNDINGS = 4  # of the model's dtype, that a replacement may be off by
+log = logging.getLogger("zigzag")
 _compared: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a module gave what its replacement gives
 
 
@@ -33,20 +40,32 @@ def fused_modules(model: Decoder) -> Iterator[int]:
 
 
 def _replace(module: Any) -> bool:
-    made = _norm(module) or _router(module)
-    if made is None or "forward" in vars(module):
+    if "forward" in vars(module):
         return False
-    if module not in _compared:
-        _compared[module] = _same(module, made)
-    if not _compared[module]:
+    try:
+        made = _replacement(module)
+    except (AttributeError, TypeError, ValueError, RuntimeError, ZigzagError) as error:  # named as one, but is another
+        log.info("%s keeps its own forward: %s", type(module).__name__, error)
         return False
-    module.forward = made
-    return True
+    if made is not None:
+        module.forward = made
+    return made is not None
+
+
+def _replacement(module: Any) -> Callable[..., Any] | None:
+    """A forward that gives what the module's own gives; None where there is none."""
+    for make, is_same in KINDS:
+        made = make(module)
+        if made is not None:
+            if module not in _compared:
+                _compared[module] = is_same(module, made)
+            return made if _compared[module] else None
+    return None
 
 
 def _norm(module: Any) -> Callable[[Tensor], Tensor] | None:
     """``weight * x / sqrt(mean(x^2) + eps)``"""
-    if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
+    if not is_norm(module):
         return None
 
     def forward(hidden_states: Tensor) -> Tensor:
@@ -82,13 +101,22 @@ def _same(module: Any, made: Callable[..., Any]) -> bool:
     generator = torch.Generator(weight.device).manual_seed(0)
     x = torch.randn(5, weight.shape[-1], generator=generator, device=weight.device).to(weight.dtype)
     with torch.no_grad():
-        ours, theirs = made(x), module(x)
+        ours, theirs = made(x), module.forward(x)  # without its hooks, which would see a forward that is none
     if isinstance(theirs, tuple):
         ours, theirs = (_dense(weights, ids, len(weight)) for _, weights, ids in (ours, theirs))
-    error = (ours.double() - theirs.double()).abs().max()
-    return bool(error <= ROUNDINGS * torch.finfo(weight.dtype).eps * theirs.double().abs().max())
+    return is_close(ours, theirs, weight.dtype)
 
 
 def _dense(weights: Tensor, ids: Tensor, experts: int) -> Tensor:
     """[T, E] weight of each expert."""
     return weights.new_zeros(len(ids), experts).scatter(1, ids, weights)
+
+
+Made = Callable[..., Any]
+# What replaces a kind of module, None for another kind; whether it gives what the module gives.
+KINDS: tuple[tuple[Callable[[Any], Made | None], Callable[[Any, Made], bool]], ...] = (
+    (_norm, _same),
+    (_router, _same),
+    (fused_attention, is_same_attention),
+    (fused_layer, is_same_layer),
+)

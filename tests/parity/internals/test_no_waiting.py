@@ -132,12 +132,24 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from zigzag.backends import triton as triton_ops
     from zigzag.backends.triton import experts as triton_experts
     from zigzag.backends.triton import head_scores as triton_scores
+    from zigzag.backends.triton import norms as triton_norms
     from zigzag.backends.triton import prompt_experts
+    from zigzag.backends.triton import rotary as triton_rotary
     from zigzag.backends.triton import rows as triton_rows
     from zigzag.backends.triton import sampling as triton_sampling
     from zigzag.backends.triton import verification as triton_verification
 
-    for module in (triton_rows, triton_sampling, triton_verification, triton_scores, triton_experts, prompt_experts):
+    kernels = (
+        triton_rows,
+        triton_sampling,
+        triton_verification,
+        triton_scores,
+        triton_experts,
+        prompt_experts,
+        triton_norms,
+        triton_rotary,
+    )
+    for module in kernels:
         for name in launched(module):
             monkeypatch.setattr(module, name, Idle())
     ids, draft, target, uniforms, rest = inputs(True, False)
@@ -158,17 +170,24 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_experts, "SLAB", 16)
     hidden, weights, experts = torch.zeros(20, 8), torch.zeros(20, 2), (torch.zeros(4, 16, 8), torch.zeros(4, 8, 8))
     unwatched(triton_ops.apply_experts, hidden, weights.long(), weights, *experts)
+    waves, heads, where = torch.zeros(1, 5, 4), torch.zeros(1, 5, 2, 4), torch.zeros(1, 5, dtype=torch.int64)
+    given = {"buffers": triton_rotary.Buffers(states, states, where), "norms": (waves[0, 0], waves[0, 0])}
+    unwatched(triton_rotary.rotate, heads, heads, heads, waves, waves, **given)
+    unwatched(triton_norms.add_rms_norm, waves, waves, waves[0, 0], 1e-5)
 
 
 def test_every_launch_is_found() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     from zigzag.backends.triton import experts as triton_experts
+    from zigzag.backends.triton import norms as triton_norms
     from zigzag.backends.triton import prompt_experts
+    from zigzag.backends.triton import rotary as triton_rotary
     from zigzag.backends.triton import verification as triton_verification
 
     assert launched(prompt_experts) == ["copy_rows", "sum_rows", "swiglu_rows"]
     assert launched(triton_verification) == ["judge", "recover", "sum_terms", "weigh"]
     assert launched(triton_experts) == ["activate", "combine"]
+    assert launched(triton_rotary) == ["_rotate"] and launched(triton_norms) == ["_add_norm"]
 
 
 @pytest.mark.parametrize(

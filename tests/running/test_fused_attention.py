@@ -1,0 +1,131 @@
+"""The attention that `rotate` goes into: what it hands on, and lookalikes that are left alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from models import random_ids, tiny_glm4_moe, tiny_llama
+from test_fused_modules import tiny_qwen3, with_kernels
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+from zigzag.running.fused_attention import NOTING
+
+THEIRS = LlamaAttention.forward
+
+
+def lookalike(forward: Callable[..., Any]) -> type:
+    return type("LlamaAttention", (LlamaAttention,), {"forward": forward})
+
+
+def is_replaced(forward: Callable[..., Any], make: Callable[..., Any] = tiny_llama) -> bool:
+    """Whether an attention with this forward is replaced; the other layer's is."""
+    model = make(2)
+    first, second = (layer.self_attn for layer in model.model.layers)
+    first.__class__ = lookalike(forward)
+    with with_kernels(model):
+        assert "forward" in vars(second)
+        return "forward" in vars(first)
+
+
+def test_the_same_forward_is_replaced() -> None:
+    assert is_replaced(lambda self, **given: THEIRS(self, **given))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, position_embeddings, **given: THEIRS(
+            self, position_embeddings=tuple(wave * 1.0001 for wave in position_embeddings), **given
+        ),
+        lambda self, position_embeddings, **given: THEIRS(
+            self, position_embeddings=(position_embeddings[0], -position_embeddings[1]), **given
+        ),
+        lambda self, past_key_values, **given: THEIRS(self, past_key_values=None, **given),
+        lambda self, attention_mask, **given: THEIRS(self, attention_mask=torch.ones(5), **given),
+        lambda self, told, **given: THEIRS(self, **given),
+        lambda self, **given: THEIRS(self, sliding_window=7, **given),
+        lambda self, **given: THEIRS(self, **given) if self.sinks is None else None,
+        lambda self, hidden_states, **given: THEIRS(self, hidden_states=hidden_states * 1.0001, **given),
+        lambda self, **given: (THEIRS(self, **given)[0] * 1.0001, None),
+    ],
+    ids="scaled turned uncached masked untold windowed sinks inputs output".split(),
+)
+def test_a_lookalike_is_left_alone(forward: Callable[..., Any]) -> None:
+    assert not is_replaced(forward)
+
+
+@pytest.mark.parametrize("change", ["scaled keys", "scaled values", "other scale"])
+def test_states_and_scale_are_compared(change: str) -> None:
+    """What a mean over keys may hide is seen where it is handed to the attention."""
+
+    def forward(self: Any, **given: Any) -> Any:
+        if change == "other scale":
+            self.scaling, scale = self.scaling * 1.01, self.scaling
+            try:
+                return THEIRS(self, **given)
+            finally:
+                self.scaling = scale
+        name = "k_proj" if change == "scaled keys" else "v_proj"
+        project = getattr(self, name)
+        setattr(self, name, lambda states: project(states) * 1.0001)
+        try:
+            return THEIRS(self, **given)
+        finally:
+            setattr(self, name, project)
+
+    assert not is_replaced(forward)
+
+
+def test_norms_of_two_eps_are_left_alone() -> None:
+    """One launch has one."""
+    model = tiny_glm4_moe(2)
+    first, second = (layer.self_attn for layer in model.model.layers)
+    first.k_norm.variance_epsilon = 0.5
+    with with_kernels(model):
+        assert "forward" not in vars(first) and "forward" in vars(second)
+
+
+def test_norms_that_are_there_and_not_used() -> None:
+    model = tiny_qwen3(1)
+    attention = model.model.layers[0].self_attn
+    attention.__class__ = lookalike(lambda self, **given: THEIRS(self, **given))
+    with with_kernels(model):
+        assert "forward" not in vars(attention)
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_qwen3, tiny_glm4_moe])
+def test_the_attention_gets_what_it_always_got(make: Callable[..., Any]) -> None:
+    """In training mode too, with its dropout, and under whichever name the model's attention has."""
+    model = make(1)
+    attention = model.model.layers[0].self_attn.train()
+    attention.attention_dropout = 0.25
+    attention.config._attn_implementation = NOTING
+    states, mask, told = torch.randn(1, 3, 32), torch.ones(1, 1, 3, 3), object()
+    waves = model.model.rotary_emb(states, torch.arange(3)[None])
+    given = {"position_embeddings": waves, "attention_mask": mask, "told": told}
+    noted = []
+    with torch.no_grad():
+        attention(states, **given)
+        noted.append(attention.noted)
+        with with_kernels(model):
+            attention.forward(states, waves, mask, None, told=told)
+            noted.append(attention.noted)
+    for one, other in zip(noted[0][:3], noted[1][:3], strict=True):
+        torch.testing.assert_close(one, other)
+    assert noted[0][3] is noted[1][3] is mask and noted[0][4] == noted[1][4]
+    assert noted[1][4]["dropout"] == 0.25 and noted[1][4]["told"] is told
+
+
+def test_an_attention_that_is_not_registered_stays() -> None:
+    """transformers' "eager" is a function of each model's own file."""
+    model, ids = tiny_llama(2), random_ids(1, 7)
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        plain = model(ids, output_attentions=True)
+        with with_kernels(model):
+            assert "forward" in vars(model.model.layers[0].self_attn)
+            fused = model(ids, output_attentions=True)
+    assert len(fused.attentions) == 2
+    for one, other in zip(plain.attentions, fused.attentions, strict=True):
+        torch.testing.assert_close(one, other)

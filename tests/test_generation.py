@@ -12,6 +12,7 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, 
 
 import zigzag
 from zigzag import ArgumentError, CacheError, generate
+from zigzag.generation import verdict
 from zigzag.generation.drafting import (
     Confidence,
     Draft,
@@ -23,6 +24,7 @@ from zigzag.generation.drafting import (
 )
 from zigzag.generation.rules import PhaseRule, Rule
 from zigzag.running.interception import attachment_of
+from zigzag.running.runner import Runner
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_glm4_moe])
@@ -250,7 +252,7 @@ def test_a_drafter_is_as_new_after_an_error(name: str) -> None:
         assert got.sequences == want.sequences and got.statistics.accepted == want.statistics.accepted
 
 
-def test_a_cache_is_void_after_an_error() -> None:
+def test_a_cache_is_as_it_was_after_an_error() -> None:
     model = target()
     first = generate(model, [[1, 2, 3]], temperature=0, max_new_tokens=3)
     longer = [*first.sequences[0], 4]
@@ -260,9 +262,11 @@ def test_a_cache_is_void_after_an_error() -> None:
 
     with pytest.raises(ZeroDivisionError):
         generate(model, [longer], max_new_tokens=3, cache=first.cache, logits_processor=stumble)
-    with pytest.raises(CacheError, match="broke off: start with a new one"):
-        generate(model, [longer], temperature=0, max_new_tokens=3, cache=first.cache)
-    assert generate(model, [longer], temperature=0, max_new_tokens=3).new_tokens
+    assert first.cache.tokens == [first.sequences[0][:-1]]
+    told: list[tuple[int, int]] = []
+    options = {"temperature": 0, "max_new_tokens": 3, "on_prefill": lambda *both: told.append(both)}
+    again = generate(model, [longer], cache=first.cache, **options)
+    assert told == [(1, 1)] and again.sequences == generate(model, [longer], **options).sequences
 
 
 def test_termination_arguments() -> None:
@@ -292,3 +296,34 @@ def test_discarding_a_drawn_token_is_biased() -> None:
     dropped = {0: q[0] * min(1, p[0] / q[0]) + q[1] * p[0], 1: q[0] * (1 - p[0] / q[0]) + q[1] * p[1]}
     assert kept == {(0,): p[0], (1,): p[1]}
     assert dropped == {0: Fraction(3, 5), 1: Fraction(2, 5)}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("drafter", [None, "lookup"])
+def test_nothing_is_sent_to_the_device_behind_a_forward(
+    drafter: str | None, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait there until the forward ends, and the verdict would be asked for only then."""
+    behind, sent, rounds = [False], [], []
+    feed, fetched = Runner.feed, verdict._fetched
+
+    def fed(self: Runner, *given, **options):
+        output = feed(self, *given, **options)
+        behind[0] = True
+        return output
+
+    def got(*given):
+        behind[0] = False
+        rounds.append(1)
+        return fetched(*given)
+
+    monkeypatch.setattr(Runner, "feed", fed)
+    monkeypatch.setattr(verdict, "_fetched", got)
+    for name in ("from_numpy", "tensor"):
+        made = getattr(torch, name)
+        monkeypatch.setattr(
+            torch, name, lambda *given, made=made, **options: (sent.append(behind[0]), made(*given, **options))[1]
+        )
+    generate(target(), prompts()[:1], drafter=drafter, temperature=temperature, max_new_tokens=12, seed=1)
+    blocks = 1 if temperature else 0  # random numbers of many rounds, drawn in the first
+    assert rounds and sum(sent) == blocks and len(sent) > blocks

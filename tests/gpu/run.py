@@ -96,6 +96,8 @@ def parts(python: str, sanitizer: str) -> list[Part]:
     found.append(Part("decoding steps as CUDA graphs", ((python, "-m", "pytest", "-q", *steps),)))
     models = ("tests/test_gpu_models.py", "--device", "cuda")
     found.append(Part("models under plans", ((python, "-m", "pytest", "-q", *models),)))
+    prompts = ("tests/test_gpu_prompts.py", "tests/parity/internals/test_prompt_attention.py", "--device", "cuda")
+    found.append(Part("prompts in pieces, batches", ((python, "-m", "pytest", "-q", *prompts),)))
     plain = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor in memory of its own, so that its end is seen
     for tool, options, limit in (("memcheck", ("--report-api-errors", "no"), LIMIT), ("racecheck", (), RACE_LIMIT)):
         found += [

@@ -62,11 +62,13 @@ AIR = Glm4MoeConfig(hidden_size=4096, num_attention_heads=96, num_key_value_head
 
 
 def test_the_size_of_air_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 experts a token: 4 x 4,096 numbers beside, 8 x (2 x 4,096 + 3 x 1,408) for them; 2 bytes each."""
-    assert token_bytes(AIR, 2) == 2 * (4 * 4096 + 8 * (2 * 4096 + 3 * 1408)) == 231_424
+    """8 experts a token: 6 x 4,096 numbers beside, 8 x (2 x 4,096 + 3 x 1,408) for them; 2 bytes each."""
+    assert token_bytes(AIR, 2) == 2 * (6 * 4096 + 8 * (2 * 4096 + 3 * 1408)) == 247_808
     monkeypatch.setattr(pieces, "bound_of", lambda device: 2 << 30)
     assert default_size(AIR, 2, torch.device("cuda"), 1 << 20) == 8192
-    monkeypatch.setattr(pieces, "bound_of", lambda device: (2 << 30) - 1 - ((2 << 30) - 8192 * 231_424))
+    monkeypatch.setattr(pieces, "bound_of", lambda device: 8192 * 247_808)
+    assert default_size(AIR, 2, torch.device("cuda"), 1 << 20) == 8192
+    monkeypatch.setattr(pieces, "bound_of", lambda device: 8192 * 247_808 - 1)
     assert default_size(AIR, 2, torch.device("cuda"), 1 << 20) == 4096
     monkeypatch.setattr(pieces, "bound_of", lambda device: 1)
     assert default_size(AIR, 2, torch.device("cuda"), 1 << 20) == 64, "a piece has some tokens whatever they need"
@@ -76,9 +78,9 @@ def test_attention_or_a_dense_mlp_may_need_most() -> None:
     dense = tiny_llama(1).config
     dense.hidden_size, dense.num_attention_heads, dense.num_key_value_heads, dense.head_dim = 10, 3, 2, 5
     dense.intermediate_size = 100
-    assert token_bytes(dense, 4) == 4 * (40 + 300)
+    assert token_bytes(dense, 4) == 4 * (60 + 300)
     dense.intermediate_size = 1
-    assert token_bytes(dense, 4) == 4 * (40 + 6 * 15 + 4 * 10)
+    assert token_bytes(dense, 4) == 4 * (60 + 6 * 15 + 4 * 10)
 
 
 def test_a_mask_on_a_cpu_counts() -> None:

@@ -276,21 +276,30 @@ class _Loop:
         clock = [time.perf_counter()]
         draft = self._draft(round_)
         clock.append(time.perf_counter())
-        roots = np.array([[row.tokens[-1]] for row in self.alive])
-        ids = np.concatenate([roots, np.maximum(draft.token_ids, 0)], axis=1)
-        fed = torch.from_numpy(ids).to(self.target.device)
+        fed, counts = self._on_device(draft)
         below_root = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
         logits = self.target.feed(fed, parents=below_root).logits
         clock.append(time.perf_counter())
         logits = self.distribution.processed(
             logits, [row.index for row in self.alive], [row.tokens for row in self.alive], draft.rows, draft.tree
         )
-        self._commit(draft, self._judged(draft, fed[:, 1:], logits, round_), logits)
+        self._commit(draft, self._judged(draft, fed[:, 1:], counts, logits, round_), logits)
         clock.append(time.perf_counter())
         self.statistics.seconds_draft += clock[1] - clock[0]
         self.statistics.seconds_verify += clock[2] - clock[1]
         self.statistics.seconds_rest += clock[3] - clock[2]
         self.statistics.forwards += 1
+
+    def _on_device(self, draft: Draft) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, K + 1] the rows' last tokens and their drafts, and [B] how many these are.
+
+        In one transfer before the forward: one behind it would wait until the forward ends, on a GPU, and the verdict
+        would be asked for only then.
+        """
+        roots = np.array([[row.tokens[-1]] for row in self.alive])
+        sent = np.concatenate([roots, np.maximum(draft.token_ids, 0), draft.counts[:, None]], axis=1)
+        received = torch.from_numpy(sent).to(self.target.device)
+        return received[:, :-1].contiguous(), received[:, -1].contiguous()
 
     def _draft(self, round_: int) -> Draft:
         most = [row.room - 1 for row in self.alive]
@@ -304,13 +313,15 @@ class _Loop:
         self.statistics.draft_steps += int(draft.counts.max(initial=0))
         return draft if draft.parents is not None else until_stop(draft, self.eos)
 
-    def _judged(self, draft: Draft, ids: torch.Tensor, logits: torch.Tensor, round_: int) -> Judged:
+    def _judged(
+        self, draft: Draft, ids: torch.Tensor, counts: torch.Tensor, logits: torch.Tensor, round_: int
+    ) -> Judged:
         rules = self.rule.by_row([row.inside for row in self.alive])
         if self.distribution.temperature == 0 and all(rule.lossless for rule in rules):
             coins = torch.empty(len(rules), ids.shape[1] + 1, device=ids.device)  # nobody looks at them
         else:
             coins = self.uniforms([row.seed for row in self.alive], round_, ids.shape[1] + 1)
-        return judge(rules, draft, ids, logits, coins, self.distribution, type(self.drafter).__name__)
+        return judge(rules, draft, ids, counts, logits, coins, self.distribution, type(self.drafter).__name__)
 
     def _commit(self, draft: Draft, judged: Judged, logits: torch.Tensor) -> None:
         """Cut what goes too far, keep the accepted path in the cache, drop rows that are done."""

@@ -24,6 +24,7 @@ def judge(
     rules: Sequence[Rule],
     draft: Draft,
     ids: Tensor,
+    counts: Tensor,
     logits: Tensor,
     coins: Tensor,
     distribution: Distribution,
@@ -31,12 +32,12 @@ def judge(
 ) -> Judged:
     """Verify the drafts, each row by its rule; rows of one rule together.
 
-    ids: [B, K] the drafts on the device; logits: [B, K + 1, V] of the target, processed; coins: [B, K + 1]
+    ids: [B, K] the drafts on the device; counts: [B] how many these are; coins: [B, K + 1]
+    logits: [B, K + 1, V] of the target, processed
     drafter: its name, for errors
 
     Raises ArgumentError if a token has probability 0 in the row that it was drawn from.
     """
-    counts = torch.from_numpy(draft.counts).to(ids.device)
     emitted: list[list[int]] = [[] for _ in rules]
     paths: list[list[int]] = [[] for _ in rules]
     for rule in {id(r): r for r in rules}.values():

@@ -107,9 +107,9 @@ class Host:
         return Output(logits, states)
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Until the device has done what it was given; not the whole device, on which another thread may capture."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
 
     def _remember(self, decoder: Any, args: tuple[Any, ...], output: Any) -> None:
         if get_ident() == self._thread:  # else a forward of before, which only ends now

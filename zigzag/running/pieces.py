@@ -76,9 +76,9 @@ def bound_of(device: torch.device) -> int:
 def token_bytes(config: Any, itemsize: int) -> int:
     """Bytes that a token of a piece needs while a layer is computed, whichever part needs most.
 
-    Four states beside; six times the queries (projected, in two halves while they turn, turned, attended twice) and
-    four times the keys; or three times the inside of an MLP; or for each expert of the token its input, its output
-    and three times its inside.
+    Six states beside (embedded, before a layer, normed, what attention and MLP give, their sum); six times the queries
+    (projected, in two halves while they turn, turned, attended twice) and four times the keys; or three times the
+    inside of an MLP; or for each expert of the token its input, its output and three times its inside.
     """
     states, heads = config.hidden_size, config.num_attention_heads
     size = getattr(config, "head_dim", None) or states // heads
@@ -86,4 +86,4 @@ def token_bytes(config: Any, itemsize: int) -> int:
     dense = 3 * (getattr(config, "intermediate_size", None) or 4 * states)
     inner = getattr(config, "moe_intermediate_size", None) or 0
     experts = (getattr(config, "num_experts_per_tok", None) or 0) * (2 * states + 3 * inner) if inner else 0
-    return int(itemsize * (4 * states + max(attention, dense, experts)))
+    return int(itemsize * (6 * states + max(attention, dense, experts)))

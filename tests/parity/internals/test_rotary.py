@@ -191,8 +191,8 @@ def written(name: str, shift: int = 0, swapped: bool = False, spoil=lambda buffe
                 assert torch.equal(inside[row, :, slot], expected), (row, slot)
             padding = inside[row, :, -1]
             options = [states[row, :, token] for token in range(tokens) if where[row, token] == SLOTS - 1]
-            options = options or [torch.full_like(padding, UNTOUCHED)]
-            assert any(torch.equal(padding, option) for option in options)
+            options = torch.stack(options or [torch.full_like(padding, UNTOUCHED)])
+            assert (options == padding).any(dim=0).all()  # of one of them each: on a GPU they come in any order
         inside.fill_(UNTOUCHED)
         assert (buffer == UNTOUCHED).all(), "written outside the slice"
 
@@ -236,7 +236,8 @@ def test_inputs_may_have_strides() -> None:
     weights = tuple(torch.stack([weight, weight], dim=-1)[:, 0] for weight in norms)
     found = rotary.rotate(*parts, waves[..., 0], waves[..., 1], norms=weights, eps=EPS, buffers=buffers)
     for one, other in zip((*found, *buffers[:2]), (*expected, *plain[:2]), strict=True):
-        assert torch.equal(one[..., :-1, :], other[..., :-1, :])  # several tokens share the last slot
+        one, other = one[..., :-1, :], other[..., :-1, :]  # several tokens share the last slot
+        torch.testing.assert_close(one, other, rtol=0, atol=4e-6)  # a GPU joins other products and sums
 
 
 def test_no_tokens() -> None:

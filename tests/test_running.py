@@ -148,6 +148,17 @@ def test_generate(llama32: Any, name: str, options: dict[str, int], spare: int) 
     assert torch.equal(tokens, expected_tokens(llama32, ids, PLANS[name], 6))
 
 
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("spare", [0, 5])
+def test_pieces_longer_than_the_window(llama: Any, name: str, spare: int) -> None:
+    """Streaming layers then get columns in order, without positions."""
+    ids = random_ids(2, 130)
+    zigzag.attach(llama, PLANS[name], spare=spare)
+    tokens = llama.generate(ids, max_new_tokens=6, do_sample=False, prefill_chunk_size=40)
+    zigzag.detach(llama)
+    assert torch.equal(tokens, expected_tokens(llama, ids, PLANS[name], 6))
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"prefill_chunk_size": 16}, {"prompt_lookup_num_tokens": 3}, {"num_beams": 3}, {"use_cache": False}],

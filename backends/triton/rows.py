@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zigzag.backends.triton.dtypes import LOG2E
+from zigzag.backends.triton.kept import launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 
 NONE = tl.constexpr(2**31 - 1)  # above every id
@@ -65,9 +66,11 @@ class Parts:
         shape = (2, batch * length, self.chunks)
         self.high, self.total = torch.empty(shape, dtype=torch.float32, device=rows.device)
         self.best, self.ahead = torch.empty(shape, dtype=torch.int32, device=rows.device)
-        scan[(batch * length, self.chunks)](
-            rows, self.best if ids is None else ids, self.best if counts is None else counts,
-            self.high, self.total, self.best, self.ahead, *rows.stride(), length, vocabulary, scale,
+        launch(
+            scan, (batch * length, self.chunks),
+            (rows, self.best if ids is None else ids, self.best if counts is None else counts,
+             self.high, self.total, self.best, self.ahead),
+            (*rows.stride(), length, vocabulary, scale),
             MODE=mode, RANK=ids is not None, SUM=sums, RAGGED=counts is not None, CHUNK=self.chunk,
             num_warps=warps_of(self.chunk), **dependent(rows.device),
         )  # fmt: skip

@@ -22,6 +22,7 @@ import triton
 from torch import Tensor
 
 from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.kept import launch
 from zigzag.backends.triton.launch import dependent
 from zigzag.backends.triton.rows import Parts, chunk_of, mode_of, warps_of
 from zigzag.backends.triton.sampling import draw_rows
@@ -187,10 +188,8 @@ def _verdict(
     terms, left, plain = floats
     high, total, best, ahead = (terms,) * 4 if parts is None else (parts.high, parts.total, parts.best, parts.ahead)
     source = target if draft is None else draft.detach()
-    given = (
-        ids, ids if counts is None else counts, target, source, high, total, best,
-        *target.stride(), *source.stride(), drafts, vocabulary, chunks, scale,
-    )  # fmt: skip
+    given = (ids, ids if counts is None else counts, target, source, high, total, best)
+    numbers = (*target.stride(), *source.stride(), drafts, vocabulary, chunks, scale)
     shape = {
         "RULE": rule,
         "MODE": mode,
@@ -203,16 +202,16 @@ def _verdict(
         **dependent(ids.device),
     }
     if rule in ("block", "typical") and drafts:
-        sum_terms[(batch * drafts, chunks)](*given, terms, **shape)
+        launch(sum_terms, (batch * drafts, chunks), (*given, terms), numbers, **shape)
     coins = terms if uniforms is None else uniforms
     notes = torch.empty((batch, 4), dtype=torch.float32, device=ids.device)
     chosen = torch.empty((batch, 2), dtype=torch.int32, device=ids.device)
-    judge[(batch,)](
-        *given, coins, own, ahead, terms, notes, chosen, tokens, accepted, scale_of_q, epsilon, delta, most,
-        **shape | {"num_warps": JUDGE_WARPS},
+    launch(
+        judge, (batch,), (*given, coins, own, ahead, terms, notes, chosen, tokens, accepted),
+        (*numbers, scale_of_q, epsilon, delta, most), **shape | {"num_warps": JUDGE_WARPS},
     )  # fmt: skip
     if rule in DRAWING:
         if mode == "probs" or draft is not None:
-            weigh[(batch, chunks)](*given, notes, chosen, accepted, left, plain, **shape)
-        recover[(batch,)](*given, notes, chosen, accepted, left, plain, tokens, **shape)
+            launch(weigh, (batch, chunks), (*given, notes, chosen, accepted, left, plain), numbers, **shape)
+        launch(recover, (batch,), (*given, notes, chosen, accepted, left, plain, tokens), numbers, **shape)
     return Verdict(tokens, accepted)

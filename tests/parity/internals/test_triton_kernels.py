@@ -198,8 +198,8 @@ def test_masked_keys_do_not_leak() -> None:
 def test_parts_are_merged(window: dict, multiprocessors: int, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys split over programs, or not, of one tile or of several; rows that see nothing give 0 and -inf."""
     monkeypatch.setattr(triton_blocks, "multiprocessors", lambda device: multiprocessors)
-    splits, merge = [], triton_attention.merge_parts
-    monkeypatch.setattr(triton_attention, "merge_parts", lambda *given: splits.append(given[5]) or merge(*given))
+    plans, plan_of = [], triton_attention.plan_of.__wrapped__  # not those that were kept for other cards
+    monkeypatch.setattr(triton_attention, "plan_of", lambda *given: plans.append(plan_of(*given)) or plans[-1])
     rng = np.random.default_rng(0)
     shapes = (2, 6, queries, 16), *2 * ((2, 2, 700, 16),)
     query, key, value = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
@@ -211,7 +211,8 @@ def test_parts_are_merged(window: dict, multiprocessors: int, queries: int, monk
     exact, exact_lse = reference.attention(query, key, value, **window, **where)
     np.testing.assert_allclose(output.cpu(), exact, atol=2e-6)
     np.testing.assert_allclose(lse.cpu(), exact_lse, atol=2e-6)
-    assert (len(splits) == 1 and splits[0] > 2) if multiprocessors > 1 else not splits
+    splits = plans[0].walk.grid[1]
+    assert (splits > 2 and plans[0].merge) if multiprocessors > 1 else (splits == 1 and plans[0].merge is None)
 
 
 def test_float64_is_refused() -> None:
@@ -239,8 +240,8 @@ def test_automatic_choice(device: str, dtype: torch.dtype, served: bool) -> None
         pass
 
     Array.dtype, Array.device, Array.is_cuda = dtype, torch.device(device), device == "cuda"
-    assert {registry._serves("triton", op, Array(), ()) for op in reference.OPS} == {served}
+    assert {registry._serves("triton", op, Array()) for op in reference.OPS} == {served}
     wanting = (torch.ones(1, requires_grad=True),)
-    assert not registry._serves("triton", "attention", Array(), wanting)
+    assert registry._loses_gradients(triton_ops, wanting)
     with torch.no_grad():
-        assert registry._serves("triton", "attention", Array(), wanting) == served
+        assert not registry._loses_gradients(triton_ops, wanting)

@@ -137,12 +137,12 @@ def lookup(op: str, backend: str, array: Any, *, differentiable: tuple[Any, ...]
     kind = type(array), getattr(array, "dtype", None), getattr(array, "is_cuda", False)
     kept, key = _kept, (op, name, name and os.environ.get(AVAILABILITY), *kind)
     try:
-        found = kept.get(key)
+        found, is_kept = kept.get(key), len(kept) < MOST_KEPT
     except TypeError:  # a dtype of somebody else's arrays that has no hash
-        found, key = None, ()
+        found, is_kept = None, False
     if found is None:
         found = _candidates(op, array) if name is None else [(name, _named(op, name, source, array))]
-        if key and len(kept) < MOST_KEPT:
+        if is_kept:
             kept[key] = found
     for taken, candidate in found:
         if not _loses_gradients(candidate, differentiable):

@@ -18,13 +18,12 @@ The rules for trees are those of the torch backend.
 """
 
 import torch
-import triton
 from torch import Tensor
 
 from zigzag.backends.triton.dtypes import check_dtypes
 from zigzag.backends.triton.kept import launch
 from zigzag.backends.triton.launch import dependent
-from zigzag.backends.triton.rows import Parts, chunk_of, mode_of, warps_of
+from zigzag.backends.triton.rows import Parts, chunk_of, chunks_of, mode_of, power_of, warps_of
 from zigzag.backends.triton.sampling import draw_rows
 from zigzag.backends.triton.verification_kernels import judge, recover, sum_terms, weigh
 from zigzag.reference.verification import Verdict
@@ -180,12 +179,12 @@ def _verdict(
     mode, scale = mode_of(temperature)
     own = tokens if rule != "exact" or uniforms is None else draw_rows(target, uniforms, mode, scale, counts)
     chunk = chunk_of(batch, vocabulary)
-    chunks = triton.cdiv(vocabulary, chunk)
+    chunks = chunks_of(vocabulary, chunk)
     parts = None
     if rule != "exact" and (mode != "probs" or rule not in DRAWING):
         parts = Parts(target, mode, scale, counts=counts, ids=ids if rule in RANKING else None, sums=False)
     floats = torch.empty((3, batch * (drafts + 1), chunks), dtype=torch.float32, device=ids.device)
-    terms, left, plain = floats
+    terms, left, plain = floats.unbind()
     high, total, best, ahead = (terms,) * 4 if parts is None else (parts.high, parts.total, parts.best, parts.ahead)
     source = target if draft is None else draft.detach()
     given = (ids, ids if counts is None else counts, target, source, high, total, best)
@@ -195,8 +194,8 @@ def _verdict(
         "MODE": mode,
         "DRAWN": draft is not None,
         "RAGGED": counts is not None,
-        "PLACES": max(2, triton.next_power_of_2(drafts + 1)),
-        "CHUNKS": triton.next_power_of_2(chunks),
+        "PLACES": max(2, power_of(drafts + 1)),
+        "CHUNKS": power_of(chunks),
         "CHUNK": chunk,
         "num_warps": warps_of(chunk, MOST_WARPS),
         **dependent(ids.device),

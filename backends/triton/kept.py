@@ -22,7 +22,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-READ = ("3.6", "3.9")  # versions of Triton in which `JITFunction.run` ends with the call that `Launch` makes
+READ = ("3.6.", "3.9.")  # versions of Triton in which `JITFunction.run` ends with the call that `Launch` makes
 ALIGNMENT = 16  # bytes
 MOST = 1024  # plans and launches that are kept of a kind
 

@@ -244,7 +244,7 @@ def test_calls_that_differ_in_one_thing_do_not_share_a_plan() -> None:
     ]
     trues = [reference.attention(*arrays, **options) for arrays, options in calls]
     assert not any(np.allclose(trues[a][0], trues[b][0], atol=0.1) for a, b in ((0, 1), (2, 3), (6, 7), (10, 11)))
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float32):
+    for dtype in (torch.float32, torch.float16, torch.float32):
         for (arrays, options), true in zip(calls, trues, strict=True):
             given = {n: torch.tensor(a, device=DEVICE) if isinstance(a, np.ndarray) else a for n, a in options.items()}
             out = triton_ops.attention(*[t.to(dtype) for t in tensors(*arrays)], **given)

@@ -53,7 +53,7 @@ def attention(
     check_dtypes("attention", query=query)
     window = check_window("attention", sink, recent, align)
     given = (query_positions, key_positions, parents, block_table)
-    if window is None and all(each is None for each in given) and prompt_attention.takes(query, key, value):
+    if prompt_attention.takes(query, key, value) and window is None and all(each is None for each in given):
         kernel = partial(over_keys, scale=scale)
         return prompt_attention.causal(query, key, value, scale, kernel)
     return over_keys(query, key, value, window, align, scale, *given)

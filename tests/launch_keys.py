@@ -1,6 +1,7 @@
-"""Compares our keys of kept launches with Triton's, for random calls: `python tests/launch_keys.py`, no interpreter.
+"""Compares kept launches with Triton's own: `python tests/launch_keys.py`, in a process without the interpreter.
 
-Nothing is compiled or launched: of each launch Triton's own binder says what it specialises on.
+Their keys, for random calls: nothing is compiled, of each launch Triton's own binder says what it specialises on. And
+what the compiled kernel is called with, for a few: compiled for a Hopper GPU, launched nowhere.
 """
 
 import itertools
@@ -10,6 +11,7 @@ from collections import defaultdict
 
 import torch
 from hopper import Hopper
+from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import compute_cache_key
 
@@ -101,10 +103,46 @@ def confused(seen: list[tuple], ours: tuple[int, ...]) -> list[str]:
     return sorted({key[0].kernel.__name__ for key, each in found.items() if len(each) > 1})
 
 
+def calls_of_kernels() -> list[tuple]:
+    """(what Triton called a compiled kernel with, what we did the second time) of the launches of three ops."""
+    calls: list[tuple] = []
+    CompiledKernel.run = property(lambda self: lambda *given: calls.append(given))
+    CompiledKernel.launch_metadata = lambda self, *given: None
+    kept._index = lambda device: 0
+    states = torch.zeros(1, 2, 2_048, 16, dtype=torch.float16)
+    query, rows, ids = states[:, :, -1:], torch.zeros(1, 2, 5_001), torch.zeros(1, 1, dtype=torch.int64)
+    pairs = []
+    for call in (
+        lambda: ops.attention(query, states, states),
+        lambda: ops.mixed_attention(
+            query, *2 * (states[:, :1],), *2 * (states[:, 1:, -32:],), full_groups=(True, False), sink=4, recent=16
+        ),
+        lambda: ops.verify_greedy(ids, rows),
+    ):
+        call()
+        first = calls.copy()
+        calls.clear()
+        call()
+        pairs += zip(first, calls, strict=True)
+        calls.clear()
+    return pairs
+
+
+def agree(theirs: tuple, ours: tuple) -> bool:
+    """Arrays as places, no hooks; all else the same, in types too."""
+    places = [isinstance(one, torch.Tensor) for one in theirs]
+    plain = [type(one) is int if place else (type(one), one) for one, place in zip(ours, places, strict=False)]
+    wanted = [True if place else (type(one), one) for one, place in zip(theirs, places, strict=True)]
+    hooks = slice(6, 9)
+    plain[hooks] = wanted[hooks] = []
+    return len(theirs) == len(ours) and plain == wanted and ours[hooks] == (None, None, None)
+
+
 def main() -> None:
     driver.set_active(Hopper())
     blocks.multiprocessors = lambda device: 132
     dependent_launches.is_able = lambda device: True
+    pairs = calls_of_kernels()
     seen: list[tuple] = []
     loose: list[tuple] = []
 
@@ -124,7 +162,14 @@ def main() -> None:
     without_dtypes = defaultdict(set)
     for _, key, theirs in loose:
         without_dtypes[key].add(theirs)
+    theirs, ours = pairs[0]
     report = {
+        "called alike": [agree(*pair) for pair in pairs],
+        "called otherwise": [
+            agree(theirs, ours[:-1]),
+            agree(theirs, (*ours[:-2], *ours[:-3:-1])),
+            agree(*pairs[0][::-1]),
+        ],
         "confused": confused(seen, (0, 1)),
         "without alignment": len(confused(seen, (0,))),
         "without dtypes": sum(len(each) > 1 for each in without_dtypes.values()),

@@ -248,19 +248,28 @@ def test_launches_are_told_apart_by_all_they_are_given(card: SimpleNamespace) ->
     assert kernel.counts() == (7, 7)
 
 
-def test_no_key_says_less_than_that_of_triton() -> None:
-    """Over all kernels of attention and the acceptance rules, with random arguments, in a process that compiles.
-
-    Two launches with one key of ours must have one key of Triton's.
-    """
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What `tests/launch_keys.py` found, in a process of its own: this one interprets kernels."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    env |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     run = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "launch_keys.py")],
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
-    report = json.loads(run.stdout.splitlines()[-1])
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_kernels_are_called_as_triton_calls_them(report: dict) -> None:
+    """Two launches each of attention, mixed attention and greedy verification; changed calls are noticed."""
+    assert report["called alike"] == [True] * 6
+    assert report["called otherwise"] == [False] * 3
+
+
+def test_no_key_says_less_than_that_of_triton(report: dict) -> None:
+    """Over the kernels of attention and the acceptance rules: launches with one key of ours have one of Triton's."""
     assert report["confused"] == []
     assert report["without alignment"] > 0 and report["without dtypes"] > 0  # shorter keys would be noticed
     assert set(report["kernels"]) >= {"_kernel", "mixed", "_merge", "scan", "judge", "weigh", "recover", "sum_terms"}

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+knobs: Any = getattr(triton, "knobs", None)  # older versions have none
 READ = ("3.6.", "3.9.")  # versions of Triton in which `JITFunction.run` ends with the call that `Launch` makes
 ALIGNMENT = 16  # bytes
 MOST = 1024  # plans and launches that are kept of a kind

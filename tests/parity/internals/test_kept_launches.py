@@ -181,8 +181,15 @@ def test_nobody_listens(hook: object, card: SimpleNamespace, monkeypatch: pytest
 
 
 def test_other_versions_launch_by_themselves(card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    for version, counts in (("3.5.1", (2, 0)), ("3.10.0", (2, 0)), ("3.60.0", (2, 0)), ("3.6.0", (1, 1))):
+    for version, counts in (
+        ("3.3.1", (2, 0)),
+        ("3.5.1", (2, 0)),
+        ("3.10.0", (2, 0)),
+        ("3.60.0", (2, 0)),
+        ("3.6.0", (1, 1)),
+    ):
         monkeypatch.setattr(kept.triton, "__version__", version)
+        monkeypatch.setattr(kept, "knobs", kept.triton.knobs if version == "3.6.0" else None)  # 3.3 has none
         kernel = Kernel()
         launched = of(kernel)
         launched(*arrays())

@@ -32,11 +32,14 @@ REQUIRES = {"numpy": "numpy", "triton": "triton", "torch": "torch", "cupy": "cup
 INSTALLED_BY = {"cupy": "cupy-cuda12x or cupy-cuda13x, as your CUDA is"}  # where the package is not named as the module
 ARRAY_KINDS = {"numpy": ("numpy",), "triton": ("torch",), "torch": ("torch",), "cupy": ("cupy",)}
 ENTRY_POINT_GROUP = "zigzag.backends"
+AVAILABILITY = "TRITON_INTERPRET"  # the one variable by which a backend of ours says whether it can run
+MOST_KEPT = 1024
 
 _log = logging.getLogger("zigzag")
 _registered: dict[str, Any] = {}
 _chosen: ContextVar[str | None] = ContextVar("zigzag_backend", default=None)
 _announced: set[tuple[str, str]] = set()
+_kept: dict[tuple[Any, ...], list[tuple[str, Any]]] = {}  # replaced, not emptied: a late answer goes to the old one
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,20 @@ def register_backend(name: str, backend: Any) -> None:
     if not isinstance(backend, str) and not _ops_of(backend):
         raise BackendError(f"register_backend: {name!r} has none of the ops {', '.join(OPS)}; name its functions so")
     _registered[name] = backend
+    forget_choices()
 
 
 def unregister_backend(name: str) -> None:
     """Forget a backend that `register_backend` added."""
     if _registered.pop(name, None) is None:
         raise BackendError(f"unregister_backend: no backend was registered as {name!r}")
+    forget_choices()
+
+
+def forget_choices() -> None:
+    """Ask again which backends can be used; `register_backend` and `unregister_backend` do so."""
+    global _kept
+    _kept = {}
 
 
 def backend_names() -> list[str]:
@@ -117,14 +128,34 @@ def lookup(op: str, backend: str, array: Any, *, differentiable: tuple[Any, ...]
     """The function of `op` for these arrays, by the order of choice that this module states.
 
     differentiable: the arrays by which the result has a derivative, of which some may want a gradient
+
+    Which backends take such arrays is asked once for each op, name that was asked for, type, dtype and device type of
+    the array. What was asked for, whether a gradient is wanted and the function itself are looked at in every call, and
+    refusals are not kept.
     """
     name, source = _explicit(backend)
-    if name is None:
-        name = _automatic(op, array, differentiable)
-    else:
-        _check_kind(op, name, source, array)
-        _check_gradients(op, name, differentiable)
-    function = getattr(get_backend(name), op, None)
+    kind = type(array), getattr(array, "dtype", None), getattr(array, "is_cuda", False)
+    kept, key = _kept, (op, name, name and os.environ.get(AVAILABILITY), *kind)
+    try:
+        found, is_kept = kept.get(key), len(kept) < MOST_KEPT
+    except TypeError:  # a dtype of somebody else's arrays that has no hash
+        found, is_kept = None, False
+    if found is None:
+        found = _candidates(op, array) if name is None else [(name, _named(op, name, source, array))]
+        if is_kept:
+            kept[key] = found
+    for taken, candidate in found:
+        if not _loses_gradients(candidate, differentiable):
+            if name is None:
+                _announce(taken, array)
+            return _function(op, taken, candidate)
+    raise BackendError(
+        f"{op}: backend {name!r} gives no gradients, and these arrays want them; use 'torch', or torch.no_grad()"
+    )
+
+
+def _function(op: str, name: str, backend: Any) -> Any:
+    function = getattr(backend, op, None)
     if function is None:
         having = [info.name for info in list_backends() if op in info.ops]
         raise BackendError(f"{op}: backend {name!r} does not support it; these do: {', '.join(having)}")
@@ -143,18 +174,23 @@ def _explicit(backend: str) -> tuple[str | None, str]:
     return None, ""
 
 
-def _automatic(op: str, array: Any, differentiable: tuple[Any, ...]) -> str:
+def _candidates(op: str, array: Any) -> list[tuple[str, Any]]:
+    """The automatic choice, and what comes after it where a gradient is wanted that it would lose."""
     kind = array_kind(array)
-    for name in BUILTIN:
-        if kind in ARRAY_KINDS[name] and _serves(name, op, array, differentiable):
-            if (name, kind) not in _announced:
-                _announced.add((name, kind))
-                _log.info("backend %r chosen automatically: the arrays are %s arrays", name, kind)
-            return name
-    raise BackendError(
-        f"{op}: no backend takes arrays of type {type(array).__module__}.{type(array).__name__} by itself; "
-        f"name one with backend=: {', '.join(backend_names())}"
-    )
+    names = [name for name in BUILTIN if kind in ARRAY_KINDS[name] and _serves(name, op, array)]
+    if not names:
+        raise BackendError(
+            f"{op}: no backend takes arrays of type {type(array).__module__}.{type(array).__name__} by itself; "
+            f"name one with backend=: {', '.join(backend_names())}"
+        )
+    return [(name, get_backend(name)) for name in names]
+
+
+def _announce(name: str, array: Any) -> None:
+    kind = array_kind(array)
+    if (name, kind) not in _announced:
+        _announced.add((name, kind))
+        _log.info("backend %r chosen automatically: the arrays are %s arrays", name, kind)
 
 
 @cache
@@ -167,14 +203,20 @@ def _reason(name: str) -> str:
     return ""
 
 
-def _serves(name: str, op: str, array: Any, differentiable: tuple[Any, ...]) -> bool:
+def _serves(name: str, op: str, array: Any) -> bool:
     """Whether the automatic choice may take this backend for the op on arrays like this one."""
     if name != "triton":
         return True
     if getattr(array, "is_cuda", False) is not True or _reason(name):
         return False
     backend = get_backend(name)
-    return hasattr(backend, op) and backend.takes(array) and not backend.wants_gradient(*differentiable)
+    return hasattr(backend, op) and bool(backend.takes(array))
+
+
+def _named(op: str, name: str, source: str, array: Any) -> Any:
+    """The backend that was asked for; BackendError where it does not take such arrays, or cannot run."""
+    _check_kind(op, name, source, array)
+    return get_backend(name)
 
 
 def _check_kind(op: str, name: str, source: str, array: Any) -> None:
@@ -186,13 +228,10 @@ def _check_kind(op: str, name: str, source: str, array: Any) -> None:
         )
 
 
-def _check_gradients(op: str, name: str, arrays: tuple[Any, ...]) -> None:
-    """BackendError where a gradient is wanted that the backend would lose without a word."""
-    wants = getattr(get_backend(name), "wants_gradient", None)
-    if wants is not None and wants(*arrays):
-        raise BackendError(
-            f"{op}: backend {name!r} gives no gradients, and these arrays want them; use 'torch', or torch.no_grad()"
-        )
+def _loses_gradients(backend: Any, arrays: tuple[Any, ...]) -> bool:
+    """Whether a gradient is wanted that the backend would lose without a word."""
+    wants = getattr(backend, "wants_gradient", None)
+    return wants is not None and bool(wants(*arrays))
 
 
 def array_kind(array: Any) -> str:

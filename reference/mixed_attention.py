@@ -15,6 +15,7 @@ from zigzag.reference.checks import (
     check_shape,
     check_streaming_window,
 )
+from zigzag.reference.checks.remembered import form, remembered
 from zigzag.reference.errors import ArgumentError, KindError
 from zigzag.reference.visibility import positions_of
 
@@ -200,8 +201,23 @@ def check_mixed_attention(
     if wrong or len(full_groups) == 0:
         found = repr(wrong[0]) if wrong else "none"
         raise KindError(f"{OP}: full_groups must hold True or False for each KV head, at least one, got {found}")
-    num_full = sum(map(bool, full_groups))
-    sizes: dict[str, int] = {"F": num_full, "S": len(full_groups) - num_full, "G": len(full_groups)}
+    arrays = (query, full_key, full_value, streaming_key, streaming_value)
+    positions = (query_positions, key_positions, streaming_positions)
+    num_full, groups = sum(map(bool, full_groups)), len(full_groups)
+    forms = tuple([form(array) for array in (*arrays, *positions)])
+    sizes = _check_forms(forms, num_full, groups, parents is not None)
+    check_parents(OP, parents, sizes["Tk"])
+    if sizes["S"]:
+        nodes = 0 if parents is None else len(parents)
+        _check_streaming_cache(window, align, sizes, nodes, given=streaming_positions is not None)
+
+
+@remembered
+def _check_forms(forms: tuple[Any, ...], num_full: int, groups: int, is_tree: bool) -> dict[str, int]:
+    """Of forms of arrays; the sizes of the letters B H F S G D Dv Tq Tk Ts."""
+    query, full_key, full_value, streaming_key, streaming_value, *positions = forms
+    query_positions, key_positions, streaming_positions = positions
+    sizes: dict[str, int] = {"F": num_full, "S": groups - num_full, "G": groups}
     check_shape(OP, "query", query, "B H Tq D", sizes)
     check_shape(OP, "full_key", full_key, "B F Tk D", sizes)
     check_shape(OP, "full_value", full_value, "B F Tk Dv", sizes)
@@ -219,10 +235,9 @@ def check_mixed_attention(
     check_positions(OP, "query_positions", query_positions, sizes["Tq"], sizes["B"])
     check_positions(OP, "key_positions", key_positions, sizes["Tk"], sizes["B"])
     check_positions(OP, "streaming_positions", streaming_positions, sizes["Ts"], sizes["B"])
-    check_parents(OP, parents, sizes["Tk"])
     if query_positions is None and key_positions is not None:
         raise ArgumentError(f"{OP}: with key_positions, query_positions are needed too")
-    if parents is not None and (query_positions is None) != (key_positions is None):
+    if is_tree and (query_positions is None) != (key_positions is None):
         raise ArgumentError(f"{OP}: with parents, give query_positions and key_positions together, or neither")
     if query_positions is not None and streaming_positions is None and sizes["S"]:
         raise ArgumentError(f"{OP}: with query_positions, streaming_positions are needed too")
@@ -231,9 +246,7 @@ def check_mixed_attention(
             f"{OP}: without positions the queries are the last Tq keys, so Tq <= Tk is needed, got "
             f"Tq = {sizes['Tq']}, Tk = {sizes['Tk']}"
         )
-    if sizes["S"]:
-        nodes = 0 if parents is None else len(parents)
-        _check_streaming_cache(window, align, sizes, nodes, given=streaming_positions is not None)
+    return sizes
 
 
 def _check_streaming_cache(window: tuple[int, int], align: int, sizes: dict[str, int], nodes: int, given: bool) -> None:

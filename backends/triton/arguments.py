@@ -11,6 +11,9 @@ from zigzag.backends.triton.blocks import Blocks
 from zigzag.backends.triton.dtypes import LOG2E
 from zigzag.backends.triton.parts import width_of
 
+# All that a plan of launches may depend on: shape, strides, dtype, device.
+Layout = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
+
 
 def positions_for_kernel(
     query: Tensor,
@@ -19,15 +22,27 @@ def positions_for_kernel(
     key_positions: Tensor | None,
     parents: Sequence[int] | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(query positions, key positions, tree) [B or 1, T], [B or 1, T], [N, N]; None: the kernel counts for itself."""
-    if parents is None:
-        where = None if query_positions is None else torch.atleast_2d(query_positions)
-        return where, None if key_positions is None else torch.atleast_2d(key_positions), None
+    """(query positions, key positions, tree) [B, T] or [T], likewise, [N, N]; None: the kernel counts for itself."""
+    if not parents:
+        return dense(query_positions), dense(key_positions), None
     where, keys_where = positions_of(query, num_keys, query_positions, key_positions, parents)
     return where, keys_where, ancestors(tuple(parents), query.device)
 
 
-def may_have_gaps(where: Tensor | None, num_queries: int) -> bool:
+def dense(array: Tensor | None) -> Tensor | None:
+    """With neighbours side by side, as the kernels read positions and tables of pages."""
+    return array if array is None or array.shape[-1] <= 1 or array.stride(-1) == 1 else array.contiguous()
+
+
+def layout(array: Tensor) -> Layout:
+    return array.shape, array.stride(), array.dtype, array.device
+
+
+def layouts(*arrays: Tensor | None) -> list[Layout | None]:
+    return [None if array is None else layout(array) for array in arrays]
+
+
+def may_have_gaps(where: Layout | None, num_queries: int) -> bool:
     """Whether queries may lie further apart than a window: only where their positions are given."""
     return where is not None and num_queries > 1
 
@@ -37,9 +52,9 @@ def or_unused(like: Tensor, *arrays: Tensor | None) -> list[Tensor]:
     return [like if array is None else array for array in arrays]
 
 
-def batch_strides(*arrays: Tensor | None) -> list[int]:
-    """From one row of the batch to the next; 0 where all have the same, or none."""
-    return [0 if array is None or array.shape[0] == 1 else array.stride(0) for array in arrays]
+def batch_strides(*arrays: Layout | None) -> list[int]:
+    """From one row [T] of arrays [B, T] to the next; 0 where all have the same, or none."""
+    return [0 if array is None or len(array[0]) == 1 or array[0][0] == 1 else array[1][0] for array in arrays]
 
 
 def factor_of(scale: float | None, size: int) -> float:

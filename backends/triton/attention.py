@@ -6,7 +6,8 @@ group), and a share of the keys. With few tiles the keys are split over programs
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,18 +16,23 @@ from torch import Tensor
 
 from zigzag.backends.triton import prompt_attention
 from zigzag.backends.triton.arguments import (
+    Layout,
     batch_strides,
+    dense,
     factor_of,
     launch_options,
+    layout,
+    layouts,
     may_have_gaps,
     or_unused,
     positions_for_kernel,
 )
 from zigzag.backends.triton.blocks import blocks_of, splits_of
 from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.kept import MOST, Launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.backends.triton.masks import causal, extremes, in_window, related, span, window_start, within
-from zigzag.backends.triton.parts import finish, merge_parts, workspace
+from zigzag.backends.triton.parts import finish, merging, workspace
 from zigzag.reference.checks import check_window
 
 
@@ -47,7 +53,7 @@ def attention(
     check_dtypes("attention", query=query)
     window = check_window("attention", sink, recent, align)
     given = (query_positions, key_positions, parents, block_table)
-    if window is None and all(each is None for each in given) and prompt_attention.takes(query, key, value):
+    if prompt_attention.takes(query, key, value) and window is None and all(each is None for each in given):
         kernel = partial(over_keys, scale=scale)
         return prompt_attention.causal(query, key, value, scale, kernel)
     return over_keys(query, key, value, window, align, scale, *given)
@@ -66,46 +72,86 @@ def over_keys(
     block_table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`attention` by the kernel of this module."""
-    batch, heads, num_queries, size = query.shape
-    groups, value_size = key.shape[1], value.shape[3]
+    batch, heads, num_queries, _ = query.shape
     num_keys = key.shape[2] if block_table is None else block_table.shape[1] * key.shape[2]
-    output = query.new_empty(batch, heads, num_queries, value_size)
     lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
-    if not output.numel() or not num_keys:
-        return output.zero_(), lse.fill_(-torch.inf)
+    if not lse.numel() or not num_keys or not value.shape[3]:
+        return query.new_zeros(batch, heads, num_queries, value.shape[3]), lse.fill_(-torch.inf)
     where, keys_where, tree = positions_for_kernel(query, num_keys, query_positions, key_positions, parents)
+    table, nodes = dense(block_table), 0 if parents is None else len(parents)
+    plan = plan_of(
+        layout(query), layout(key), layout(value), *layouts(where, keys_where, table), nodes, window, align, scale
+    )
+    parts = query.new_empty(plan.workspace, dtype=torch.float32) if plan.workspace else query
+    if plan.tokens_first:
+        output = query.new_empty(batch, num_queries, heads, value.shape[3]).transpose(1, 2)
+    else:
+        output = query.new_empty(batch, heads, num_queries, value.shape[3])
+    plan.walk(query, key, value, output, lse, *or_unused(query, where, keys_where, tree, table), parts)
+    if plan.merge is not None:
+        plan.merge(output, lse, parts)
+    return output, lse
+
+
+class Plan(NamedTuple):
+    """The launches of a call. workspace: float32 numbers; merge: None where nothing was split.
+
+    tokens_first: the output lies in memory as [B, T, H, Dv], as the queries do, so that a model need not copy it
+    """
+
+    walk: Launch
+    workspace: int
+    merge: Launch | None
+    tokens_first: bool = False
+
+
+@lru_cache(MOST, typed=True)
+def plan_of(
+    query: Layout,
+    key: Layout,
+    value: Layout,
+    where: Layout | None,
+    keys_where: Layout | None,
+    table: Layout | None,
+    nodes: int,
+    window: tuple[int, int] | None,
+    align: int,
+    scale: float | None,
+) -> Plan:
+    """Kept by all that it depends on: no array is here, only their layouts. nodes: of a tree; 0: there is none"""
+    (batch, heads, num_queries, size), strides, dtype, device = query
+    groups, value_size = key[0][1], value[0][3]
+    num_keys = key[0][2] if table is None else table[0][1] * key[0][2]
     rows = heads // groups * num_queries
-    blocks = blocks_of(query.dtype, rows, batch * groups, num_keys, max(size, value_size))
+    blocks = blocks_of(dtype, rows, batch * groups, num_keys, max(size, value_size))
     tiles = -(-rows // blocks.tile)
     seen_keys = num_keys if window is None or keys_where is not None else min(num_keys, sum(window) + blocks.block)
-    splits = splits_of(blocks, query.device, tiles * batch * groups, -(-seen_keys // blocks.block))
-    parts, sums = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
-    _kernel[(tiles, splits, batch * groups)](
-        query, key, value, output, lse,
-        *or_unused(query, where, keys_where, tree, block_table), parts, sums,
-        *query.stride(), *key.stride(), *value.stride(),
-        *batch_strides(where, keys_where, block_table),
-        num_queries, num_keys, groups, 0 if parents is None else len(parents), factor_of(scale, size),
-        *((0, 0) if window is None else window),
-        ALIGN=align, STREAMING=window is not None, QUERY_AT=where is not None, KEY_AT=keys_where is not None,
-        TREE=tree is not None, PAGE=0 if block_table is None else key.shape[2],
-        GAPS=window is not None and may_have_gaps(where, num_queries), SHARE=heads // groups,
-        SPLIT=splits > 1, **launch_options(blocks, size, value_size), **dependent(query.device),
+    splits = splits_of(blocks, device, tiles * batch * groups, -(-seen_keys // blocks.block))
+    tokens_first = splits == 1 and num_queries > 1 and strides[1:] == (size, heads * size, 1)
+    numbers = (
+        *strides, *key[1], *value[1], *batch_strides(where, keys_where, table),
+        num_queries, num_keys, groups, nodes, factor_of(scale, size), *((0, 0) if window is None else window),
     )  # fmt: skip
-    if splits > 1:
-        merge_parts(output, lse, parts, sums, groups, splits, blocks.tile)
-    return output, lse
+    walk = Launch(
+        _kernel, (tiles, splits, batch * groups), numbers,
+        ALIGN=align, STREAMING=window is not None, QUERY_AT=where is not None, KEY_AT=keys_where is not None,
+        TREE=nodes > 0, PAGE=0 if table is None else key[0][2],
+        GAPS=window is not None and may_have_gaps(where, num_queries), SHARE=heads // groups,
+        SPLIT=splits > 1, TOKENS_FIRST=tokens_first, **launch_options(blocks, size, value_size), **dependent(device),
+    )  # fmt: skip
+    merge = merging(device, batch, heads, groups, num_queries, value_size, splits, blocks.tile)
+    return Plan(walk, workspace(batch * groups * tiles, splits, blocks.tile, value_size), merge, tokens_first)
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys", "nodes", "sink", "recent", "groups"])
 def _kernel(
-    query, key, value, output, lse, where, keys_where, tree, table, parts, sums,
+    query, key, value, output, lse, where, keys_where, tree, table, parts,
     q_batch, q_head, q_token, q_size, k_batch, k_head, k_token, k_size, v_batch, v_head, v_token, v_size,
     where_batch, keys_where_batch, table_batch, num_queries, num_keys, groups, nodes, scale, sink, recent,
     ALIGN: tl.constexpr, STREAMING: tl.constexpr, QUERY_AT: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr,
     PAGE: tl.constexpr, GAPS: tl.constexpr, SHARE: tl.constexpr, SPLIT: tl.constexpr, TILE: tl.constexpr,
     BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    TOKENS_FIRST: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     wait_for_earlier(DEPENDENT)
     tile, split, pair = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -126,8 +172,8 @@ def _kernel(
     )  # fmt: skip
     line = pair * tl.num_programs(0) + tile
     finish(
-        output, lse, parts, sums, highest, total, result, line, split, tl.num_programs(1), batch, head, token,
-        groups * SHARE, num_queries, SPLIT, TILE, DV, VALUE_SIZE,
+        output, lse, parts, highest, total, result, line, split, tl.num_programs(1), batch, head, token,
+        groups * SHARE, num_queries, SPLIT, TILE, DV, VALUE_SIZE, TOKENS_FIRST,
     )  # fmt: skip
 
 

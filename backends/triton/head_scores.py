@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends.triton.arguments import batch_strides, factor_of, or_unused, positions_for_kernel
+from zigzag.backends.triton.arguments import batch_strides, factor_of, layouts, or_unused, positions_for_kernel
 from zigzag.backends.triton.attention import rows_of
 from zigzag.backends.triton.dtypes import check_dtypes
 from zigzag.backends.triton.masks import causal, extremes, in_window, related, span, window_start
@@ -100,8 +100,8 @@ def _measure(
     _compare[(triton.cdiv(share * num_queries, tile), batch * groups)](
         query, key, value, gradient, result, *or_unused(query, where, keys_where, tree),
         *query.stride(), *key.stride(), *value.stride(), *gradient.stride(),
-        *batch_strides(where, keys_where), num_queries, num_keys, groups, 0 if parents is None else len(parents),
-        factor_of(scale, size), sink, recent,
+        *batch_strides(*layouts(where, keys_where)),
+        num_queries, num_keys, groups, 0 if parents is None else len(parents), factor_of(scale, size), sink, recent,
         MEASURE=op, ALIGN=window[2], QUERY_AT=where is not None, KEY_AT=keys_where is not None, TREE=tree is not None,
         SHARE=share, TILE=tile, BLOCK=64 if max(size, value_size) <= 128 and query.dtype != torch.float32 else 32,
         D=size, DV=value_size, SIZE=width_of(size), VALUE_SIZE=width,

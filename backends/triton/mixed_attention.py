@@ -5,7 +5,7 @@ layers whose heads are all alike, go through `attention` itself.
 """
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 import triton
@@ -14,13 +14,24 @@ from torch import Tensor
 
 from zigzag.backends.eager.attention import positions_of
 from zigzag.backends.eager.mixed_attention import join_heads
-from zigzag.backends.triton.arguments import batch_strides, factor_of, launch_options, may_have_gaps, or_unused
-from zigzag.backends.triton.attention import attend, attention, rows_of
+from zigzag.backends.triton.arguments import (
+    Layout,
+    batch_strides,
+    dense,
+    factor_of,
+    launch_options,
+    layout,
+    layouts,
+    may_have_gaps,
+    or_unused,
+)
+from zigzag.backends.triton.attention import Plan, attend, attention, rows_of
 from zigzag.backends.triton.blocks import blocks_of, mixed_blocks_of, splits_of
 from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.kept import MOST, Launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.backends.triton.masks import extremes
-from zigzag.backends.triton.parts import finish, merge_parts, workspace
+from zigzag.backends.triton.parts import finish, merging, workspace
 from zigzag.reference.mixed_attention import Calls, by_two_calls
 
 two_calls = partial(by_two_calls, Calls(attention, positions_of, join_heads))
@@ -58,38 +69,60 @@ def mixed_attention(
             streaming_positions=streaming_positions,
             parents=parents,
         )
-    key, value = streaming_key, streaming_value
-    batch, heads, num_queries, size = query.shape
-    groups, num_full, num_keys, value_size = len(full_groups), *full_key.shape[1:3], full_value.shape[3]
-    output = query.new_empty(batch, heads, num_queries, value_size)
+    batch, heads, num_queries, _ = query.shape
+    output = query.new_empty(batch, heads, num_queries, full_value.shape[3])
     lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
+    positions = [dense(array) for array in (query_positions, key_positions, streaming_positions)]
+    plan = plan_of(*[layout(array) for array in arrays], *layouts(*positions), sink, recent, align, scale)
+    parts = query.new_empty(plan.workspace, dtype=torch.float32) if plan.workspace else query
+    places = _places(tuple(full_groups), query.device)
+    plan.walk(*arrays, output, lse, *or_unused(query, *positions), places, parts)
+    if plan.merge is not None:
+        plan.merge(output, lse, parts)
+    return output, lse
+
+
+@lru_cache(MOST, typed=True)
+def plan_of(
+    query: Layout,
+    full_key: Layout,
+    full_value: Layout,
+    key: Layout,
+    value: Layout,
+    where: Layout | None,
+    full_where: Layout | None,
+    stream_where: Layout | None,
+    sink: int,
+    recent: int,
+    align: int,
+    scale: float | None,
+) -> Plan:
+    """Kept by all that it depends on, as that of `attention`; which heads are full is read on the card."""
+    (batch, heads, num_queries, size), strides, dtype, device = query
+    (_, num_full, num_keys, _), num_streaming, value_size = full_key[0], key[0][1], full_value[0][3]
+    groups = num_full + num_streaming
     share = heads // groups
-    blocks = mixed_blocks_of(
-        blocks_of(query.dtype, share * num_queries, batch * num_full, num_keys, max(size, value_size))
-    )
+    blocks = mixed_blocks_of(blocks_of(dtype, share * num_queries, batch * num_full, num_keys, max(size, value_size)))
     tiles = -(-share * num_queries // blocks.tile)
     # The full heads have nearly all the work: their keys are split as if the others were not there.
-    splits = splits_of(blocks, query.device, tiles * batch * num_full, -(-num_keys // blocks.block))
-    parts, sums = workspace(query, batch * groups * tiles, splits, blocks.tile, value_size)
-    given = (query_positions, key_positions, streaming_positions)
-    positions = [None if a is None else torch.atleast_2d(a) for a in given]
-    mixed[(tiles, splits, batch * groups)](
-        query, full_key, full_value, key, value, output, lse, *or_unused(query, *positions),
-        _places(tuple(full_groups), query.device), parts, sums,
-        *query.stride(), *full_key.stride(), *full_value.stride(), *key.stride(), *value.stride(),
-        *batch_strides(*positions), num_queries, num_keys, key.shape[2], groups, factor_of(scale, size), sink, recent,
-        ALIGN=align, QUERY_AT=query_positions is not None, FULL_AT=key_positions is not None,
-        STREAM_AT=streaming_positions is not None, GAPS=may_have_gaps(query_positions, num_queries), SHARE=share,
-        SPLIT=splits > 1, **launch_options(blocks, size, value_size), **dependent(query.device),
+    splits = splits_of(blocks, device, tiles * batch * num_full, -(-num_keys // blocks.block))
+    numbers = (
+        *strides, *full_key[1], *full_value[1], *key[1], *value[1], *batch_strides(where, full_where, stream_where),
+        num_queries, num_keys, key[0][2], groups, factor_of(scale, size), sink, recent,
     )  # fmt: skip
-    if splits > 1:
-        merge_parts(output, lse, parts, sums, groups, splits, blocks.tile)
-    return output, lse
+    walk = Launch(
+        mixed, (tiles, splits, batch * groups), numbers,
+        ALIGN=align, QUERY_AT=where is not None, FULL_AT=full_where is not None, STREAM_AT=stream_where is not None,
+        GAPS=may_have_gaps(where, num_queries), SHARE=share, SPLIT=splits > 1,
+        **launch_options(blocks, size, value_size), **dependent(device),
+    )  # fmt: skip
+    merge = merging(device, batch, heads, groups, num_queries, value_size, splits, blocks.tile)
+    return Plan(walk, workspace(batch * groups * tiles, splits, blocks.tile, value_size), merge)
 
 
 @triton.jit(do_not_specialize=["num_queries", "full_keys", "keys", "sink", "recent", "groups"])
 def mixed(
-    query, full_key, full_value, key, value, output, lse, where, full_where, stream_where, places, parts, sums,
+    query, full_key, full_value, key, value, output, lse, where, full_where, stream_where, places, parts,
     q_batch, q_head, q_token, q_size, fk_batch, fk_head, fk_token, fk_size, fv_batch, fv_head, fv_token, fv_size,
     k_batch, k_head, k_token, k_size, v_batch, v_head, v_token, v_size, where_batch, full_batch, stream_batch,
     num_queries, full_keys, keys, groups, scale, sink, recent,
@@ -125,7 +158,7 @@ def mixed(
         )  # fmt: skip
     line = pair * tl.num_programs(0) + tile
     finish(
-        output, lse, parts, sums, highest, total, result, line, split, splits, batch, head, token, groups * SHARE,
+        output, lse, parts, highest, total, result, line, split, splits, batch, head, token, groups * SHARE,
         num_queries, SPLIT, TILE, DV, VALUE_SIZE,
     )  # fmt: skip
 

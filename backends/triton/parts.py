@@ -9,9 +9,9 @@ from functools import cache
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from zigzag.backends.triton.dtypes import LOG2E
+from zigzag.backends.triton.kept import Launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 
 
@@ -21,51 +21,58 @@ def width_of(size: int) -> int:
     return int(max(16, triton.next_power_of_2(size)))
 
 
-def workspace(query: Tensor, lines: int, splits: int, tile: int, value_size: int) -> tuple[Tensor, Tensor]:
-    """(parts, sums) of `lines` tiles, each split so many times; sums: all rows' highest scores, then their totals."""
-    if splits == 1:
-        return query, query
-    rows = lines * splits * tile
-    sizes = (rows * width_of(value_size), 2 * rows)
-    parts, sums = (query.new_empty(size, dtype=torch.float32) for size in sizes)
-    return parts, sums
+def workspace(lines: int, splits: int, tile: int, value_size: int) -> int:
+    """float32 numbers for the parts of `lines` tiles, each split so many times: the rows' results, then their highest
+    scores, then their totals."""
+    return 0 if splits == 1 else lines * splits * tile * (width_of(value_size) + 2)
 
 
 @triton.jit
 def finish(
-    output, lse, parts, sums, highest, total, result, line, split, splits, batch, head, token, heads, num_queries,
+    output, lse, parts, highest, total, result, line, split, splits, batch, head, token, heads, num_queries,
     SPLIT: tl.constexpr, TILE: tl.constexpr, DV: tl.constexpr, VALUE_SIZE: tl.constexpr,
+    TOKENS_FIRST: tl.constexpr = False,
 ):  # fmt: skip
-    """Write the rows of a tile, or leave their part in the workspace."""
+    """Write the rows of a tile, or leave their part in the workspace.
+
+    TOKENS_FIRST: output is [B, T, H, Dv] in memory, as the projections of a model have queries; only without splits
+    """
     is_row, column = token < num_queries, tl.arange(0, VALUE_SIZE)
     if SPLIT:
         slot = (line * splits + split).to(tl.int64) * TILE + tl.arange(0, TILE)
         tl.store(parts + slot[:, None] * VALUE_SIZE + column, result, mask=is_row[:, None])
+        rows = (tl.num_programs(0) * splits * tl.num_programs(2)).to(tl.int64) * TILE
+        sums = parts + rows * VALUE_SIZE
         tl.store(sums + slot, highest, mask=is_row)
-        totals = sums + (tl.num_programs(0) * splits * tl.num_programs(2)).to(tl.int64) * TILE
-        tl.store(totals + slot, total, mask=is_row)
+        tl.store(sums + rows + slot, total, mask=is_row)
     else:
         result = result / _divisor(total)[:, None]
         row = (batch * heads + head) * num_queries + token
         is_number = is_row[:, None] & (column < DV)
-        tl.store(output + row[:, None] * DV + column, result.to(output.dtype.element_ty), mask=is_number)
+        place = row
+        if TOKENS_FIRST:
+            place = (batch * num_queries + token) * heads + head
+        tl.store(output + place[:, None] * DV + column, result.to(output.dtype.element_ty), mask=is_number)
         tl.store(lse + row, _logarithm(highest, total), mask=is_row)
 
 
-def merge_parts(output: Tensor, lse: Tensor, parts: Tensor, sums: Tensor, groups: int, splits: int, tile: int) -> None:
-    """Fills output [B, H, T, Dv] and lse [B, H, T] from what `finish` left."""
-    batch, heads, num_queries, value_size = output.shape
+def merging(
+    device: torch.device, batch: int, heads: int, groups: int, num_queries: int, value_size: int, splits: int, tile: int
+) -> Launch | None:
+    """Fills output [B, H, T, Dv] and lse [B, H, T] from what `finish` left: of (output, lse, workspace)."""
+    if splits == 1:
+        return None
     share, width = heads // groups, 1 << (splits - 1).bit_length()
-    _merge[(share * num_queries, batch * groups)](
-        output, lse, parts, sums, splits, num_queries, SHARE=share, SPLITS=width, TILE=tile, DV=value_size,
-        VALUE_SIZE=width_of(value_size), num_warps=max(1, min(8, width * width_of(value_size) // 2048)),
-        **dependent(output.device),
+    return Launch(
+        _merge, (share * num_queries, batch * groups), (splits, num_queries), SHARE=share, SPLITS=width, TILE=tile,
+        DV=value_size, VALUE_SIZE=width_of(value_size),
+        num_warps=max(1, min(8, width * width_of(value_size) // 2048)), **dependent(device),
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["splits", "num_queries"])
 def _merge(
-    output, lse, parts, sums, splits, num_queries, SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
+    output, lse, parts, splits, num_queries, SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
     DV: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     wait_for_earlier(DEPENDENT)
@@ -73,10 +80,11 @@ def _merge(
     tiles = tl.cdiv(tl.num_programs(0), TILE)
     one, column = tl.arange(0, SPLITS), tl.arange(0, VALUE_SIZE)
     slot = ((pair * tiles + row // TILE) * splits + one).to(tl.int64) * TILE + row % TILE
-    totals = sums + (tl.num_programs(1) * tiles * splits).to(tl.int64) * TILE
+    rows = (tl.num_programs(1) * tiles * splits).to(tl.int64) * TILE
+    sums = parts + rows * VALUE_SIZE
     there = one < splits
     high = tl.load(sums + slot, mask=there, other=float("-inf"))
-    total = tl.load(totals + slot, mask=there, other=0.0)
+    total = tl.load(sums + rows + slot, mask=there, other=0.0)
     states = tl.load(parts + slot[:, None] * VALUE_SIZE + column, mask=there[:, None], other=0.0)
     highest = tl.max(high, 0)
     weight = tl.exp2(high - tl.where(highest == float("-inf"), 0.0, highest))

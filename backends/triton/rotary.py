@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zigzag.backends.triton.arguments import batch_strides, or_unused
+from zigzag.backends.triton.arguments import batch_strides, layouts, or_unused
 from zigzag.backends.triton.dtypes import check_dtypes
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.reference.errors import ArgumentError
@@ -70,7 +70,8 @@ def rotate(
         _rotate[(batch * tokens * blocks,)](
             query, key, value, cos, sin, *or_unused(cos, *weights), new_query, new_key,
             *or_unused(new_key, keys, values, where), *query.stride(), *key.stride(), *value.stride(),
-            *batch_strides(cos, sin), *cos.stride()[1:], *sin.stride()[1:], *_strides(keys), *_strides(values),
+            *batch_strides(*layouts(cos, sin)),
+            *cos.stride()[1:], *sin.stride()[1:], *_strides(keys), *_strides(values),
             *((0, 0) if where is None else where.stride()), tokens, eps,
             HEADS=heads, GROUPS=groups, D=size, TURNED=turned, NORM=norms is not None, WRITE=buffers is not None,
             TILE=tile, HALF=triton.next_power_of_2(max(1, turned // 2)),

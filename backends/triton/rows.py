@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zigzag.backends.triton.dtypes import LOG2E
+from zigzag.backends.triton.kept import launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 
 NONE = tl.constexpr(2**31 - 1)  # above every id
@@ -31,8 +32,17 @@ def mode_of(temperature: float | None) -> tuple[str, float]:
 
 def chunk_of(rows: int, vocabulary: int) -> int:
     """How many tokens a program reads."""
-    chunk = CHUNK if rows * triton.cdiv(vocabulary, CHUNK) >= FEW else CHUNK // 2
-    return int(min(chunk, max(16, triton.next_power_of_2(vocabulary))))
+    chunk = CHUNK if rows * chunks_of(vocabulary, CHUNK) >= FEW else CHUNK // 2
+    return min(chunk, max(16, power_of(vocabulary)))
+
+
+def chunks_of(vocabulary: int, chunk: int) -> int:
+    return -(-vocabulary // chunk)
+
+
+def power_of(number: int) -> int:
+    """The power of two that has room for it, 1 or more. Triton's function of this takes microseconds of every call."""
+    return 1 << (number - 1).bit_length()
 
 
 def warps_of(chunk: int, most: int = MOST_WARPS) -> int:
@@ -60,14 +70,16 @@ class Parts:
     ) -> None:
         batch, length, vocabulary = rows.shape
         self.chunk = chunk_of(batch, vocabulary)
-        self.chunks = triton.cdiv(vocabulary, self.chunk)
-        self.width = triton.next_power_of_2(self.chunks)
+        self.chunks = chunks_of(vocabulary, self.chunk)
+        self.width = power_of(self.chunks)
         shape = (2, batch * length, self.chunks)
-        self.high, self.total = torch.empty(shape, dtype=torch.float32, device=rows.device)
-        self.best, self.ahead = torch.empty(shape, dtype=torch.int32, device=rows.device)
-        scan[(batch * length, self.chunks)](
-            rows, self.best if ids is None else ids, self.best if counts is None else counts,
-            self.high, self.total, self.best, self.ahead, *rows.stride(), length, vocabulary, scale,
+        self.high, self.total = torch.empty(shape, dtype=torch.float32, device=rows.device).unbind()
+        self.best, self.ahead = torch.empty(shape, dtype=torch.int32, device=rows.device).unbind()
+        launch(
+            scan, (batch * length, self.chunks),
+            (rows, self.best if ids is None else ids, self.best if counts is None else counts,
+             self.high, self.total, self.best, self.ahead),
+            (*rows.stride(), length, vocabulary, scale),
             MODE=mode, RANK=ids is not None, SUM=sums, RAGGED=counts is not None, CHUNK=self.chunk,
             num_warps=warps_of(self.chunk), **dependent(rows.device),
         )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zigzag.backends.eager.sampling import filtered
 from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.kept import launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.backends.triton.rows import (
     Parts,
@@ -34,8 +35,9 @@ def to_probs(
     if probs.numel():
         mode, scale = mode_of(temperature)
         parts = Parts(rows[:, None], mode, scale)
-        _write_probs[(len(rows), parts.chunks)](
-            rows, probs, parts.high, parts.total, parts.best, *rows.stride(), rows.shape[1], parts.chunks, scale,
+        launch(
+            _write_probs, (len(rows), parts.chunks), (rows, probs, parts.high, parts.total, parts.best),
+            (*rows.stride(), rows.shape[1], parts.chunks, scale),
             MODE=mode, CHUNKS=parts.width, CHUNK=parts.chunk, num_warps=warps_of(parts.chunk),
             **dependent(rows.device),
         )  # fmt: skip
@@ -54,9 +56,11 @@ def draw_rows(rows: Tensor, uniforms: Tensor, mode: str, scale: float, counts: T
     tokens = torch.empty(rows.shape[:2], dtype=torch.int64, device=rows.device)
     if tokens.numel():
         parts = Parts(rows, mode, scale, counts=counts)
-        _draw[(tokens.numel(),)](
-            rows, uniforms.contiguous(), tokens, tokens if counts is None else counts,
-            parts.high, parts.total, parts.best, *rows.stride(), *rows.shape[1:], parts.chunks, scale,
+        launch(
+            _draw, (tokens.numel(),),
+            (rows, uniforms.contiguous(), tokens, tokens if counts is None else counts,
+             parts.high, parts.total, parts.best),
+            (*rows.stride(), *rows.shape[1:], parts.chunks, scale),
             MODE=mode, RAGGED=counts is not None, CHUNKS=parts.width, CHUNK=parts.chunk,
             num_warps=warps_of(parts.chunk), **dependent(rows.device),
         )  # fmt: skip

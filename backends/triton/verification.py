@@ -18,12 +18,12 @@ The rules for trees are those of the torch backend.
 """
 
 import torch
-import triton
 from torch import Tensor
 
 from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.kept import launch
 from zigzag.backends.triton.launch import dependent
-from zigzag.backends.triton.rows import Parts, chunk_of, mode_of, warps_of
+from zigzag.backends.triton.rows import Parts, chunk_of, chunks_of, mode_of, power_of, warps_of
 from zigzag.backends.triton.sampling import draw_rows
 from zigzag.backends.triton.verification_kernels import judge, recover, sum_terms, weigh
 from zigzag.reference.verification import Verdict
@@ -179,40 +179,38 @@ def _verdict(
     mode, scale = mode_of(temperature)
     own = tokens if rule != "exact" or uniforms is None else draw_rows(target, uniforms, mode, scale, counts)
     chunk = chunk_of(batch, vocabulary)
-    chunks = triton.cdiv(vocabulary, chunk)
+    chunks = chunks_of(vocabulary, chunk)
     parts = None
     if rule != "exact" and (mode != "probs" or rule not in DRAWING):
         parts = Parts(target, mode, scale, counts=counts, ids=ids if rule in RANKING else None, sums=False)
     floats = torch.empty((3, batch * (drafts + 1), chunks), dtype=torch.float32, device=ids.device)
-    terms, left, plain = floats
+    terms, left, plain = floats.unbind()
     high, total, best, ahead = (terms,) * 4 if parts is None else (parts.high, parts.total, parts.best, parts.ahead)
     source = target if draft is None else draft.detach()
-    given = (
-        ids, ids if counts is None else counts, target, source, high, total, best,
-        *target.stride(), *source.stride(), drafts, vocabulary, chunks, scale,
-    )  # fmt: skip
+    given = (ids, ids if counts is None else counts, target, source, high, total, best)
+    numbers = (*target.stride(), *source.stride(), drafts, vocabulary, chunks, scale)
     shape = {
         "RULE": rule,
         "MODE": mode,
         "DRAWN": draft is not None,
         "RAGGED": counts is not None,
-        "PLACES": max(2, triton.next_power_of_2(drafts + 1)),
-        "CHUNKS": triton.next_power_of_2(chunks),
+        "PLACES": max(2, power_of(drafts + 1)),
+        "CHUNKS": power_of(chunks),
         "CHUNK": chunk,
         "num_warps": warps_of(chunk, MOST_WARPS),
         **dependent(ids.device),
     }
     if rule in ("block", "typical") and drafts:
-        sum_terms[(batch * drafts, chunks)](*given, terms, **shape)
+        launch(sum_terms, (batch * drafts, chunks), (*given, terms), numbers, **shape)
     coins = terms if uniforms is None else uniforms
     notes = torch.empty((batch, 4), dtype=torch.float32, device=ids.device)
     chosen = torch.empty((batch, 2), dtype=torch.int32, device=ids.device)
-    judge[(batch,)](
-        *given, coins, own, ahead, terms, notes, chosen, tokens, accepted, scale_of_q, epsilon, delta, most,
-        **shape | {"num_warps": JUDGE_WARPS},
+    launch(
+        judge, (batch,), (*given, coins, own, ahead, terms, notes, chosen, tokens, accepted),
+        (*numbers, scale_of_q, epsilon, delta, most), **shape | {"num_warps": JUDGE_WARPS},
     )  # fmt: skip
     if rule in DRAWING:
         if mode == "probs" or draft is not None:
-            weigh[(batch, chunks)](*given, notes, chosen, accepted, left, plain, **shape)
-        recover[(batch,)](*given, notes, chosen, accepted, left, plain, tokens, **shape)
+            launch(weigh, (batch, chunks), (*given, notes, chosen, accepted, left, plain), numbers, **shape)
+        launch(recover, (batch,), (*given, notes, chosen, accepted, left, plain, tokens), numbers, **shape)
     return Verdict(tokens, accepted)

@@ -91,8 +91,8 @@ def _weights(
 
 @triton.jit(do_not_specialize=["drafts", "chunks"])
 def sum_terms(
-    ids, counts, target, draft, high, total, best, target_batch, target_row, target_token, draft_batch, draft_row,
-    draft_token, drafts, vocabulary, chunks, scale, terms,
+    ids, counts, target, draft, high, total, best, terms,
+    target_batch, target_row, target_token, draft_batch, draft_row, draft_token, drafts, vocabulary, chunks, scale,
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
@@ -149,9 +149,10 @@ def _over_chunks(values, rows, is_row, chunks, CHUNKS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["drafts", "chunks", "most"])
 def judge(
-    ids, counts, target, draft, high, total, best, target_batch, target_row, target_token, draft_batch, draft_row,
-    draft_token, drafts, vocabulary, chunks, scale,
-    uniforms, own_tokens, aheads, terms, notes, chosen, tokens, accepteds, scale_of_q, epsilon, delta, most,
+    ids, counts, target, draft, high, total, best,
+    uniforms, own_tokens, aheads, terms, notes, chosen, tokens, accepteds,
+    target_batch, target_row, target_token, draft_batch, draft_row, draft_token, drafts, vocabulary, chunks, scale,
+    scale_of_q, epsilon, delta, most,
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
@@ -236,8 +237,8 @@ def _noted(notes, chosen, batch):
 
 @triton.jit(do_not_specialize=["drafts", "chunks"])
 def weigh(
-    ids, counts, target, draft, high, total, best, target_batch, target_row, target_token, draft_batch, draft_row,
-    draft_token, drafts, vocabulary, chunks, scale, notes, chosen, accepteds, lefts, plains,
+    ids, counts, target, draft, high, total, best, notes, chosen, accepteds, lefts, plains,
+    target_batch, target_row, target_token, draft_batch, draft_row, draft_token, drafts, vocabulary, chunks, scale,
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
@@ -261,8 +262,8 @@ def weigh(
 
 @triton.jit(do_not_specialize=["drafts", "chunks"])
 def recover(
-    ids, counts, target, draft, high, total, best, target_batch, target_row, target_token, draft_batch, draft_row,
-    draft_token, drafts, vocabulary, chunks, scale, notes, chosen, accepteds, lefts, plains, tokens,
+    ids, counts, target, draft, high, total, best, notes, chosen, accepteds, lefts, plains, tokens,
+    target_batch, target_row, target_token, draft_batch, draft_row, draft_token, drafts, vocabulary, chunks, scale,
     RULE: tl.constexpr, MODE: tl.constexpr, DRAWN: tl.constexpr, RAGGED: tl.constexpr, PLACES: tl.constexpr,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip

@@ -1,10 +1,13 @@
 """Checks of options that are plain numbers: windows, counts, filters, the acceptance rules' own."""
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from operator import index
+from types import MappingProxyType
 from typing import Any
 
+from zigzag.reference.checks.remembered import remembered
 from zigzag.reference.errors import ArgumentError, KindError
 
 
@@ -31,6 +34,7 @@ def as_real(number: Any) -> float | None:
     return float(number) if isinstance(number, Real) and not isinstance(number, bool) else None
 
 
+@remembered
 def check_window(op: str, sink: int | None, recent: int | None, align: int) -> tuple[int, int] | None:
     """(sink, recent) with the missing one set to 0, or None where both are None: full attention."""
     block = as_whole(align)
@@ -61,15 +65,17 @@ def check_streaming_window(op: str, sink: int | None, recent: int | None, align:
     return window
 
 
+@remembered
 def window_options(
     op: str, sink: int | None, recent: int | None, align: int, *, streaming: bool = False
-) -> dict[str, int | None]:
+) -> Mapping[str, int | None]:
     """A window by name, as plain numbers, None for both sizes where there is none; streaming: one is needed."""
     check = check_streaming_window if streaming else check_window
     kept = check(op, sink, recent, align) or (None, None)
-    return {"sink": kept[0], "recent": kept[1], "align": as_whole(align)}
+    return MappingProxyType({"sink": kept[0], "recent": kept[1], "align": as_whole(align)})
 
 
+@remembered
 def check_scale(op: str, scale: float | None) -> float | None:
     """The factor on the scores as a plain float."""
     factor = as_real(scale)
@@ -100,6 +106,7 @@ def check_sampling(op: str, temperature: float, top_k: int, top_p: float, min_p:
     return {"temperature": heat, "top_k": kept, "top_p": mass, "min_p": share}
 
 
+@remembered
 def check_rule_options(
     op: str,
     *,
@@ -110,7 +117,7 @@ def check_rule_options(
     lenience: float = 1,
     replacement: bool = True,
     temperature: float | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """The options of the acceptance rules by name, as plain numbers; who has none of a name leaves it out.
 
     Of `replacement` any value is one.
@@ -125,4 +132,4 @@ def check_rule_options(
         raise ArgumentError(f"{op}: lenience must be in [0, 1], got {lenience!r}")
     if temperature is not None:
         plain |= {"temperature": check_sampling(op, temperature, 0, 1.0, 0.0)["temperature"]}
-    return plain
+    return MappingProxyType(plain)

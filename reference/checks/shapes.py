@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from zigzag.reference.checks.remembered import form, remembered
 from zigzag.reference.errors import ArgumentError, KindError
 from zigzag.reference.trees import check_earlier
 
@@ -74,6 +75,24 @@ def check_attention(
     block_table: Any = None,
 ) -> dict[str, int]:
     """The common arguments of all attention ops; returns the sizes of the letters B H G D Dv Tq Tk."""
+    where = form(query_positions), form(key_positions)
+    sizes = _attention_sizes(op, form(query), form(key), form(value), *where, form(block_table), parents is not None)
+    check_parents(op, parents, sizes["Tk"])
+    return dict(sizes)
+
+
+@remembered
+def _attention_sizes(
+    op: str,
+    query: Any,
+    key: Any,
+    value: Any,
+    query_positions: Any,
+    key_positions: Any,
+    block_table: Any,
+    is_tree: bool,
+) -> dict[str, int]:
+    """Of forms of arrays."""
     sizes: dict[str, int] = {}
     check_shape(op, "query", query, "B H Tq D", sizes)
     layout = "B G Tk" if block_table is None else "pages G page_size"
@@ -96,9 +115,8 @@ def check_attention(
         )
     if query_positions is None and key_positions is not None:
         raise ArgumentError(f"{op}: with key_positions, query_positions are needed too")
-    if parents is not None and (query_positions is None) != (key_positions is None):
+    if is_tree and (query_positions is None) != (key_positions is None):
         raise ArgumentError(f"{op}: with parents, give query_positions and key_positions together, or neither")
-    check_parents(op, parents, sizes["Tk"])
     return sizes
 
 
@@ -146,6 +164,14 @@ def check_draft_shapes(
     op: str, draft_token_ids: Any, draft_probs: Any, target: Any, uniforms: Any, num_draft_tokens: Any
 ) -> None:
     """The common arguments of all acceptance rules: shapes and dtypes, no values."""
+    arrays = (draft_token_ids, draft_probs, target, uniforms, num_draft_tokens)
+    _check_draft_forms(op, *[form(array) for array in arrays])
+
+
+@remembered
+def _check_draft_forms(
+    op: str, draft_token_ids: Any, draft_probs: Any, target: Any, uniforms: Any, num_draft_tokens: Any
+) -> None:
     sizes: dict[str, int] = {}
     check_shape(op, "draft_token_ids", draft_token_ids, "B K", sizes)
     check_integers(op, draft_token_ids=draft_token_ids)

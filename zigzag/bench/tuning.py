@@ -66,7 +66,8 @@ class Attention:
         )
 
     def using(self, blocks: Candidate) -> AbstractContextManager[Any]:
-        return patch.object(triton_attention, "blocks_of", lambda *_: blocks)
+        unkept = triton_attention.plan_of.__wrapped__
+        return patch.multiple(triton_attention, blocks_of=lambda *_: blocks, plan_of=unkept)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import inspect
 import re
+from functools import lru_cache
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -116,7 +118,8 @@ def test_few_tokens_do_not_wait_for_experts(module) -> None:
 
 def launched(module) -> list[str]:
     """The names of the kernels that a module launches."""
-    return sorted(set(re.findall(r"\b(\w+)\[\(", inspect.getsource(module))))
+    source = inspect.getsource(module)
+    return sorted({*re.findall(r"\b(\w+)\[\(", source), *re.findall(r"\b[lL]aunch\(\s*([a-z_]\w*),", source)})
 
 
 class Idle:
@@ -139,19 +142,22 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from zigzag.backends.triton import sampling as triton_sampling
     from zigzag.backends.triton import verification as triton_verification
 
-    kernels = (
-        triton_rows,
-        triton_sampling,
-        triton_verification,
-        triton_scores,
-        triton_experts,
-        prompt_experts,
-        triton_norms,
-        triton_rotary,
-    )
-    for module in kernels:
+    attending = [import_module(f"zigzag.backends.triton.{name}") for name in ("attention", "mixed_attention", "parts")]
+    verifying = (triton_rows, triton_sampling, triton_verification)
+    others = (triton_scores, triton_experts, prompt_experts, triton_norms, triton_rotary)
+    for module in (*attending, *verifying, *others):
         for name in launched(module):
             monkeypatch.setattr(module, name, Idle())
+        if hasattr(module, "plan_of"):  # those that are kept have the kernels
+            monkeypatch.setattr(module, "plan_of", lru_cache(module.plan_of.__wrapped__))
+    states, at = torch.zeros(1, 2, 700, 4), torch.zeros(1, 2, dtype=torch.int64)
+    half, where = states[:, :1], {"query_positions": at[:, :1]}
+    few = {"full_groups": (True, False), "sink": 1, "recent": 1}
+    triton_ops.mixed_attention(states[:, :, :1], half, half, half, half, **few)  # puts on the card once who is full
+    for _ in range(2):
+        unwatched(triton_ops.attention, states[:, :, :1], states, states)
+        unwatched(triton_ops.attention, states[:, :, :1], states, states, **where, sink=1, recent=1)
+        unwatched(triton_ops.mixed_attention, states[:, :, :1], half, half, half, half, **few)
     ids, draft, target, uniforms, rest = inputs(True, False)
     for temperature in (None, 0.0, 0.7):
         rest["temperature"] = temperature
@@ -188,6 +194,10 @@ def test_every_launch_is_found() -> None:
     assert launched(triton_verification) == ["judge", "recover", "sum_terms", "weigh"]
     assert launched(triton_experts) == ["activate", "combine"]
     assert launched(triton_rotary) == ["_rotate"] and launched(triton_norms) == ["_add_norm"]
+    assert launched(import_module("zigzag.backends.triton.attention")) == ["_kernel"]
+    assert launched(import_module("zigzag.backends.triton.mixed_attention")) == ["mixed"]
+    assert launched(import_module("zigzag.backends.triton.parts")) == ["_merge"]
+    assert launched(import_module("zigzag.backends.triton.rows")) == ["scan"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from zigzag.backends import registry  # noqa: E402
 from zigzag.backends import triton as triton_ops  # noqa: E402
 from zigzag.backends.triton import blocks as triton_blocks  # noqa: E402
 from zigzag.backends.triton import rows as triton_rows  # noqa: E402
-from zigzag.conformance.arrays import DEVICE  # noqa: E402
+from zigzag.conformance.arrays import DEVICE, to_numpy  # noqa: E402
 
 triton_attention = import_module("zigzag.backends.triton.attention")  # the package has the op under this name
 
@@ -198,8 +198,8 @@ def test_masked_keys_do_not_leak() -> None:
 def test_parts_are_merged(window: dict, multiprocessors: int, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys split over programs, or not, of one tile or of several; rows that see nothing give 0 and -inf."""
     monkeypatch.setattr(triton_blocks, "multiprocessors", lambda device: multiprocessors)
-    splits, merge = [], triton_attention.merge_parts
-    monkeypatch.setattr(triton_attention, "merge_parts", lambda *given: splits.append(given[5]) or merge(*given))
+    plans, plan_of = [], triton_attention.plan_of.__wrapped__  # not those that were kept for other cards
+    monkeypatch.setattr(triton_attention, "plan_of", lambda *given: plans.append(plan_of(*given)) or plans[-1])
     rng = np.random.default_rng(0)
     shapes = (2, 6, queries, 16), *2 * ((2, 2, 700, 16),)
     query, key, value = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
@@ -211,7 +211,80 @@ def test_parts_are_merged(window: dict, multiprocessors: int, queries: int, monk
     exact, exact_lse = reference.attention(query, key, value, **window, **where)
     np.testing.assert_allclose(output.cpu(), exact, atol=2e-6)
     np.testing.assert_allclose(lse.cpu(), exact_lse, atol=2e-6)
-    assert (len(splits) == 1 and splits[0] > 2) if multiprocessors > 1 else not splits
+    splits = plans[0].walk.grid[1]
+    assert (splits > 2 and plans[0].merge) if multiprocessors > 1 else (splits == 1 and plans[0].merge is None)
+
+
+def test_calls_that_differ_in_one_thing_do_not_share_a_plan() -> None:
+    """Each after all others, in several dtypes; where the true numbers differ, the plan of another would show."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((2, heads, 40, 16)) for heads in (4, 2, 2))
+    few, at = query[:, :, -3:], np.stack([np.arange(37, 40), np.arange(20, 23)])
+    keys_at = np.broadcast_to(np.arange(40), (2, 40))
+    where = {"query_positions": at}
+    calls = [
+        ((few, key, value), {}),
+        ((few, key, value), {"scale": 1.0}),
+        ((few, key, value), {"sink": 4, "recent": 8}),
+        ((few, key, value), {"sink": 8, "recent": 8}),
+        ((few, key, value), {"sink": 4, "recent": 12}),
+        ((few, key, value), {"sink": 4, "recent": 8, "align": 4}),
+        ((few, key, value), where),
+        ((few, key, value), {"query_positions": at[0]}),
+        ((few, key, value), {**where, "key_positions": keys_at}),
+        ((few, key, value), {**where, "key_positions": keys_at[0]}),
+        ((few, key, value), {"parents": [-1, 0]}),
+        ((few, key, value), {"parents": [-1, -1]}),
+        ((few, key, value), {"parents": []}),
+        ((few, key[:, :, :20], value[:, :, :20]), {}),
+        ((few, key, value[..., :8]), {}),
+        ((query, key, value), {}),
+        ((query[:, :2, -3:], key, value), {}),
+        ((query[:1, :, -3:], key[:1], value[:1]), {}),
+    ]
+    trues = [reference.attention(*arrays, **options) for arrays, options in calls]
+    assert not any(np.allclose(trues[a][0], trues[b][0], atol=0.1) for a, b in ((0, 1), (2, 3), (6, 7), (10, 11)))
+    for dtype in (torch.float32, torch.float16, torch.float32):
+        for (arrays, options), true in zip(calls, trues, strict=True):
+            given = {n: torch.tensor(a, device=DEVICE) if isinstance(a, np.ndarray) else a for n, a in options.items()}
+            out = triton_ops.attention(*[t.to(dtype) for t in tensors(*arrays)], **given)
+            assert out[0].dtype == dtype
+            np.testing.assert_allclose(out[0].cpu().float(), true[0], atol=1e-5 if dtype == torch.float32 else 0.05)
+            np.testing.assert_allclose(out[1].cpu(), true[1], atol=1e-5 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_positions_of_any_strides(step: int) -> None:
+    """Every step-th number of a longer row, in rows of a longer table; tables of pages likewise."""
+
+    def spread(numbers: np.ndarray) -> torch.Tensor:
+        wide = torch.full((*numbers.shape[:-1], step * numbers.shape[-1]), -1, device=DEVICE)
+        wide[..., ::step] = torch.from_numpy(np.array(numbers))
+        return wide[..., ::step]
+
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((2, 2, count, 16)) for count in (3, 32, 32))
+    near_key, near_value = key[:, :1, -12:], value[:, :1, -12:]
+    at, keys_at = np.stack([np.arange(29, 32), np.arange(8, 11)]), np.stack([np.arange(32)] * 2)
+    table = np.array([[1, 0, 3, 2], [2, 3, -1, 0]])
+    pages = [states.reshape(2, 2, 2, 16, 16).swapaxes(1, 2).reshape(4, 2, 16, 16)[:, :, :8] for states in (key, value)]
+    mixed = {"full_groups": (True, False), "sink": 2, "recent": 8}
+    for op, arrays, where, options in (
+        ("attention", (query, key, value), {"query_positions": at}, {}),
+        ("attention", (query, key, value), {"query_positions": at, "key_positions": keys_at}, {"sink": 2, "recent": 8}),
+        ("attention", (query, *pages), {"block_table": table}, {}),
+        ("lost_mass", (query, key), {"query_positions": at, "key_positions": keys_at}, {"sink": 2, "recent": 8}),
+        (
+            "mixed_attention",
+            (query, key[:, :1], value[:, :1], near_key, near_value),
+            {"query_positions": at, "key_positions": keys_at, "streaming_positions": keys_at[:, -12:]},
+            mixed,
+        ),
+    ):
+        out = getattr(triton_ops, op)(*tensors(*arrays), **{n: spread(a) for n, a in where.items()}, **options)
+        true = getattr(reference, op)(*arrays, **where, **options)
+        for one, exact in zip(*((out, true) if isinstance(out, tuple) else ((out,), (true,))), strict=True):
+            np.testing.assert_allclose(one.cpu(), exact, atol=1e-5, err_msg=op)
 
 
 def test_float64_is_refused() -> None:
@@ -239,8 +312,24 @@ def test_automatic_choice(device: str, dtype: torch.dtype, served: bool) -> None
         pass
 
     Array.dtype, Array.device, Array.is_cuda = dtype, torch.device(device), device == "cuda"
-    assert {registry._serves("triton", op, Array(), ()) for op in reference.OPS} == {served}
+    assert {registry._serves("triton", op, Array()) for op in reference.OPS} == {served}
     wanting = (torch.ones(1, requires_grad=True),)
-    assert not registry._serves("triton", "attention", Array(), wanting)
+    assert registry._loses_gradients(triton_ops, wanting)
     with torch.no_grad():
-        assert registry._serves("triton", "attention", Array(), wanting) == served
+        assert not registry._loses_gradients(triton_ops, wanting)
+
+
+@pytest.mark.parametrize(("queries", "window"), [(1, {}), (5, {}), (200, {}), (200, {"sink": 3, "recent": 20})])
+def test_outputs_lie_as_queries_do(queries: int, window: dict) -> None:
+    """Where nothing is split: a model that has its queries token by token need not copy what comes back."""
+    rng = np.random.default_rng(queries)
+    query = torch.from_numpy(rng.standard_normal((2, queries, 6, 16))).float().to(DEVICE).transpose(1, 2)
+    key, value = (torch.from_numpy(rng.standard_normal((2, 2, 220, 16))).float().to(DEVICE) for _ in range(2))
+    found = triton_attention.over_keys(query, key, value, tuple(window.values()) or None)
+    plain = triton_attention.over_keys(query.contiguous(), key, value, tuple(window.values()) or None)
+    for one, other, true in zip(
+        found, plain, reference.attention(*map(to_numpy, (query, key, value)), **window), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(to_numpy(one), true, atol=1e-5)
+    assert plain[0].is_contiguous() and found[0].transpose(1, 2).is_contiguous() == (queries == 200 or queries == 1)

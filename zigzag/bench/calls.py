@@ -229,6 +229,6 @@ def judged(row: Row, tokens: Sequence[list[int]], name: str, truth: Sequence[lis
 
 
 def leading(tokens: Sequence[int], truth: Sequence[int]) -> int:
-    """How many tokens agree before the first that does not."""
-    pairs = zip(tokens, truth, strict=True)
-    return next((place for place, (mine, theirs) in enumerate(pairs) if mine != theirs), len(truth))
+    """How many tokens agree before the first that does not, or that is not there."""
+    pairs = list(zip(tokens, truth, strict=False))
+    return next((place for place, (mine, theirs) in enumerate(pairs) if mine != theirs), len(pairs))

@@ -153,6 +153,10 @@ def test_memory_is_given_back_on_a_gpu(model: Any, monkeypatch: pytest.MonkeyPat
     assert done == ["waited", "emptied"] and not hasattr(gpu, "_previous_max_cache_length")
     calls.give_back(model)
     assert done == ["waited", "emptied", "waited"]
+    monkeypatch.setattr(torch.compiler, "reset", lambda: done.append("compiled no more"))
+    gpu._compiled_call = len
+    calls.give_back(gpu)
+    assert done[3:] == ["compiled no more", "waited", "emptied"] and not hasattr(gpu, "_compiled_call")
 
 
 def test_a_static_cache_is_no_longer_than_its_rows(model: Any) -> None:
@@ -322,13 +326,13 @@ def test_the_real_cells_and_peers() -> None:
     assert [cell for cell in wanted if compiled in batches.peers_of(gpu, *cell)] == [(8, 8_192)]
     for rows, tokens in wanted:
         peer = batches.peers_of(gpu, rows, tokens)[mixed]
-        assert isinstance(peer, str) == (rows * tokens > 131_072)
+        assert isinstance(peer, str) == (rows * tokens > 65_536)
     assert batches.SMALL == 65_536 and prompts.TOKENS == (131_072, 32_768)
     assert set(prompts.TARGETS) == {(tokens, name) for tokens in prompts.TOKENS for name in prompts.PLANS}
 
 
 def test_a_peer_that_is_not_tried_is_a_row(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "MOST_CONTINUOUS", 31)
+    monkeypatch.setattr(batches, "SMALL", 31)
     labels = {"job": "batch", "rows": 2, "tokens": 16, "layers": "full"}
     rows = {row.method: row for row in batches._batch(model, None, labels)}
     assert len(rows) == 4 and rows["transformers, continuous batching"].note.startswith("not tried beyond 31 tokens")

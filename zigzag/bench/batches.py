@@ -1,7 +1,7 @@
 """Of the suite `prompts`: batches, and the largest batch whose cache fits.
 
 A batch whose cache cannot fit is not tried. Beyond `SMALL` tokens a call is timed once, and the one before it, which
-does not count, has the first `WARM` tokens of each row alone: whole batches take many seconds.
+does not count, has at most the first `WARM` tokens of each row: whole batches take many seconds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -34,10 +34,9 @@ from zigzag.running.pieces import bound_of
 ROWS, TOKENS = (1, 8, 32, 64), (2_048, 8_192, 32_768)  # on a GPU
 FEW_ROWS, FEW_TOKENS = (1, 3), (32, 96)  # on a CPU
 NEW, RUNS, SPARE = 32, 3, 64  # new tokens a row; SPARE: what generate keeps beside
-SMALL, WARM = 8 * 8_192, 8_192
-MOST_CONTINUOUS = 64 * 2_048  # tokens of a batch
+SMALL, WARM = 8 * 8_192, 2_048
 COMPILED = (8, 8_192)  # the batch that is also measured with compiled steps
-LARGEST_TOKENS, LARGEST_NEW, LARGEST_WARM = 8_192, 2, 256
+LARGEST_TOKENS, LARGEST_NEW = 8_192, 2
 Plans = Mapping[str, LayerPlan | None]
 
 
@@ -81,11 +80,10 @@ def peers_of(model: CausalLM, rows: int, tokens: int) -> dict[str, Call | str]:
     }
     if (rows, tokens) == COMPILED:
         peers["transformers, static cache, compiled"] = of_transformers(cache_implementation="static")
-    many = rows * tokens > MOST_CONTINUOUS
     peers["transformers, continuous batching"] = (
-        f"not tried beyond {MOST_CONTINUOUS:,} tokens: without another package's kernel a step attends to all rows' "
+        f"not tried beyond {SMALL:,} tokens: without another package's kernel a step attends to all rows' "
         f"keys under a mask"
-        if many
+        if rows * tokens > SMALL
         else continuous
     )
     return peers
@@ -135,7 +133,7 @@ def _largest(model: CausalLM, plan: LayerPlan | None, labels: dict[str, Any]) ->
     def fits(rows: int) -> bool:
         try:
             prompts = random_prompts(model, rows, tokens)
-            ended[rows] = measured(of_zigzag(plan), model, prompts, LARGEST_NEW, runs=1, warm=LARGEST_WARM)
+            ended[rows] = measured(of_zigzag(plan), model, prompts, LARGEST_NEW, runs=1, warm=WARM // 8)
         except torch.OutOfMemoryError:
             pass
         give_back(model)

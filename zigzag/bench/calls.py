@@ -134,8 +134,13 @@ def continuous(model: CausalLM, prompts: Prompts, new: int) -> Ran:
 
 
 def give_back(model: CausalLM) -> None:
-    """What a call left, also one that broke off: memory, and the length that transformers' static caches keep to."""
+    """What a call left, also one that broke off: memory, and what transformers remembers of static caches.
+
+    That is the greatest length, which it makes all later ones of, and a compiled step, whose graphs hold memory.
+    """
     vars(model).pop("_previous_max_cache_length", None)
+    if vars(model).pop("_compiled_call", None) is not None:
+        torch.compiler.reset()
     gc.collect()
     synchronize(model.device)  # a GPU that is lost ends the run here, before rows that --resume would keep
     if model.device.type == "cuda":

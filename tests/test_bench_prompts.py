@@ -88,10 +88,12 @@ def test_every_method_gives_a_row() -> None:
         assert not others or (remark in rows[-1].remark and remark not in rows[0].remark)
 
 
-def test_all_ways_give_the_same_tokens(model: Any) -> None:
+def test_all_ways_give_the_same_tokens(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = calls.random_prompts(model, 3, 12)
     assert rows == calls.random_prompts(model, 3, 12) and rows[0] != rows[1] and {len(row) for row in rows} == {12}
     ours, theirs = calls.of_zigzag(None)(model, rows, 5), calls.of_transformers()(model, rows, 5)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", ours.tokens[0][0])
+    assert calls.of_zigzag(None)(model, rows, 5).tokens == ours.tokens  # nothing ends a row early
     assert ours.tokens == theirs.tokens == calls.continuous(model, rows, 5).tokens
     assert {len(row) for row in ours.tokens} == {5}
     assert 0 < ours.prompt < ours.total and 0 < theirs.prompt < theirs.total
@@ -142,6 +144,26 @@ def test_a_peer_without_memory_is_a_row(model: Any, monkeypatch: pytest.MonkeyPa
         assert all(row.eager is None and row.prompt is None for row in peers)
         assert own.method == "zigzag.generate" and own.eager > 0 and own.error is None and not own.note
     assert len(left) == 3 and not any(ref() for ref in left)
+
+
+def test_nothing_stays_for_the_next(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call held, in circles too, is gone before the next call, before the next method, and at the end."""
+    monkeypatch.setattr(calls, "gc", gc)
+    left: list[Any] = []
+
+    class Held:
+        pass
+
+    def call(model: Any, rows: Any, new: int) -> Ran:
+        alive.append(any(ref() for ref in left))
+        held = Held()
+        held.me = held
+        left.append(weakref.ref(held))
+        return Ran(1.0, 2.0, 3.0, [[1]])
+
+    alive: list[bool] = []
+    calls.rows_of({"a": call, "b": call}, model, [[1, 2]], 1, SHARED, runs=2)
+    assert alive == [False] * 6 and not any(ref() for ref in left)
 
 
 def test_memory_is_given_back_on_a_gpu(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,9 +220,11 @@ def test_continuous_batching_is_timed_by_its_tokens(model: Any, monkeypatch: pyt
 def test_the_first_logits_end_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter((5.0, 7.0))
     monkeypatch.setattr(calls, "perf_counter", lambda: next(clock))
+    waited: list[Any] = []
+    monkeypatch.setattr(calls, "synchronize", waited.append)
     first, scores = calls.FirstLogits(), torch.ones(1, 3)
     assert first(torch.ones(1, 1), scores) is scores and first(torch.ones(1, 1), scores) is scores
-    assert first.at == 5.0
+    assert first.at == 5.0 and waited == [CPU]
 
 
 def test_medians_and_what_does_not_count(model: Any) -> None:
@@ -285,6 +309,14 @@ def test_bytes_of_a_step_of_several_rows(model: Any) -> None:
     one, four = (step_bytes(model, 1_000, None, 1, rows) for rows in (1, 4))
     caches = 4 * 2 * 8 * 2 * 16 * 1_000
     assert one - caches == step_bytes(model, 0, None, 1) and four - 4 * caches == step_bytes(model, 0, None, 4)
+
+
+def test_floor_of_a_batch(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompts' operations, then a step for each new token that reads weights and all caches once."""
+    monkeypatch.setattr(batches, "copy_rate", lambda device: 10.0)
+    monkeypatch.setattr(batches, "matrix_rate", lambda device: 100.0)
+    seconds = calls.prompt_operations(model, HALF, 40, 3) / 100 + 4 * step_bytes(model, 40, HALF, 1, 3) / 10
+    assert batches._floor(model, HALF, 3, 40) == pytest.approx(1e6 * seconds)
 
 
 def test_what_cannot_fit_is_not_tried(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,16 +408,21 @@ def test_the_largest_batch(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "LARGEST_TOKENS", 16)
     each, piece = batches.cache_size(model, HALF, 1, 18), batches.bound_of(CPU)
     monkeypatch.setattr(batches, "room", lambda device: piece + 8 * each + each // 2)
+    asked: list[tuple[int, int]] = []
     (later,) = batches.largest_batches(model, {"half streaming": HALF})
 
     def runs(most: int, failure: Any = no_memory) -> Any:
-        return lambda plan: (
-            lambda model, rows, new: failure() if len(rows) > most else Ran(float(len(rows)), 2.0, 1.0, rows)
-        )
+        def call(model: Any, rows: Any, new: int) -> Ran:
+            asked.append((len(rows[0]), new))
+            return failure() if len(rows) > most else Ran(float(len(rows)), 2.0, 1.0, rows)
+
+        return lambda plan: call
 
     monkeypatch.setattr(batches, "of_zigzag", runs(8))
     (row,) = later.measure()
-    assert row.remark == "8 rows computed, 8 fit, 9 do not" and row.prompt == 8.0 and row.floor > 0 and not row.note
+    assert row.remark == "8 rows computed, 8 fit, 9 do not" and row.prompt == 8.0 and not row.note
+    assert row.floor == 1e6 * calls.prompt_operations(model, HALF, 16, 8) / timing.matrix_rate(CPU)
+    assert row.eager == 2e6 and set(asked) == {(16, 2)}
     monkeypatch.setattr(batches, "of_zigzag", runs(5))
     assert later.measure()[0].remark == "8 rows computed, 5 fit, 6 do not"
     monkeypatch.setattr(batches, "of_zigzag", runs(99))

@@ -283,6 +283,9 @@ def test_tokens_that_differ_are_told(model: Any) -> None:
     assert short.error == 0.5 and short.note
     (alone,) = calls.rows_of({"zigzag.generate": fake([[1]])}, model, [[1]], 1, SHARED, runs=1)
     assert alone.error is None and not alone.remark
+    both = {"transformers a": fake([[1]]), "transformers b": fake([[2]]), "zigzag.generate": fake([[1]])}
+    first, other, ours = calls.rows_of(both, model, [[1]], 1, SHARED, runs=1)
+    assert (first.error, other.error, ours.error) == (0.0, 1.0, 0.0)  # the first that gave tokens is the truth
     second = {"transformers a": no_memory, "transformers b": fake([[1]]), "zigzag.generate": fake([[2]])}
     assert "transformers b" in calls.rows_of(second, model, [[1]], 1, SHARED, runs=1)[2].note
 
@@ -361,6 +364,23 @@ def test_the_real_cells_and_peers() -> None:
         assert isinstance(peer, str) == (rows * tokens > 65_536)
     assert batches.SMALL == 65_536 and prompts.TOKENS == (131_072, 32_768)
     assert set(prompts.TARGETS) == {(tokens, name) for tokens in prompts.TOKENS for name in prompts.PLANS}
+
+
+def test_one_static_cache_is_compiled(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, tuple[Any, Any]] = {}
+    for name, call in batches.peers_of(model, *batches.COMPILED).items():
+        options: dict[str, Any] = {}
+        given = lambda *args, options=options, **others: options.update(others) or no_memory()  # noqa: E731
+        monkeypatch.setattr(model, "generate", given)
+        if "continuous" not in name:
+            with pytest.raises(torch.OutOfMemoryError):
+                call(model, [[1, 2]], 2)
+            asked[name.partition(", ")[2]] = options.get("cache_implementation"), options.get("disable_compile")
+    assert asked == {
+        "dynamic cache": (None, None),
+        "static cache": ("static", True),
+        "static cache, compiled": ("static", None),
+    }
 
 
 def test_a_peer_that_is_not_tried_is_a_row(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,9 @@ class Row:
     note: why there are no times, or why they do not count; remark: what must be known of them
     near: share of the case's draws so near a threshold that rounding may decide them
     unequal: share of the method's verdicts that are not the truth's, also where `error` allows them
+    prompt, speed: of a whole call of generate, the seconds of its prompts, and new tokens a second after them
+    target: seconds that the prompt is meant to take
+    bytes, cache: the most beyond the weights that were held at once, and of these its cache's
     """
 
     suite: str
@@ -86,6 +89,11 @@ class Row:
     remark: str = ""
     near: float | None = None
     unequal: float | None = None
+    prompt: float | None = None
+    speed: float | None = None
+    target: float | None = None
+    bytes: int | None = None
+    cache: int | None = None
 
     @property
     def best(self) -> float | None:

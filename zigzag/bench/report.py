@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,22 @@ COLUMNS = (
     "over floor",
     "over others, graph",
     "over others, eager",
+    "prompt, s",
+    "target, s",
+    "new tokens/s",
+    "peak, GiB",
+    "cache, GiB",
+    "rest, GiB",
     "error",
     "note",
+)
+OF_CALLS = ("prompt, s", "target, s", "new tokens/s", "peak, GiB", "cache, GiB", "rest, GiB")  # left out where empty
+WHOLE_CALLS = (
+    "Of whole calls of generate, *eager* is the wall clock: of a prompt alone, or of prompts and new tokens. *Prompt* "
+    "is the time until the prompts of all rows are computed, *target* what this library aims at on one H100 80GB, "
+    "*new tokens/s* counts all rows after that. *Peak* is the most memory beyond the weights, *cache* what of it the "
+    "cache holds. *Error* is the share of new tokens after the first, in each row, that is not transformers'. *Floor* "
+    "is the prompts' operations, then a pass over weights and cache for each new token of a row."
 )
 PEERS = ("SDPA", "FlexAttention", "FlashInfer", "transformers")  # how names of others' methods begin
 
@@ -117,9 +131,20 @@ def _line(row: Row, case: Sequence[Row]) -> list[str]:
         "" if row.best is None else f"{row.best / row.floor:.2f}",
         beside(row, case, "graph"),
         beside(row, case, "eager"),
+        "" if row.prompt is None else f"{row.prompt:.3f}",
+        "" if row.target is None else f"{row.target:.2f}",
+        "" if row.speed is None else f"{row.speed:,.1f}",
+        *_gib(row),
         "" if row.error is None else f"{row.error:.1e}",
         "; ".join(filter(None, (row.note, row.remark, _near_thresholds(row)))),
     ]
+
+
+def _gib(row: Row) -> Iterator[str]:
+    """The peak, of it the cache, and the rest."""
+    rest = None if row.bytes is None or row.cache is None else row.bytes - row.cache
+    for size in (row.bytes, row.cache, rest):
+        yield "" if size is None else f"{size / (1 << 30):.2f}"
 
 
 def _near_thresholds(row: Row) -> str:
@@ -141,6 +166,13 @@ def beside(row: Row, case: Sequence[Row], kind: str) -> str:
     return ", ".join([*peers, *(f"({own / time:.2f} {other.method})" for time, other in others if is_contrast(other))])
 
 
+def _shown(found: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns' names and the lines, without the columns of whole calls that hold nothing."""
+    used = [name not in OF_CALLS or any(line[place] for line in found) for place, name in enumerate(COLUMNS)]
+    names, *lines = ([cell for cell, wanted in zip(line, used, strict=True) if wanted] for line in (COLUMNS, *found))
+    return names, lines
+
+
 def page(facts: dict[str, Any], rows: Sequence[Row], pictures: Mapping[str, str] | None = None) -> str:
     """The numbers as a page; pictures: suite -> file beside the page."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
@@ -156,10 +188,12 @@ def page(facts: dict[str, Any], rows: Sequence[Row], pictures: Mapping[str, str]
         f"else. *Error*, over all input sets, is relative to a computation in higher precision, or the share of rows "
         f"with other tokens. Draws *near a threshold* are those that float32 rounding may decide.",
     ]
+    if any(row.prompt is not None for row in rows):
+        lines += ["", WHOLE_CALLS]
     for suite in dict.fromkeys(row.suite for row in rows):
         lines += ["", f"## {suite}", ""]
         if pictures and suite in pictures:
             lines += [f"![{suite}: latency against context, the floor dashed]({pictures[suite]})", ""]
-        found = cells([row for row in rows if row.suite == suite])
-        lines += table(COLUMNS, [[cell.replace("|", "\\|") for cell in line] for line in found])
+        names, found = _shown(cells([row for row in rows if row.suite == suite]))
+        lines += table(names, [[cell.replace("|", "\\|") for cell in line] for line in found])
     return "\n".join(lines) + "\n"

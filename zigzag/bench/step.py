@@ -142,11 +142,11 @@ class RandomCache:
         return runner, store
 
 
-def step_bytes(model: Decoder, context: int, plan: LayerPlan | None, tokens: int) -> int:
-    """Weights that `tokens` tokens use, each once, experts as independent draws would hit them; and the cache."""
+def step_bytes(model: Decoder, context: int, plan: LayerPlan | None, tokens: int, rows: int = 1) -> int:
+    """Weights that `tokens` tokens a row use, each once, experts as independent draws would hit them; and the cache."""
     config, width = model.config, model.dtype.itemsize
     experts, used = config.n_routed_experts, config.num_experts_per_tok
-    share = 1 - (1 - used / experts) ** tokens
+    share = 1 - (1 - used / experts) ** (rows * tokens)
     weights = sum(
         int(weight.numel() * (share if ".experts." in name else 1))
         for name, weight in model.named_parameters()
@@ -154,7 +154,7 @@ def step_bytes(model: Decoder, context: int, plan: LayerPlan | None, tokens: int
     )
     streams = 0 if plan is None else plan.num_layers - plan.num_full
     kept = streams * min(context, SINK + RECENT) + (config.num_hidden_layers - streams) * context
-    return int(width * (weights + 2 * kept * config.num_key_value_heads * config.head_dim))
+    return int(width * (weights + 2 * rows * kept * config.num_key_value_heads * config.head_dim))
 
 
 def _one_step(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:

@@ -9,7 +9,11 @@ from zigzag.models.decoder import CausalLM
 
 def greedy(model: CausalLM, ids: list[int], new_tokens: int, **options: Any) -> list[int]:
     """Exactly `new_tokens` new tokens; options: for `model.generate`."""
-    inputs = torch.tensor([ids], device=model.device)
+    return greedy_rows(model, torch.tensor([ids], device=model.device), new_tokens, **options)[0]
+
+
+def greedy_rows(model: CausalLM, inputs: torch.Tensor, new_tokens: int, **options: Any) -> list[list[int]]:
+    """As `greedy`, for rows [B, T] without padding."""
     out = model.generate(
         inputs,
         attention_mask=torch.ones_like(inputs),
@@ -19,5 +23,5 @@ def greedy(model: CausalLM, ids: list[int], new_tokens: int, **options: Any) -> 
         pad_token_id=0,
         **options,
     )
-    new: list[int] = out[0, len(ids) :].tolist()
+    new: list[list[int]] = out[:, inputs.shape[1] :].tolist()
     return new

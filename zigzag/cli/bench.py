@@ -28,6 +28,7 @@ KERNELS = {  # suite: where the function of that name gives its cases, or rows t
     "step": "zigzag.bench.step",
     "experts": "zigzag.bench.experts",
     "slices": "zigzag.bench.slices",
+    "prompts": "zigzag.bench.prompts",
 }
 Suite = Enum("Suite", {s: s for s in ("speculation", *KERNELS, "all")}, type=str)
 SPECULATION = Suite("speculation")

@@ -54,3 +54,6 @@ class CausalLM(Decoder, Protocol):
     generation_config: Any
 
     def generate(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' continuous batching."""

@@ -112,7 +112,7 @@ def mix_all(ops, dtype: torch.dtype, width: int) -> None:
 
 def step_all(dtype: torch.dtype, size: int) -> None:
     """What a layer's step runs beside the ops: a step with its cache, a prompt without, partly and wholly turned."""
-    from zigzag.backends.triton.norms import add_rms_norm
+    from zigzag.backends.triton.norms import add_rms_norm, rms_norm
     from zigzag.backends.triton.prompt_attention import join
     from zigzag.backends.triton.rotary import FEW, Buffers, rotate
 
@@ -125,6 +125,7 @@ def step_all(dtype: torch.dtype, size: int) -> None:
         rotate(query, key, key, waves, waves)
         states, weight = torch.empty(1, tokens, 32 * size, dtype=dtype), torch.empty(32 * size, dtype=dtype)
         add_rms_norm(states, states, weight, 1e-5)
+        rms_norm(states, weight, 1e-5)
         part = query.transpose(1, 2), torch.empty(1, 12, tokens)
         join(part, part)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 from models import SIZES, random_ids, tiny_glm4_moe, tiny_llama
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from zigzag import LayerPlan, use_backend
 from zigzag.caches.fixed import FixedLayer
 from zigzag.running.fixed import FixedStore
 from zigzag.running.fused_checks import is_close, kernels_serve, kernels_take
-from zigzag.running.fused_modules import fused_modules
+from zigzag.running.fused_modules import MANY, fused_modules
+from zigzag.running.fused_modules import _same as same_results
 from zigzag.running.host import Host
 from zigzag.running.runner import Runner
 
@@ -72,7 +75,7 @@ def test_logits_stay_with_kernels(make, count: int, launched: list[str]) -> None
             assert replaced == count
             launched.clear()
             inside = model(ids).logits
-        assert launched == ["rotate", "add_rms_norm"] * 3
+        assert launched == [*["rms_norm", "rotate", "add_rms_norm"] * 3, "rms_norm"]
         assert not any("forward" in vars(module) for module in model.modules())
         assert torch.equal(model(ids).logits, before)
     torch.testing.assert_close(inside, before, rtol=0, atol=1e-4)
@@ -84,7 +87,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from zigzag.backends.triton import norms, rotary
 
     called: list[str] = []
-    for module, name in ((rotary, "rotate"), (norms, "add_rms_norm")):
+    for module, name in ((rotary, "rotate"), (norms, "add_rms_norm"), (norms, "rms_norm")):
         function = getattr(module, name)
 
         def noting(*args: Any, function: Any = function, name: str = name, **options: Any) -> Any:
@@ -188,6 +191,38 @@ def test_other_caches_keep_their_update(given: str) -> None:
             cache = model(ids[:, :8], attention_mask=mask[:, :8], use_cache=True).past_key_values
             inside = model(ids[:, 8:], attention_mask=mask, past_key_values=cache).logits
     torch.testing.assert_close(inside, whole, rtol=0, atol=1e-4)
+
+
+def test_norms_of_few_rows_are_a_kernel(launched: list[str]) -> None:
+    """Those of more are torch's, and so are wider ones and where gradients may be wanted."""
+    from zigzag.backends.triton.norms import FEW, WIDEST
+
+    norm, wide = LlamaRMSNorm(8), LlamaRMSNorm(WIDEST + 1)
+    with with_kernels(nn.ModuleList([norm, wide])) as replaced, torch.no_grad():
+        assert replaced == 2
+        for rows, names in ((FEW, ["rms_norm"]), (FEW + 1, [])):
+            launched.clear()
+            states = torch.randn(2, rows, 8)[:1]
+            torch.testing.assert_close(norm(states), LlamaRMSNorm.forward(norm, states))
+            assert launched == names
+        wide(torch.ones(1, WIDEST + 1))
+        with torch.enable_grad():
+            norm(states[:, :1]).sum().backward()
+        with pytest.warns(UserWarning, match="Mismatch dtype"):  # by torch
+            norm(states[:, :1].half())
+        assert launched == [] and norm.weight.grad is not None
+
+
+def test_few_and_many_rows_are_compared() -> None:
+    """A replacement that is right for few or for many alone is none."""
+    from zigzag.backends.triton import norms
+
+    assert MANY > norms.FEW
+    norm = LlamaRMSNorm(8)
+    given = SimpleNamespace(weight=norm.weight, forward=norm.forward)
+    assert same_results(given, norm.forward)
+    assert not same_results(given, lambda x: norm.forward(x) * (1.001 if len(x) == MANY else 1))
+    assert not same_results(given, lambda x: norm.forward(x) * (1.001 if len(x) < MANY else 1))
 
 
 class OtherRMSNorm(nn.Module):

@@ -2,9 +2,9 @@
 
 A decoding step of GLM-4.5 is hundreds of tiny kernels: a norm is about seven, a router twenty, a rotary embedding
 fifteen. Inside `fused_modules` norms go through torch's fused `rms_norm`, sigmoid routers through
-`zigzag.ops.route_experts`, and, where Triton's kernels are chosen for the ops, attention and decoder layers through
-`fused_attention` and `fused_layers`. A module is only replaced if it looks like one and, on random inputs, gives what
-its replacement gives; others stay as they are.
+`zigzag.ops.route_experts`, and, where Triton's kernels are chosen for the ops, norms of few rows through a kernel of
+their own, attention and decoder layers through `fused_attention` and `fused_layers`. A module is only replaced if it
+looks like one and, on random inputs, gives what its replacement gives; others stay as they are.
 """
 
 import logging
@@ -21,10 +21,11 @@ from zigzag import ops
 from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ZigzagError
 from zigzag.running.fused_attention import fused_attention, is_same_attention
-from zigzag.running.fused_checks import is_close, is_norm
+from zigzag.running.fused_checks import is_close, is_norm, kernels_serve, kernels_take
 from zigzag.running.fused_layers import fused_layer, is_same_layer
 
 log = logging.getLogger("zigzag")
+MANY = 300  # rows, more than any kernel for few of them takes
 _compared: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a module gave what its replacement gives
 
 
@@ -68,8 +69,21 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor] | None:
     if not is_norm(module):
         return None
 
-    def forward(hidden_states: Tensor) -> Tensor:
+    def fused(hidden_states: Tensor) -> Tensor:
         return rms_norm(hidden_states, module.weight.shape, module.weight, module.variance_epsilon)
+
+    if not kernels_serve(module.weight):
+        return fused
+    from zigzag.backends.triton import norms  # Triton is there, since it serves
+
+    width = len(module.weight)
+    if width > norms.WIDEST:
+        return fused
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        if hidden_states.numel() > norms.FEW * width or not kernels_take(hidden_states, module.weight):
+            return fused(hidden_states)
+        return norms.rms_norm(hidden_states, module.weight, module.variance_epsilon)
 
     return forward
 
@@ -96,10 +110,14 @@ def _router(module: Any) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | 
 
 
 def _same(module: Any, made: Callable[..., Any]) -> bool:
-    """Whether both give the same for random inputs; chosen experts in any order."""
+    """Whether both give the same for random inputs, few and many; chosen experts in any order."""
+    return all(_same_of(module, made, rows) for rows in (5, MANY))
+
+
+def _same_of(module: Any, made: Callable[..., Any], rows: int) -> bool:
     weight = module.weight
     generator = torch.Generator(weight.device).manual_seed(0)
-    x = torch.randn(5, weight.shape[-1], generator=generator, device=weight.device).to(weight.dtype)
+    x = torch.randn(rows, weight.shape[-1], generator=generator, device=weight.device).to(weight.dtype)
     with torch.no_grad():
         ours, theirs = made(x), module.forward(x)  # without its hooks, which would see a forward that is none
     if isinstance(theirs, tuple):

@@ -173,6 +173,7 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     waves, heads, where = torch.zeros(1, 5, 4), torch.zeros(1, 5, 2, 4), torch.zeros(1, 5, dtype=torch.int64)
     given = {"buffers": triton_rotary.Buffers(states, states, where), "norms": (waves[0, 0], waves[0, 0])}
     unwatched(triton_rotary.rotate, heads, heads, heads, waves, waves, **given)
+    unwatched(triton_norms.rms_norm, waves, waves[0, 0], 1e-5)
     unwatched(triton_norms.add_rms_norm, waves, waves, waves[0, 0], 1e-5)
 
 
@@ -187,7 +188,7 @@ def test_every_launch_is_found() -> None:
     assert launched(prompt_experts) == ["copy_rows", "sum_rows", "swiglu_rows"]
     assert launched(triton_verification) == ["judge", "recover", "sum_terms", "weigh"]
     assert launched(triton_experts) == ["activate", "combine"]
-    assert launched(triton_rotary) == ["_rotate"] and launched(triton_norms) == ["_add_norm"]
+    assert launched(triton_rotary) == ["_rotate"] and launched(triton_norms) == ["_add_norm", "_norm"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from zigzag import LayerPlan, use_backend
 from zigzag.caches.fixed import FixedLayer
 from zigzag.running.fixed import FixedStore
-from zigzag.running.fused_checks import is_close, kernels_serve, kernels_take
+from zigzag.running.fused_checks import are_few, is_close, is_plain, kernels_serve, kernels_take
 from zigzag.running.fused_modules import MANY, fused_modules
 from zigzag.running.fused_modules import _same as same_results
 from zigzag.running.host import Host
@@ -67,27 +67,30 @@ def test_logits_stay(make, count: int) -> None:
     ("make", "count"), [(tiny_llama, 13), (plain_glm, 15), (tiny_glm4_moe, 21), (tiny_qwen3, 19), (tiny_mistral, 13)]
 )
 def test_logits_stay_with_kernels(make, count: int, launched: list[str]) -> None:
-    """Of each of three layers the attention and the layer itself too; both run, once a layer."""
-    model, ids = make(3), random_ids(2, 9)
-    with torch.inference_mode():
-        before = model(ids).logits
-        with with_kernels(model) as replaced:
-            assert replaced == count
-            launched.clear()
-            inside = model(ids).logits
-        assert launched == [*["rms_norm", "rotate", "add_rms_norm"] * 3, "rms_norm"]
-        assert not any("forward" in vars(module) for module in model.modules())
-        assert torch.equal(model(ids).logits, before)
-    torch.testing.assert_close(inside, before, rtol=0, atol=1e-4)
+    """Of each of three layers the attention and the layer itself too; all run, once a layer."""
+    model = make(3)
+    for tokens, projected in ((9, []), (8, ["several"])):  # of two rows
+        ids = random_ids(2, tokens)
+        with torch.inference_mode():
+            before = model(ids).logits
+            with with_kernels(model) as replaced:
+                assert replaced == count
+                launched.clear()
+                inside = model(ids).logits
+            assert launched == [*["rms_norm", *projected, "rotate", "add_rms_norm"] * 3, "rms_norm"]
+            assert not any("forward" in vars(module) for module in model.modules())
+            assert torch.equal(model(ids).logits, before)
+        torch.testing.assert_close(inside, before, rtol=0, atol=1e-4)
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kernels that are called, in their order."""
-    from zigzag.backends.triton import norms, rotary
+    from zigzag.backends.triton import linear, norms, rotary
 
     called: list[str] = []
-    for module, name in ((rotary, "rotate"), (norms, "add_rms_norm"), (norms, "rms_norm")):
+    kernels = ((rotary, "rotate"), (norms, "add_rms_norm"), (norms, "rms_norm"), (linear, "several"))
+    for module, name in kernels:
         function = getattr(module, name)
 
         def noting(*args: Any, function: Any = function, name: str = name, **options: Any) -> Any:
@@ -332,6 +335,57 @@ def test_what_kernels_take() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             assert not kernels_take(hidden)
     assert not kernels_take(hidden), "gradients may be wanted"
+
+
+def test_few_are_what_a_tile_takes() -> None:
+    assert are_few(torch.zeros(2, 8, 3)) and not are_few(torch.zeros(17, 3))
+
+
+class OwnTensor(torch.Tensor):
+    """As quantised weights and those spread over processes."""
+
+
+def quantised() -> nn.Linear:
+    made = nn.Linear(4, 3)
+    made.weight = nn.Parameter(made.weight.detach().as_subclass(OwnTensor))
+    return made
+
+
+def with_hook(add: str) -> nn.Linear:
+    made = nn.Linear(4, 3)
+    getattr(made, add)(lambda *_: None)
+    return made
+
+
+def offloaded() -> nn.Linear:
+    made = nn.Linear(4, 3)
+    made.forward = made.forward
+    return made
+
+
+def transposed() -> nn.Linear:
+    made = nn.Linear(4, 3)
+    made.weight = nn.Parameter(torch.randn(4, 3).T)
+    return made
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        quantised,
+        lambda: with_hook("register_forward_hook"),
+        lambda: with_hook("register_forward_pre_hook"),
+        offloaded,
+        transposed,
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
+        lambda: nn.Linear(4, 3).half(),
+        lambda: nn.Identity(),
+    ],
+    ids="quantised hook before offloaded transposed computed dtype other".split(),
+)
+def test_what_is_no_plain_linear_layer(make) -> None:
+    assert is_plain(nn.Linear(4, 3), torch.float32) and is_plain(nn.Linear(4, 3, bias=False), torch.float32)
+    assert not is_plain(make(), torch.float32)
 
 
 def test_close_is_a_few_roundings() -> None:

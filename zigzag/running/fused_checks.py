@@ -26,8 +26,24 @@ def is_norm(module: Any) -> bool:
 
 def may_be_read(norm: nn.Module) -> bool:
     """Whether another module may compute this norm from its weight: nothing waits for it to be called."""
-    hooks = (norm._forward_hooks, norm._forward_pre_hooks)
-    return is_norm(norm) and "forward" not in vars(norm) and not any(hooks)
+    return is_norm(norm) and is_bare(norm)
+
+
+def is_bare(module: Any) -> bool:
+    """Whether another module may compute this one past its call: no hook waits for it, its forward is its class's."""
+    return "forward" not in vars(module) and not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_plain(linear: Any, dtype: torch.dtype) -> bool:
+    """Whether this is a linear layer that another module may compute from its weight, stored as kernels read it.
+
+    Not a quantised one, an adapter's, one whose weight is computed or spread over processes.
+    """
+    if type(linear) is not nn.Linear or not is_bare(linear):
+        return False
+    arrays = [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
+    plain = all(type(array) in (nn.Parameter, Tensor) and array.dtype == dtype for array in arrays)
+    return plain and all(array.is_contiguous() for array in arrays)
 
 
 def kernels_serve(weight: Tensor) -> bool:
@@ -48,3 +64,10 @@ def kernels_take(hidden: Tensor, *others: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.is_autocast_enabled(hidden.device.type):
         return False
     return all((other.dtype, other.device) == (hidden.dtype, hidden.device) for other in others)
+
+
+def are_few(hidden: Tensor) -> bool:
+    """Whether these [..., W] are so few tokens that the kernels of `gemv` take them."""
+    from zigzag.backends.triton.gemv import FEW  # where it is asked, Triton serves
+
+    return hidden.numel() <= FEW * hidden.shape[-1]

@@ -132,6 +132,7 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from zigzag.backends import triton as triton_ops
     from zigzag.backends.triton import experts as triton_experts
     from zigzag.backends.triton import head_scores as triton_scores
+    from zigzag.backends.triton import linear as triton_linear
     from zigzag.backends.triton import norms as triton_norms
     from zigzag.backends.triton import prompt_experts
     from zigzag.backends.triton import rotary as triton_rotary
@@ -146,6 +147,7 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         triton_scores,
         triton_experts,
         prompt_experts,
+        triton_linear,
         triton_norms,
         triton_rotary,
     )
@@ -173,6 +175,8 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     waves, heads, where = torch.zeros(1, 5, 4), torch.zeros(1, 5, 2, 4), torch.zeros(1, 5, dtype=torch.int64)
     given = {"buffers": triton_rotary.Buffers(states, states, where), "norms": (waves[0, 0], waves[0, 0])}
     unwatched(triton_rotary.rotate, heads, heads, heads, waves, waves, **given)
+    unwatched(triton_linear.several, waves[0], 2 * [(torch.zeros(4, 4), waves[0, 0])])
+    unwatched(triton_linear.several, waves[0], [(torch.zeros(4, 4), None)], added=waves[0])
     unwatched(triton_norms.rms_norm, waves, waves[0, 0], 1e-5)
     unwatched(triton_norms.add_rms_norm, waves, waves, waves[0, 0], 1e-5)
 
@@ -180,6 +184,7 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_launch_is_found() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     from zigzag.backends.triton import experts as triton_experts
+    from zigzag.backends.triton import linear as triton_linear
     from zigzag.backends.triton import norms as triton_norms
     from zigzag.backends.triton import prompt_experts
     from zigzag.backends.triton import rotary as triton_rotary
@@ -189,6 +194,7 @@ def test_every_launch_is_found() -> None:
     assert launched(triton_verification) == ["judge", "recover", "sum_terms", "weigh"]
     assert launched(triton_experts) == ["activate", "combine"]
     assert launched(triton_rotary) == ["_rotate"] and launched(triton_norms) == ["_add_norm", "_norm"]
+    assert launched(triton_linear) == ["_products"]
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def step_all(dtype: torch.dtype, size: int) -> None:
     from zigzag.backends.triton.norms import add_rms_norm, rms_norm
     from zigzag.backends.triton.prompt_attention import join
     from zigzag.backends.triton.rotary import FEW, Buffers, rotate
+    from zigzag.backends.triton.swiglu import swiglu
 
     for tokens, turned in ((1, size // 2), (FEW + 1, size)):
         query, key = (torch.empty(1, tokens, heads, size, dtype=dtype) for heads in (12, 2))
@@ -132,6 +133,7 @@ def step_all(dtype: torch.dtype, size: int) -> None:
             few = torch.empty(5, 32 * size, dtype=dtype)
             for states in (few[:1], few):
                 several(states, [(large, large[:, 0].contiguous())] * 3)
+                swiglu(states, large, large)
                 several(states, [(small, None)], dtype=torch.float32)
                 several(states, [(large, None)], added=states[:, :1].repeat(1, 1200))
         part = query.transpose(1, 2), torch.empty(1, 12, tokens)

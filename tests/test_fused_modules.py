@@ -64,12 +64,12 @@ def test_logits_stay(make, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "count"), [(tiny_llama, 13), (plain_glm, 15), (tiny_glm4_moe, 21), (tiny_qwen3, 19), (tiny_mistral, 13)]
+    ("make", "count"), [(tiny_llama, 16), (plain_glm, 20), (tiny_glm4_moe, 26), (tiny_qwen3, 22), (tiny_mistral, 16)]
 )
 def test_logits_stay_with_kernels(make, count: int, launched: list[str]) -> None:
     """Of each of three layers the attention and the layer itself too; all run, once a layer."""
     model = make(3)
-    for tokens, projected in ((9, []), (8, ["several"])):  # of two rows
+    for tokens, projected, mlp in ((9, [], []), (8, ["several"], ["swiglu", "several"])):  # of two rows
         ids = random_ids(2, tokens)
         with torch.inference_mode():
             before = model(ids).logits
@@ -77,33 +77,16 @@ def test_logits_stay_with_kernels(make, count: int, launched: list[str]) -> None
                 assert replaced == count
                 launched.clear()
                 inside = model(ids).logits
-            assert launched == [*["rms_norm", *projected, "rotate", "add_rms_norm"] * 3, "rms_norm"]
+            layer = ["rms_norm", *projected, "rotate", "add_rms_norm", *mlp]
+            assert launched == [*layer * 3, "rms_norm"]
             assert not any("forward" in vars(module) for module in model.modules())
             assert torch.equal(model(ids).logits, before)
         torch.testing.assert_close(inside, before, rtol=0, atol=1e-4)
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kernels that are called, in their order."""
-    from zigzag.backends.triton import linear, norms, rotary
-
-    called: list[str] = []
-    kernels = ((rotary, "rotate"), (norms, "add_rms_norm"), (norms, "rms_norm"), (linear, "several"))
-    for module, name in kernels:
-        function = getattr(module, name)
-
-        def noting(*args: Any, function: Any = function, name: str = name, **options: Any) -> Any:
-            called.append(name)
-            return function(*args, **options)
-
-        monkeypatch.setattr(module, name, noting)
-    return called
-
-
 @pytest.mark.parametrize(
     ("make", "count"),
-    [(lambda: tiny_llama(2).double(), 0), (lambda: tiny_mistral(2, window=6), 7)],
+    [(lambda: tiny_llama(2).double(), 0), (lambda: tiny_mistral(2, window=6), 9)],
     ids=["float64", "a window that ours does not pass on"],
 )
 def test_what_the_kernels_do_not_serve_is_left_alone(make, count: int) -> None:
@@ -246,13 +229,13 @@ def test_another_norm_is_left_alone() -> None:
 
 def test_what_only_bears_the_name_is_left_alone() -> None:
     """Without what such a module has."""
-    for name in ("LlamaAttention", "LlamaDecoderLayer", "OwnTopkRouter"):
+    for name in ("LlamaAttention", "LlamaDecoderLayer", "LlamaMLP", "Glm4MoeMoE", "OwnTopkRouter"):
         module = type(name, (nn.Module,), {"e_score_correction_bias": None})()
         with with_kernels(nn.Sequential(module)) as replaced:
             assert replaced == 0
 
 
-@pytest.mark.parametrize(("within", "count"), [(fused_modules, 10), (with_kernels, 14)])
+@pytest.mark.parametrize(("within", "count"), [(fused_modules, 10), (with_kernels, 17)])
 def test_groups_and_errors_leave_nothing_behind(within, count: int) -> None:
     model = tiny_glm4_moe(2, n_group=2, topk_group=1)
     with pytest.raises(RuntimeError, match="on purpose"), within(model) as replaced:
@@ -284,7 +267,7 @@ def test_hooks_see_no_forward_that_is_none() -> None:
     for module in watched:
         module.register_forward_hook(lambda module, *_: called.append(module))
     with torch.inference_mode(), with_kernels(model) as replaced:
-        assert replaced == 14 and called == []
+        assert replaced == 17 and called == []
         model(random_ids(1, 4))
     assert len(called) == len(watched) and {id(module) for module in called} == {id(module) for module in watched}
 
@@ -298,7 +281,7 @@ def test_a_hooked_norm_is_called(add: str) -> None:
     for module in watched:
         getattr(module, add)(lambda module, *_: called.append(module))
     with torch.inference_mode(), with_kernels(model) as replaced:
-        assert replaced == 5  # the norms themselves
+        assert replaced == 6  # the norms themselves and the MLP
         model(random_ids(1, 4))
     assert [id(module) for module in called] == [id(module) for module in watched]
 
@@ -312,7 +295,7 @@ def test_a_forward_of_somebody_elses_stays() -> None:
     layer.self_attn.forward = type(layer.self_attn).forward.__get__(layer.self_attn)
     own = layer.self_attn.forward
     with with_kernels(model) as replaced:
-        assert replaced == 2 and layer.self_attn.forward is own  # the two other norms
+        assert replaced == 3 and layer.self_attn.forward is own  # the two other norms and the MLP
     assert layer.self_attn.forward is own
 
 
@@ -393,6 +376,10 @@ def test_close_is_a_few_roundings() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         step = 64 * torch.finfo(dtype).eps
         assert is_close(theirs + 4 * step, theirs, dtype) and not is_close(theirs + 5 * step, theirs, dtype)
+    step = 64 * torch.finfo(torch.float32).eps
+    assert is_close(theirs + 40 * step, theirs, torch.float32, terms=100)
+    assert not is_close(theirs + 41 * step, theirs, torch.float32, terms=100)
+    assert not is_close(theirs + 5 * 2.0**-1, theirs, torch.bfloat16, terms=100)
     assert not is_close(theirs[:1], theirs, torch.float32)
     assert not is_close(theirs * torch.nan, theirs, torch.float32)
 

@@ -3,8 +3,8 @@
 A decoding step of GLM-4.5 is hundreds of tiny kernels: a norm is about seven, a router twenty, a rotary embedding
 fifteen. Inside `fused_modules` norms go through torch's fused `rms_norm`, sigmoid routers through
 `zigzag.ops.route_experts`, and, where Triton's kernels are chosen for the ops, norms of few rows through a kernel of
-their own, attention and decoder layers through `fused_attention` and `fused_layers`. A module is only replaced if it
-looks like one and, on random inputs, gives what its replacement gives; others stay as they are.
+their own, attention, decoder layers and MLPs through `fused_attention`, `fused_layers` and `fused_mlp`. A module is
+only replaced if it looks like one and, on random inputs, gives what its replacement gives; others stay as they are.
 """
 
 import logging
@@ -23,6 +23,7 @@ from zigzag.reference.errors import ZigzagError
 from zigzag.running.fused_attention import fused_attention, is_same_attention
 from zigzag.running.fused_checks import is_close, is_norm, kernels_serve, kernels_take
 from zigzag.running.fused_layers import fused_layer, is_same_layer
+from zigzag.running.fused_mlp import fused_mlp, fused_shared_experts, is_same_mlp, is_same_shared_experts
 
 log = logging.getLogger("zigzag")
 MANY = 300  # rows, more than any kernel for few of them takes
@@ -137,4 +138,6 @@ KINDS: tuple[tuple[Callable[[Any], Made | None], Callable[[Any, Made], bool]], .
     (_router, _same),
     (fused_attention, is_same_attention),
     (fused_layer, is_same_layer),
+    (fused_mlp, is_same_mlp),
+    (fused_shared_experts, is_same_shared_experts),
 )

@@ -138,6 +138,7 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from zigzag.backends.triton import rotary as triton_rotary
     from zigzag.backends.triton import rows as triton_rows
     from zigzag.backends.triton import sampling as triton_sampling
+    from zigzag.backends.triton import swiglu as triton_swiglu
     from zigzag.backends.triton import verification as triton_verification
 
     kernels = (
@@ -150,6 +151,7 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         triton_linear,
         triton_norms,
         triton_rotary,
+        triton_swiglu,
     )
     for module in kernels:
         for name in launched(module):
@@ -177,6 +179,7 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     unwatched(triton_rotary.rotate, heads, heads, heads, waves, waves, **given)
     unwatched(triton_linear.several, waves[0], 2 * [(torch.zeros(4, 4), waves[0, 0])])
     unwatched(triton_linear.several, waves[0], [(torch.zeros(4, 4), None)], added=waves[0])
+    unwatched(triton_swiglu.swiglu, waves[0], torch.zeros(3, 4), torch.zeros(3, 4))
     unwatched(triton_norms.rms_norm, waves, waves[0, 0], 1e-5)
     unwatched(triton_norms.add_rms_norm, waves, waves, waves[0, 0], 1e-5)
 
@@ -188,13 +191,14 @@ def test_every_launch_is_found() -> None:
     from zigzag.backends.triton import norms as triton_norms
     from zigzag.backends.triton import prompt_experts
     from zigzag.backends.triton import rotary as triton_rotary
+    from zigzag.backends.triton import swiglu as triton_swiglu
     from zigzag.backends.triton import verification as triton_verification
 
     assert launched(prompt_experts) == ["copy_rows", "sum_rows", "swiglu_rows"]
     assert launched(triton_verification) == ["judge", "recover", "sum_terms", "weigh"]
     assert launched(triton_experts) == ["activate", "combine"]
     assert launched(triton_rotary) == ["_rotate"] and launched(triton_norms) == ["_add_norm", "_norm"]
-    assert launched(triton_linear) == ["_products"]
+    assert launched(triton_linear) == ["_products"] and launched(triton_swiglu) == ["_swiglu"]
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,10 @@ def test_logits_stay_with_kernels(make, count: int, launched: list[str]) -> None
                 assert replaced == count
                 launched.clear()
                 inside = model(ids).logits
-            layer = ["rms_norm", *projected, "rotate", "add_rms_norm", *mlp]
-            assert launched == [*layer * 3, "rms_norm"]
+            layers = [["rms_norm", *projected, "rotate", "add_rms_norm"] for _ in range(3)]
+            for layer, module in zip(layers, model.model.layers, strict=True):
+                layer += [*projected * hasattr(module.mlp, "gate"), *mlp]  # a router's product
+            assert launched == [*(name for layer in layers for name in layer), "rms_norm"]
             assert not any("forward" in vars(module) for module in model.modules())
             assert torch.equal(model(ids).logits, before)
         torch.testing.assert_close(inside, before, rtol=0, atol=1e-4)
@@ -177,6 +179,29 @@ def test_other_caches_keep_their_update(given: str) -> None:
             cache = model(ids[:, :8], attention_mask=mask[:, :8], use_cache=True).past_key_values
             inside = model(ids[:, 8:], attention_mask=mask, past_key_values=cache).logits
     torch.testing.assert_close(inside, whole, rtol=0, atol=1e-4)
+
+
+def test_a_router_of_few_tokens_converts_no_weight(launched: list[str]) -> None:
+    """Its logits are products in float32 of what is stored; of more tokens, as transformers computes them."""
+    router = tiny_glm4_moe(2).model.layers[1].mlp.gate.half()
+    router.e_score_correction_bias = router.e_score_correction_bias.float()
+    with with_kernels(router) as replaced, torch.no_grad():
+        assert replaced == 1
+        for tokens, names in ((1, ["several"]), (16, ["several"]), (17, [])):
+            launched.clear()
+            states = torch.randn(1, tokens, 32).half()
+            (logits, weights, ids), theirs = router(states), type(router).forward(router, states)
+            assert launched == names and logits.dtype == weights.dtype == torch.float32
+            torch.testing.assert_close(logits, theirs[0], rtol=0, atol=1e-5)
+            assert torch.equal(ids.sort().values, theirs[2].sort().values)
+            torch.testing.assert_close(weights.sort().values, theirs[1].sort().values, rtol=0, atol=1e-5)
+        launched.clear()
+        with torch.enable_grad():
+            router(states[:, :1])[0].sum().backward()
+        router(states[:, :1].float())
+        router.weight = nn.Parameter(router.weight.T.contiguous().T)
+        router(states[:, :1])
+        assert launched == [] and router.weight.shape == (4, 32)
 
 
 def test_norms_of_few_rows_are_a_kernel(launched: list[str]) -> None:

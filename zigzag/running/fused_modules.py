@@ -21,7 +21,7 @@ from zigzag import ops
 from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ZigzagError
 from zigzag.running.fused_attention import fused_attention, is_same_attention
-from zigzag.running.fused_checks import is_close, is_norm, kernels_serve, kernels_take
+from zigzag.running.fused_checks import are_few, is_close, is_norm, kernels_serve, kernels_take
 from zigzag.running.fused_layers import fused_layer, is_same_layer
 from zigzag.running.fused_mlp import fused_mlp, fused_shared_experts, is_same_mlp, is_same_shared_experts
 
@@ -101,13 +101,26 @@ def _router(module: Any) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | 
         "scaling": module.routed_scaling_factor,
     }
 
-    # The weight is converted in every call: a CUDA graph may outlive a copy that is made here.
+    served = kernels_serve(module.weight)
+
     def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = linear(hidden_states.view(-1, module.weight.shape[1]).float(), module.weight.float())
+        states = hidden_states.view(-1, module.weight.shape[1])
+        logits = _of_few(states, module.weight) if served else None
+        if logits is None:  # the weight is converted in every call: a CUDA graph may outlive a copy that is made here
+            logits = linear(states.float(), module.weight.float())
         ids, weights = ops.route_experts(logits, module.e_score_correction_bias, **options)
         return logits, weights, ids
 
     return forward
+
+
+def _of_few(states: Tensor, weight: Tensor) -> Tensor | None:
+    """The products in float32 of few tokens, from the weight as it is stored; None where kernels do not take them."""
+    if not are_few(states) or not weight.is_contiguous() or not kernels_take(states, weight):
+        return None
+    from zigzag.backends.triton.linear import several
+
+    return several(states, [(weight, None)], dtype=torch.float32)[0]
 
 
 def _same(module: Any, made: Callable[..., Any]) -> bool:

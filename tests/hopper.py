@@ -112,9 +112,11 @@ def mix_all(ops, dtype: torch.dtype, width: int) -> None:
 
 def step_all(dtype: torch.dtype, size: int) -> None:
     """What a layer's step runs beside the ops: a step with its cache, a prompt without, partly and wholly turned."""
-    from zigzag.backends.triton.norms import add_rms_norm
+    from zigzag.backends.triton.linear import several
+    from zigzag.backends.triton.norms import add_rms_norm, rms_norm
     from zigzag.backends.triton.prompt_attention import join
     from zigzag.backends.triton.rotary import FEW, Buffers, rotate
+    from zigzag.backends.triton.swiglu import swiglu
 
     for tokens, turned in ((1, size // 2), (FEW + 1, size)):
         query, key = (torch.empty(1, tokens, heads, size, dtype=dtype) for heads in (12, 2))
@@ -125,6 +127,15 @@ def step_all(dtype: torch.dtype, size: int) -> None:
         rotate(query, key, key, waves, waves)
         states, weight = torch.empty(1, tokens, 32 * size, dtype=dtype), torch.empty(32 * size, dtype=dtype)
         add_rms_norm(states, states, weight, 1e-5)
+        rms_norm(states, weight, 1e-5)
+        if tokens == 1:
+            large, small = (torch.empty(rows, 32 * size, dtype=dtype) for rows in (1200, 128))
+            few = torch.empty(5, 32 * size, dtype=dtype)
+            for states in (few[:1], few):
+                several(states, [(large, large[:, 0].contiguous())] * 3)
+                swiglu(states, large, large)
+                several(states, [(small, None)], dtype=torch.float32)
+                several(states, [(large, None)], added=states[:, :1].repeat(1, 1200))
         part = query.transpose(1, 2), torch.empty(1, 12, tokens)
         join(part, part)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 from models import SIZES, random_ids, tiny_glm4_moe, tiny_llama
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from zigzag import LayerPlan, use_backend
 from zigzag.caches.fixed import FixedLayer
 from zigzag.running.fixed import FixedStore
-from zigzag.running.fused_checks import is_close, kernels_serve, kernels_take
-from zigzag.running.fused_modules import fused_modules
+from zigzag.running.fused_checks import are_few, is_close, is_plain, kernels_serve, kernels_take
+from zigzag.running.fused_modules import MANY, fused_modules
+from zigzag.running.fused_modules import _same as same_results
 from zigzag.running.host import Host
 from zigzag.running.runner import Runner
 
@@ -61,43 +64,31 @@ def test_logits_stay(make, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "count"), [(tiny_llama, 13), (plain_glm, 15), (tiny_glm4_moe, 21), (tiny_qwen3, 19), (tiny_mistral, 13)]
+    ("make", "count"), [(tiny_llama, 16), (plain_glm, 20), (tiny_glm4_moe, 26), (tiny_qwen3, 22), (tiny_mistral, 16)]
 )
 def test_logits_stay_with_kernels(make, count: int, launched: list[str]) -> None:
-    """Of each of three layers the attention and the layer itself too; both run, once a layer."""
-    model, ids = make(3), random_ids(2, 9)
-    with torch.inference_mode():
-        before = model(ids).logits
-        with with_kernels(model) as replaced:
-            assert replaced == count
-            launched.clear()
-            inside = model(ids).logits
-        assert launched == ["rotate", "add_rms_norm"] * 3
-        assert not any("forward" in vars(module) for module in model.modules())
-        assert torch.equal(model(ids).logits, before)
-    torch.testing.assert_close(inside, before, rtol=0, atol=1e-4)
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The kernels that are called, in their order."""
-    from zigzag.backends.triton import norms, rotary
-
-    called: list[str] = []
-    for module, name in ((rotary, "rotate"), (norms, "add_rms_norm")):
-        function = getattr(module, name)
-
-        def noting(*args: Any, function: Any = function, name: str = name, **options: Any) -> Any:
-            called.append(name)
-            return function(*args, **options)
-
-        monkeypatch.setattr(module, name, noting)
-    return called
+    """Of each of three layers the attention and the layer itself too; all run, once a layer."""
+    model = make(3)
+    for tokens, projected, mlp in ((9, [], []), (8, ["several"], ["swiglu", "several"])):  # of two rows
+        ids = random_ids(2, tokens)
+        with torch.inference_mode():
+            before = model(ids).logits
+            with with_kernels(model) as replaced:
+                assert replaced == count
+                launched.clear()
+                inside = model(ids).logits
+            layers = [["rms_norm", *projected, "rotate", "add_rms_norm"] for _ in range(3)]
+            for layer, module in zip(layers, model.model.layers, strict=True):
+                layer += [*projected * hasattr(module.mlp, "gate"), *mlp]  # a router's product
+            assert launched == [*(name for layer in layers for name in layer), "rms_norm"]
+            assert not any("forward" in vars(module) for module in model.modules())
+            assert torch.equal(model(ids).logits, before)
+        torch.testing.assert_close(inside, before, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("make", "count"),
-    [(lambda: tiny_llama(2).double(), 0), (lambda: tiny_mistral(2, window=6), 7)],
+    [(lambda: tiny_llama(2).double(), 0), (lambda: tiny_mistral(2, window=6), 9)],
     ids=["float64", "a window that ours does not pass on"],
 )
 def test_what_the_kernels_do_not_serve_is_left_alone(make, count: int) -> None:
@@ -190,6 +181,61 @@ def test_other_caches_keep_their_update(given: str) -> None:
     torch.testing.assert_close(inside, whole, rtol=0, atol=1e-4)
 
 
+def test_a_router_of_few_tokens_converts_no_weight(launched: list[str]) -> None:
+    """Its logits are products in float32 of what is stored; of more tokens, as transformers computes them."""
+    router = tiny_glm4_moe(2).model.layers[1].mlp.gate.half()
+    router.e_score_correction_bias = router.e_score_correction_bias.float()
+    with with_kernels(router) as replaced, torch.no_grad():
+        assert replaced == 1
+        for tokens, names in ((1, ["several"]), (16, ["several"]), (17, [])):
+            launched.clear()
+            states = torch.randn(1, tokens, 32).half()
+            (logits, weights, ids), theirs = router(states), type(router).forward(router, states)
+            assert launched == names and logits.dtype == weights.dtype == torch.float32
+            torch.testing.assert_close(logits, theirs[0], rtol=0, atol=1e-5)
+            assert torch.equal(ids.sort().values, theirs[2].sort().values)
+            torch.testing.assert_close(weights.sort().values, theirs[1].sort().values, rtol=0, atol=1e-5)
+        launched.clear()
+        with torch.enable_grad():
+            router(states[:, :1])[0].sum().backward()
+        router(states[:, :1].float())
+        router.weight = nn.Parameter(router.weight.T.contiguous().T)
+        router(states[:, :1])
+        assert launched == [] and router.weight.shape == (4, 32)
+
+
+def test_norms_of_few_rows_are_a_kernel(launched: list[str]) -> None:
+    """Those of more are torch's, and so are wider ones and where gradients may be wanted."""
+    from zigzag.backends.triton.norms import FEW, WIDEST
+
+    norm, wide = LlamaRMSNorm(8), LlamaRMSNorm(WIDEST + 1)
+    with with_kernels(nn.ModuleList([norm, wide])) as replaced, torch.no_grad():
+        assert replaced == 2
+        for rows, names in ((FEW, ["rms_norm"]), (FEW + 1, [])):
+            launched.clear()
+            states = torch.randn(2, rows, 8)[:1]
+            torch.testing.assert_close(norm(states), LlamaRMSNorm.forward(norm, states))
+            assert launched == names
+        wide(torch.ones(1, WIDEST + 1))
+        with torch.enable_grad():
+            norm(states[:, :1]).sum().backward()
+        with pytest.warns(UserWarning, match="Mismatch dtype"):  # by torch
+            norm(states[:, :1].half())
+        assert launched == [] and norm.weight.grad is not None
+
+
+def test_few_and_many_rows_are_compared() -> None:
+    """A replacement that is right for few or for many alone is none."""
+    from zigzag.backends.triton import norms
+
+    assert MANY > norms.FEW
+    norm = LlamaRMSNorm(8)
+    given = SimpleNamespace(weight=norm.weight, forward=norm.forward)
+    assert same_results(given, norm.forward)
+    assert not same_results(given, lambda x: norm.forward(x) * (1.001 if len(x) == MANY else 1))
+    assert not same_results(given, lambda x: norm.forward(x) * (1.001 if len(x) < MANY else 1))
+
+
 class OtherRMSNorm(nn.Module):
     """Looks like a norm, but scales by 1 + weight."""
 
@@ -208,13 +254,13 @@ def test_another_norm_is_left_alone() -> None:
 
 def test_what_only_bears_the_name_is_left_alone() -> None:
     """Without what such a module has."""
-    for name in ("LlamaAttention", "LlamaDecoderLayer", "OwnTopkRouter"):
+    for name in ("LlamaAttention", "LlamaDecoderLayer", "LlamaMLP", "Glm4MoeMoE", "OwnTopkRouter"):
         module = type(name, (nn.Module,), {"e_score_correction_bias": None})()
         with with_kernels(nn.Sequential(module)) as replaced:
             assert replaced == 0
 
 
-@pytest.mark.parametrize(("within", "count"), [(fused_modules, 10), (with_kernels, 14)])
+@pytest.mark.parametrize(("within", "count"), [(fused_modules, 10), (with_kernels, 17)])
 def test_groups_and_errors_leave_nothing_behind(within, count: int) -> None:
     model = tiny_glm4_moe(2, n_group=2, topk_group=1)
     with pytest.raises(RuntimeError, match="on purpose"), within(model) as replaced:
@@ -246,7 +292,7 @@ def test_hooks_see_no_forward_that_is_none() -> None:
     for module in watched:
         module.register_forward_hook(lambda module, *_: called.append(module))
     with torch.inference_mode(), with_kernels(model) as replaced:
-        assert replaced == 14 and called == []
+        assert replaced == 17 and called == []
         model(random_ids(1, 4))
     assert len(called) == len(watched) and {id(module) for module in called} == {id(module) for module in watched}
 
@@ -260,7 +306,7 @@ def test_a_hooked_norm_is_called(add: str) -> None:
     for module in watched:
         getattr(module, add)(lambda module, *_: called.append(module))
     with torch.inference_mode(), with_kernels(model) as replaced:
-        assert replaced == 5  # the norms themselves
+        assert replaced == 6  # the norms themselves and the MLP
         model(random_ids(1, 4))
     assert [id(module) for module in called] == [id(module) for module in watched]
 
@@ -274,7 +320,7 @@ def test_a_forward_of_somebody_elses_stays() -> None:
     layer.self_attn.forward = type(layer.self_attn).forward.__get__(layer.self_attn)
     own = layer.self_attn.forward
     with with_kernels(model) as replaced:
-        assert replaced == 2 and layer.self_attn.forward is own  # the two other norms
+        assert replaced == 3 and layer.self_attn.forward is own  # the two other norms and the MLP
     assert layer.self_attn.forward is own
 
 
@@ -299,11 +345,66 @@ def test_what_kernels_take() -> None:
     assert not kernels_take(hidden), "gradients may be wanted"
 
 
+def test_few_are_what_a_tile_takes() -> None:
+    assert are_few(torch.zeros(2, 8, 3)) and not are_few(torch.zeros(17, 3))
+
+
+class OwnTensor(torch.Tensor):
+    """As quantised weights and those spread over processes."""
+
+
+def quantised() -> nn.Linear:
+    made = nn.Linear(4, 3)
+    made.weight = nn.Parameter(made.weight.detach().as_subclass(OwnTensor))
+    return made
+
+
+def with_hook(add: str) -> nn.Linear:
+    made = nn.Linear(4, 3)
+    getattr(made, add)(lambda *_: None)
+    return made
+
+
+def offloaded() -> nn.Linear:
+    made = nn.Linear(4, 3)
+    made.forward = made.forward
+    return made
+
+
+def transposed() -> nn.Linear:
+    made = nn.Linear(4, 3)
+    made.weight = nn.Parameter(torch.randn(4, 3).T)
+    return made
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        quantised,
+        lambda: with_hook("register_forward_hook"),
+        lambda: with_hook("register_forward_pre_hook"),
+        offloaded,
+        transposed,
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
+        lambda: nn.Linear(4, 3).half(),
+        lambda: nn.Identity(),
+    ],
+    ids="quantised hook before offloaded transposed computed dtype other".split(),
+)
+def test_what_is_no_plain_linear_layer(make) -> None:
+    assert is_plain(nn.Linear(4, 3), torch.float32) and is_plain(nn.Linear(4, 3, bias=False), torch.float32)
+    assert not is_plain(make(), torch.float32)
+
+
 def test_close_is_a_few_roundings() -> None:
     theirs = torch.tensor([1.0, -64.0])
     for dtype in (torch.float32, torch.bfloat16):
         step = 64 * torch.finfo(dtype).eps
         assert is_close(theirs + 4 * step, theirs, dtype) and not is_close(theirs + 5 * step, theirs, dtype)
+    step = 64 * torch.finfo(torch.float32).eps
+    assert is_close(theirs + 40 * step, theirs, torch.float32, terms=100)
+    assert not is_close(theirs + 41 * step, theirs, torch.float32, terms=100)
+    assert not is_close(theirs + 5 * 2.0**-1, theirs, torch.bfloat16, terms=100)
     assert not is_close(theirs[:1], theirs, torch.float32)
     assert not is_close(theirs * torch.nan, theirs, torch.float32)
 

@@ -13,8 +13,6 @@ launches is rounded to the dtype of the hidden states in both ways. More tokens 
 backend where torch's grouped product does not take the sizes. docs/kernels/experts.md has the reasons.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -22,20 +20,9 @@ from torch import Tensor
 
 from zigzag.backends.torch import experts as torch_experts
 from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.gemv import FEW, Launch, chosen_columns, columns_of, constants, two_products
 from zigzag.backends.triton.prompt_experts import apply_to_prompt, takes
 from zigzag.reference.errors import ArgumentError
-
-FEW = 16  # rows of the tile that tensor cores take
-
-
-class Launch(NamedTuple):
-    """A program's tile of weights: rows, and 2-byte columns a step; warps; loads in flight (1: no prefetch)."""
-
-    rows: int
-    columns: int
-    warps: int
-    stages: int
-
 
 # For one token, for several.
 ACTIVATE = (Launch(8, 512, 4, 3), Launch(32, 128, 4, 3))
@@ -60,11 +47,11 @@ def apply_experts(hidden: Tensor, expert_ids: Tensor, weights: Tensor, gate_up: 
     activate[(triton.cdiv(inner, first.rows), pairs)](
         hidden, ids, weights, gate_up, act, plan, *gate_up.stride()[:2], tokens, top_k, experts, width, inner,
         SLOTS=triton.next_power_of_2(top_k), PAIRS=triton.next_power_of_2(pairs), TOKENS=tile,
-        **_constants(first, width, hidden.dtype),
+        **constants(first, width, hidden.dtype),
     )  # fmt: skip
     combine[(triton.cdiv(width, second.rows),)](
         act, down, plan, output, *down.stride()[:2], tokens, pairs, width, inner, TOKENS=tile,
-        **_constants(second, inner, hidden.dtype),
+        **constants(second, inner, hidden.dtype),
     )  # fmt: skip
     return output
 
@@ -77,18 +64,6 @@ def _check(hidden: Tensor, gate_up: Tensor, down: Tensor) -> None:
                 f"apply_experts: triton takes {name} with contiguous rows, got strides {array.stride()}; "
                 f"store {name}.contiguous() once, or use backend='torch'"
             )
-
-
-def _constants(launch: Launch, size: int, dtype: torch.dtype) -> dict[str, int | bool]:
-    """What a kernel is compiled for: no more columns than the rows have, and as many bytes in every dtype."""
-    columns = min(launch.columns * 2 // dtype.itemsize, max(16, triton.next_power_of_2(size)))
-    return {
-        "ROWS": launch.rows,
-        "COLUMNS": columns,
-        "EVEN": size % columns == 0,
-        "STAGES": launch.stages,
-        "num_warps": launch.warps,
-    }
 
 
 @triton.jit(do_not_specialize=["tokens", "top_k", "experts"])
@@ -123,23 +98,7 @@ def activate(
     gate_rows = start + tl.minimum(row, inner - 1).to(tl.int64) * row_stride  # beyond the last: read, never written
     up_rows = start + (tl.minimum(row, inner - 1) + inner).to(tl.int64) * row_stride
     states = hidden + token * width
-    if TOKENS == 1:
-        gates = tl.zeros((ROWS, COLUMNS), tl.float32)
-        ups = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for first in tl.range(0, width, COLUMNS, num_stages=STAGES):
-            column = first + tl.arange(0, COLUMNS)
-            x = _columns(states, column, width, EVEN).to(tl.float32)
-            gates += _columns(gate_rows, column, width, EVEN).to(tl.float32) * x
-            ups += _columns(up_rows, column, width, EVEN).to(tl.float32) * x
-        gate, up = tl.sum(gates, 1)[None, :], tl.sum(ups, 1)[None, :]
-    else:
-        gate = tl.zeros((TOKENS, ROWS), tl.float32)
-        up = tl.zeros((TOKENS, ROWS), tl.float32)
-        for first in tl.range(0, width, COLUMNS, num_stages=STAGES):
-            column = first + tl.arange(0, COLUMNS)
-            x = _chosen_columns(states, column, width, chosen)
-            gate = tl.dot(x, tl.trans(_columns(gate_rows, column, width, EVEN)), gate, input_precision="ieee")
-            up = tl.dot(x, tl.trans(_columns(up_rows, column, width, EVEN)), up, input_precision="ieee")
+    gate, up = two_products(gate_rows, up_rows, states, chosen, width, TOKENS, ROWS, COLUMNS, EVEN, STAGES)
     result = weight[:, None] * gate * tl.sigmoid(gate) * up
     at = act + (pair * tokens + token)[:, None] * inner + row[None, :]
     tl.store(at, result.to(act.dtype.element_ty), mask=(chosen != 0)[:, None] & (row < inner)[None, :])
@@ -182,27 +141,14 @@ def combine(
         states = act + (pair * tokens + token) * inner
         rows = down + expert * expert_stride + row_start
         if TOKENS == 1:
-            x = _columns(states, column, inner, EVEN).to(tl.float32)
-            sums += _columns(rows, column, inner, EVEN).to(tl.float32) * x
+            x = columns_of(states, column, inner, EVEN).to(tl.float32)
+            sums += columns_of(rows, column, inner, EVEN).to(tl.float32) * x
         else:
             chosen = (tl.load(plan + 2 * pairs + listed) >> token) & 1  # a scalar: no load to wait for before x
-            x = _chosen_columns(states, column, inner, chosen)
-            part = tl.dot(x, tl.trans(_columns(rows, column, inner, EVEN)), input_precision="ieee")
+            x = chosen_columns(states, column, inner, chosen)
+            part = tl.dot(x, tl.trans(columns_of(rows, column, inner, EVEN)), input_precision="ieee")
             sums = tl.where((chosen != 0)[:, None], sums + part, sums)  # 0 * NaN of another token's expert is NaN
     if TOKENS == 1:
         sums = tl.sum(sums, 1)[None, :]
     at = output + token[:, None] * width + row[None, :]
     tl.store(at, sums.to(output.dtype.element_ty), mask=(token < tokens)[:, None] & (row < width)[None, :])
-
-
-@triton.jit
-def _columns(starts, column, size, EVEN: tl.constexpr):
-    """[rows, columns] from the pointers to the rows' starts."""
-    at = starts[:, None] + column[None, :]
-    return tl.load(at) if EVEN else tl.load(at, mask=(column < size)[None, :], other=0.0)
-
-
-@triton.jit
-def _chosen_columns(starts, column, size, chosen):
-    """The same, with zeros for the tokens that did not choose the expert: theirs are not read."""
-    return tl.load(starts[:, None] + column[None, :], mask=(chosen != 0)[:, None] & (column < size)[None, :], other=0.0)

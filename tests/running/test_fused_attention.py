@@ -7,8 +7,10 @@ import pytest
 import torch
 from models import random_ids, tiny_glm4_moe, tiny_llama
 from test_fused_modules import tiny_qwen3, with_kernels
+from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from zigzag.running import fused_attention
 from zigzag.running.fused_attention import NOTING
 
 THEIRS = LlamaAttention.forward
@@ -92,6 +94,82 @@ def test_norms_that_are_there_and_not_used() -> None:
     attention.__class__ = lookalike(lambda self, **given: THEIRS(self, **given))
     with with_kernels(model):
         assert "forward" not in vars(attention)
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many matrices each launch of `several` had."""
+    from zigzag.backends.triton import linear
+
+    several, counts = linear.several, list[int]()
+
+    def noting(x: torch.Tensor, matrices: Any) -> Any:
+        counts.append(len(matrices))
+        return several(x, matrices)
+
+    monkeypatch.setattr(linear, "several", noting)
+    return counts
+
+
+def unbiased(attention: Any) -> None:
+    attention.k_proj.bias = None
+
+
+def adapted(attention: Any) -> None:
+    """As an adapter does it: another module in its place."""
+    attention.k_proj = nn.Sequential(attention.k_proj)
+
+
+CHANGES = {
+    "plain": (lambda attention: None, 8, [3, 3]),
+    "seventeen tokens": (lambda attention: None, 17, []),
+    "one bias less": (unbiased, 8, [3]),
+    "adapter": (adapted, 8, [3]),
+    "hook": (lambda attention: attention.v_proj.register_forward_hook(lambda *_: None), 8, [3]),
+    "hook before": (lambda attention: attention.q_proj.register_forward_pre_hook(lambda *_: None), 8, [3]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("late", [False, True], ids=["before", "inside"])
+def test_projections_of_few_tokens_are_one_launch(change: str, late: bool, noted: list[int]) -> None:
+    """What is no plain layer, with nobody listening, is called as ever; the other layer's are not."""
+    spoil, tokens, counts = CHANGES[change]
+    model, ids = tiny_llama(2, attention_bias=True), random_ids(1, tokens)
+    attention = model.model.layers[0].self_attn
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    if not late:
+        spoil(attention)
+    with torch.inference_mode():
+        with with_kernels(model):
+            assert "forward" in vars(attention)
+            if late:
+                spoil(attention)
+            noted.clear()
+            fused = model(ids).logits
+            assert noted == counts
+        torch.testing.assert_close(fused, model(ids).logits, rtol=0, atol=1e-4)
+
+
+def test_the_outputs_projection_may_be_a_launch_too(monkeypatch: pytest.MonkeyPatch, noted: list[int]) -> None:
+    monkeypatch.setattr(fused_attention, "OWN_OUTPUT", True)
+    model, ids = tiny_llama(1), random_ids(1, 5)
+    with torch.inference_mode(), with_kernels(model):
+        noted.clear()
+        fused = model(ids).logits
+        assert noted == [3, 1]
+    torch.testing.assert_close(fused, model(ids).logits, rtol=0, atol=1e-4)
+
+
+def test_launched_projections_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zigzag.backends.triton import linear
+
+    several, model = linear.several, tiny_llama(1)
+    monkeypatch.setattr(linear, "several", lambda x, matrices: [y * 1.001 for y in several(x, matrices)])
+    with with_kernels(model):
+        assert "forward" not in vars(model.model.layers[0].self_attn)
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_qwen3, tiny_glm4_moe])

@@ -23,7 +23,7 @@ import triton
 
 from zigzag.backends.triton import experts as triton_experts
 from zigzag.backends.triton.blocks import Blocks
-from zigzag.backends.triton.experts import Launch
+from zigzag.backends.triton.gemv import Launch
 from zigzag.bench import experts, timing
 from zigzag.bench.cases import COLD_BYTES
 from zigzag.reference.errors import ArgumentError

@@ -2,21 +2,24 @@
 
 Between the projections and the attention transformers has some fifteen kernels and a write of keys and of values. The
 forward here calls the same projections, the same attention with the same arguments, and `rotate` between them. A cache
-of fixed addresses is written in the same launch, any other by its own `update`.
+of fixed addresses is written in the same launch, any other by its own `update`. With few tokens plain projections of
+queries, keys and values are one launch, `several`.
 """
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from zigzag.caches.fixed import FixedLayer
-from zigzag.running.fused_checks import is_close, kernels_serve, kernels_take, may_be_read
+from zigzag.running.fused_checks import are_few, is_close, is_plain, kernels_serve, kernels_take, may_be_read
 
 Forward = Callable[..., tuple[Tensor, Tensor | None]]
 NOTING = "zigzag_noting"
@@ -25,6 +28,7 @@ VERIFIED = tuple(f"{name}Attention" for name in "Glm4Moe Llama Mistral Mixtral Q
 # What they read of themselves; a forward that needs more fails the comparison.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 NORMS = ("q_norm", "k_norm")
+OWN_OUTPUT = False  # whether the output's projection goes to `several` too; cuBLAS is near the copy rate there
 ATTRIBUTES = ("head_dim", "layer_idx", "scaling", "attention_dropout", "use_qk_norm", "sliding_window")
 
 
@@ -75,18 +79,31 @@ def _forward(module: Any) -> Forward:
             kept: Forward = type(module).forward
             return kept(module, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         rows = hidden_states.shape[:-1]
+        projections = module.q_proj, module.k_proj, module.v_proj
         query, key, value = (
-            project(hidden_states).view(*rows, -1, module.head_dim)
-            for project in (module.q_proj, module.k_proj, module.v_proj)
+            projected.view(*rows, -1, module.head_dim) for projected in _projected(hidden_states, projections)
         )
         states = rotated(query, key, value, *position_embeddings, past_key_values)
         if hasattr(module, "sliding_window"):
             kwargs["sliding_window"] = module.sliding_window
         dropout = module.attention_dropout if module.training else 0.0
         output, weights = attend(module, *states, attention_mask, dropout=dropout, scaling=module.scaling, **kwargs)
-        return module.o_proj(output.reshape(*rows, -1)), weights
+        output = output.reshape(*rows, -1)
+        (output,) = _projected(output, [module.o_proj]) if OWN_OUTPUT else [module.o_proj(output)]
+        return output, weights
 
     return forward
+
+
+def _projected(states: Tensor, projections: Sequence[Any]) -> list[Tensor]:
+    """What the projections give, in one launch where there are few tokens and nothing but weights and biases."""
+    if are_few(states) and all(is_plain(each, states.dtype) for each in projections):
+        matrices = [(each.weight, each.bias) for each in projections]
+        if len({bias is None for _, bias in matrices}) == 1 and kernels_take(states, *(w for w, _ in matrices)):
+            from zigzag.backends.triton.linear import several
+
+            return several(states, matrices)
+    return [project(states) for project in projections]
 
 
 def _fixed_layer(cache: Any, index: int) -> FixedLayer | None:
@@ -122,10 +139,19 @@ def is_same_attention(module: Any, made: Forward) -> bool:
 def _stand_in(module: Any) -> Any:
     """What the forwards read of the module, without its hooks."""
     own = {name: getattr(module, name) for name in (*ATTRIBUTES, *NORMS) if hasattr(module, name)}
-    projections = {name: getattr(module, name).forward for name in PROJECTIONS}
+    projections = {name: _without_hooks(getattr(module, name)) for name in PROJECTIONS}
     window = getattr(module.config, "sliding_window", None)
     config = SimpleNamespace(_attn_implementation=NOTING, sliding_window=window)
     return SimpleNamespace(**own, **projections, config=config, training=False)
+
+
+def _without_hooks(projection: Any) -> Any:
+    """The same weights in a module that nobody listens to; the forward alone of what is no plain linear layer."""
+    if type(projection) is not nn.Linear:
+        return projection.forward
+    other = copy(projection)
+    other._forward_hooks, other._forward_pre_hooks = OrderedDict(), OrderedDict()
+    return other
 
 
 class _Twice:

@@ -11,12 +11,16 @@ from zigzag.reference.errors import BackendError
 ROUNDINGS = 4  # of the model's dtype, that a replacement may be off by
 
 
-def is_close(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two results of one shape differ by no more than `ROUNDINGS` of the dtype, of the largest number."""
+def is_close(ours: Tensor, theirs: Tensor, dtype: torch.dtype, terms: int = 1) -> bool:
+    """Whether two results of one shape differ by no more than `ROUNDINGS` of the dtype, of the largest number.
+
+    terms: how many numbers were summed, in float32 and in another order, whose roundings grow with the square root
+    """
     if ours.shape != theirs.shape:
         return False
     error = (ours.double() - theirs.double()).abs().max()
-    return bool(error <= ROUNDINGS * torch.finfo(dtype).eps * theirs.double().abs().max())
+    rounding = max(torch.finfo(dtype).eps, terms**0.5 * torch.finfo(torch.float32).eps if terms > 1 else 0.0)
+    return bool(error <= ROUNDINGS * rounding * theirs.double().abs().max())
 
 
 def is_norm(module: Any) -> bool:
@@ -26,8 +30,29 @@ def is_norm(module: Any) -> bool:
 
 def may_be_read(norm: nn.Module) -> bool:
     """Whether another module may compute this norm from its weight: nothing waits for it to be called."""
-    hooks = (norm._forward_hooks, norm._forward_pre_hooks)
-    return is_norm(norm) and "forward" not in vars(norm) and not any(hooks)
+    return is_norm(norm) and is_bare(norm)
+
+
+def is_bare(module: Any) -> bool:
+    """Whether another module may compute this one past its call: no hook waits for it, its forward is its class's."""
+    return "forward" not in vars(module) and not has_hooks(module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody waits for the module to be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_plain(linear: Any, dtype: torch.dtype) -> bool:
+    """Whether this is a linear layer that another module may compute from its weight, stored as kernels read it.
+
+    Not a quantised one, an adapter's, one whose weight is computed or spread over processes.
+    """
+    if type(linear) is not nn.Linear or not is_bare(linear):
+        return False
+    arrays = [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
+    plain = all(type(array) in (nn.Parameter, Tensor) and array.dtype == dtype for array in arrays)
+    return plain and all(array.is_contiguous() for array in arrays)
 
 
 def kernels_serve(weight: Tensor) -> bool:
@@ -48,3 +73,10 @@ def kernels_take(hidden: Tensor, *others: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.is_autocast_enabled(hidden.device.type):
         return False
     return all((other.dtype, other.device) == (hidden.dtype, hidden.device) for other in others)
+
+
+def are_few(hidden: Tensor) -> bool:
+    """Whether these [..., W] are so few tokens that the kernels of `gemv` take them."""
+    from zigzag.backends.triton.gemv import FEW  # where it is asked, Triton serves
+
+    return hidden.numel() <= FEW * hidden.shape[-1]

@@ -2,9 +2,9 @@
 
 A decoding step of GLM-4.5 is hundreds of tiny kernels: a norm is about seven, a router twenty, a rotary embedding
 fifteen. Inside `fused_modules` norms go through torch's fused `rms_norm`, sigmoid routers through
-`zigzag.ops.route_experts`, and, where Triton's kernels are chosen for the ops, attention and decoder layers through
-`fused_attention` and `fused_layers`. A module is only replaced if it looks like one and, on random inputs, gives what
-its replacement gives; others stay as they are.
+`zigzag.ops.route_experts`, and, where Triton's kernels are chosen for the ops, norms of few rows through a kernel of
+their own, attention, decoder layers and MLPs through `fused_attention`, `fused_layers` and `fused_mlp`. A module is
+only replaced if it looks like one and, on random inputs, gives what its replacement gives; others stay as they are.
 """
 
 import logging
@@ -21,10 +21,12 @@ from zigzag import ops
 from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ZigzagError
 from zigzag.running.fused_attention import fused_attention, is_same_attention
-from zigzag.running.fused_checks import is_close, is_norm
+from zigzag.running.fused_checks import are_few, is_close, is_norm, kernels_serve, kernels_take
 from zigzag.running.fused_layers import fused_layer, is_same_layer
+from zigzag.running.fused_mlp import fused_mlp, fused_shared_experts, is_same_mlp, is_same_shared_experts
 
 log = logging.getLogger("zigzag")
+MANY = 300  # rows, more than any kernel for few of them takes
 _compared: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a module gave what its replacement gives
 
 
@@ -68,8 +70,21 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor] | None:
     if not is_norm(module):
         return None
 
-    def forward(hidden_states: Tensor) -> Tensor:
+    def fused(hidden_states: Tensor) -> Tensor:
         return rms_norm(hidden_states, module.weight.shape, module.weight, module.variance_epsilon)
+
+    if not kernels_serve(module.weight):
+        return fused
+    from zigzag.backends.triton import norms  # Triton is there, since it serves
+
+    width = len(module.weight)
+    if width > norms.WIDEST:
+        return fused
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        if hidden_states.numel() > norms.FEW * width or not kernels_take(hidden_states, module.weight):
+            return fused(hidden_states)
+        return norms.rms_norm(hidden_states, module.weight, module.variance_epsilon)
 
     return forward
 
@@ -86,20 +101,37 @@ def _router(module: Any) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | 
         "scaling": module.routed_scaling_factor,
     }
 
-    # The weight is converted in every call: a CUDA graph may outlive a copy that is made here.
+    served = kernels_serve(module.weight)
+
     def forward(hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = linear(hidden_states.view(-1, module.weight.shape[1]).float(), module.weight.float())
+        states = hidden_states.view(-1, module.weight.shape[1])
+        logits = _of_few(states, module.weight) if served else None
+        if logits is None:  # the weight is converted in every call: a CUDA graph may outlive a copy that is made here
+            logits = linear(states.float(), module.weight.float())
         ids, weights = ops.route_experts(logits, module.e_score_correction_bias, **options)
         return logits, weights, ids
 
     return forward
 
 
+def _of_few(states: Tensor, weight: Tensor) -> Tensor | None:
+    """The products in float32 of few tokens, from the weight as it is stored; None where kernels do not take them."""
+    if not are_few(states) or not weight.is_contiguous() or not kernels_take(states, weight):
+        return None
+    from zigzag.backends.triton.linear import several
+
+    return several(states, [(weight, None)], dtype=torch.float32)[0]
+
+
 def _same(module: Any, made: Callable[..., Any]) -> bool:
-    """Whether both give the same for random inputs; chosen experts in any order."""
+    """Whether both give the same for random inputs, few and many; chosen experts in any order."""
+    return all(_same_of(module, made, rows) for rows in (5, MANY))
+
+
+def _same_of(module: Any, made: Callable[..., Any], rows: int) -> bool:
     weight = module.weight
     generator = torch.Generator(weight.device).manual_seed(0)
-    x = torch.randn(5, weight.shape[-1], generator=generator, device=weight.device).to(weight.dtype)
+    x = torch.randn(rows, weight.shape[-1], generator=generator, device=weight.device).to(weight.dtype)
     with torch.no_grad():
         ours, theirs = made(x), module.forward(x)  # without its hooks, which would see a forward that is none
     if isinstance(theirs, tuple):
@@ -119,4 +151,6 @@ KINDS: tuple[tuple[Callable[[Any], Made | None], Callable[[Any, Made], bool]], .
     (_router, _same),
     (fused_attention, is_same_attention),
     (fused_layer, is_same_layer),
+    (fused_mlp, is_same_mlp),
+    (fused_shared_experts, is_same_shared_experts),
 )

@@ -135,16 +135,18 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from zigzag.backends import triton as triton_ops
     from zigzag.backends.triton import experts as triton_experts
     from zigzag.backends.triton import head_scores as triton_scores
+    from zigzag.backends.triton import linear as triton_linear
     from zigzag.backends.triton import norms as triton_norms
     from zigzag.backends.triton import prompt_experts
     from zigzag.backends.triton import rotary as triton_rotary
     from zigzag.backends.triton import rows as triton_rows
     from zigzag.backends.triton import sampling as triton_sampling
+    from zigzag.backends.triton import swiglu as triton_swiglu
     from zigzag.backends.triton import verification as triton_verification
 
     attending = [import_module(f"zigzag.backends.triton.{name}") for name in ("attention", "mixed_attention", "parts")]
     verifying = (triton_rows, triton_sampling, triton_verification)
-    others = (triton_scores, triton_experts, prompt_experts, triton_norms, triton_rotary)
+    others = (triton_scores, triton_experts, prompt_experts, triton_linear, triton_norms, triton_rotary, triton_swiglu)
     for module in (*attending, *verifying, *others):
         for name in launched(module):
             monkeypatch.setattr(module, name, Idle())
@@ -179,25 +181,32 @@ def test_nothing_waits_around_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     waves, heads, where = torch.zeros(1, 5, 4), torch.zeros(1, 5, 2, 4), torch.zeros(1, 5, dtype=torch.int64)
     given = {"buffers": triton_rotary.Buffers(states, states, where), "norms": (waves[0, 0], waves[0, 0])}
     unwatched(triton_rotary.rotate, heads, heads, heads, waves, waves, **given)
+    unwatched(triton_linear.several, waves[0], 2 * [(torch.zeros(4, 4), waves[0, 0])])
+    unwatched(triton_linear.several, waves[0], [(torch.zeros(4, 4), None)], added=waves[0])
+    unwatched(triton_swiglu.swiglu, waves[0], torch.zeros(3, 4), torch.zeros(3, 4))
+    unwatched(triton_norms.rms_norm, waves, waves[0, 0], 1e-5)
     unwatched(triton_norms.add_rms_norm, waves, waves, waves[0, 0], 1e-5)
 
 
 def test_every_launch_is_found() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     from zigzag.backends.triton import experts as triton_experts
+    from zigzag.backends.triton import linear as triton_linear
     from zigzag.backends.triton import norms as triton_norms
     from zigzag.backends.triton import prompt_experts
     from zigzag.backends.triton import rotary as triton_rotary
+    from zigzag.backends.triton import swiglu as triton_swiglu
     from zigzag.backends.triton import verification as triton_verification
 
     assert launched(prompt_experts) == ["copy_rows", "sum_rows", "swiglu_rows"]
     assert launched(triton_verification) == ["judge", "recover", "sum_terms", "weigh"]
     assert launched(triton_experts) == ["activate", "combine"]
-    assert launched(triton_rotary) == ["_rotate"] and launched(triton_norms) == ["_add_norm"]
     assert launched(import_module("zigzag.backends.triton.attention")) == ["_kernel"]
     assert launched(import_module("zigzag.backends.triton.mixed_attention")) == ["mixed"]
     assert launched(import_module("zigzag.backends.triton.parts")) == ["_merge"]
     assert launched(import_module("zigzag.backends.triton.rows")) == ["scan"]
+    assert launched(triton_rotary) == ["_rotate"] and launched(triton_norms) == ["_add_norm", "_norm"]
+    assert launched(triton_linear) == ["_products"] and launched(triton_swiglu) == ["_swiglu"]
 
 
 @pytest.mark.parametrize(

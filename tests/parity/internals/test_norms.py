@@ -1,4 +1,4 @@
-"""`add_rms_norm`: a residual and the norm after it in one launch, against the formula in float64."""
+"""`rms_norm` and `add_rms_norm`, a residual and the norm after it in one launch, against the formula in float64."""
 
 from importlib import import_module
 
@@ -54,6 +54,39 @@ def check(shape: tuple[int, ...], dtype: str, spoiled=lambda total, normed: (tot
     assert all(torch.equal(a, b) for a, b in zip(before, (x, residual, weight), strict=True)), "inputs were changed"
 
 
+def check_alone(shape: tuple[int, ...], dtype: str, spoiled=lambda normed: normed) -> None:
+    """No worse than transformers' norm, and bit for bit that of a residual's sum."""
+    x, _, weight = inputs(shape, dtype)
+    before = x.clone(), weight.clone()
+    normed = spoiled(norms.rms_norm(x, weight, EPS))
+    assert_no_worse(
+        normed.double().cpu(), formula(x, weight), of_transformers(x, weight).double().cpu(), dtype=dtype, factor=1.0
+    )
+    assert normed.dtype == x.dtype and normed.is_contiguous()
+    assert torch.equal(normed, norms.add_rms_norm(x, torch.zeros_like(x), weight, EPS)[1])
+    assert all(torch.equal(a, b) for a, b in zip(before, (x, weight), strict=True)), "inputs were changed"
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (16, 48)], ids=str)
+def test_the_formula_alone(shape: tuple[int, ...]) -> None:
+    for dtype in arrays.dtypes_of("triton"):
+        check_alone(shape, dtype)
+
+
+@pytest.mark.parametrize("spoiled", [lambda a: a * (1 + 1e-4), lambda a: a.roll(1, 0), lambda a: a.roll(1, 1)])
+def test_another_norm_is_noticed(spoiled) -> None:
+    with pytest.raises(AssertionError, match="error"):
+        check_alone((3, 48), "float32", spoiled)
+
+
+def test_alone_inputs_may_have_strides() -> None:
+    x, residual, weight = inputs((4, 6, 32), "float32")
+    expected = norms.rms_norm(x, weight, EPS)
+    for strided in (x.transpose(0, 1).contiguous().transpose(0, 1), torch.stack([x, residual], dim=-1)[..., 0]):
+        assert not strided.is_contiguous()
+        assert torch.equal(norms.rms_norm(strided, torch.stack([weight, weight], dim=-1)[:, 0], EPS), expected)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_formula(shape: tuple[int, ...]) -> None:
     for dtype in arrays.dtypes_of("triton"):
@@ -98,6 +131,7 @@ def test_inputs_may_have_strides() -> None:
 
 def test_no_rows() -> None:
     x, residual, weight = inputs((0, 8), "float32")
+    assert list(norms.rms_norm(x, weight, EPS).shape) == [0, 8]
     assert [list(a.shape) for a in norms.add_rms_norm(x, residual, weight, EPS)] == [[0, 8], [0, 8]]
 
 
@@ -111,3 +145,8 @@ def test_what_it_refuses() -> None:
     for given in wrong:
         with pytest.raises(ArgumentError, match="one dtype and rows of at most 16384 are needed, got"):
             norms.add_rms_norm(*given, EPS)
+    with pytest.raises(KindError, match="rms_norm: triton takes x in float32"):
+        norms.rms_norm(x.double(), weight, EPS)
+    for given in [(x, weight[:4]), (wide, wide[0]), (x, weight.half())]:
+        with pytest.raises(ArgumentError, match="rms_norm: a weight for each column, one dtype and rows of at most"):
+            norms.rms_norm(*given, EPS)

@@ -24,7 +24,7 @@ class Launch(NamedTuple):
 
 def constants(launch: Launch, size: int, dtype: torch.dtype) -> dict[str, int | bool]:
     """What a kernel is compiled for: no more columns than the rows have, and as many bytes in every dtype."""
-    columns = min(launch.columns * 2 // dtype.itemsize, max(16, triton.next_power_of_2(size)))
+    columns = max(16, min(launch.columns * 2 // dtype.itemsize, triton.next_power_of_2(size)))  # 16: for products
     return {
         "ROWS": launch.rows,
         "COLUMNS": columns,

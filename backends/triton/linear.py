@@ -20,7 +20,7 @@ MOST = 3  # matrices of a launch
 SMALL = 1024  # rows in all: fewer than the card has programs for, so they are shared out thinly, and launched early
 # For one token, for several.
 LARGE_MATRICES = (Launch(8, 512, 4, 3), Launch(32, 128, 4, 3))
-SMALL_MATRICES = (Launch(1, 2048, 4, 2), Launch(16, 256, 4, 4))
+SMALL_MATRICES = (Launch(1, 2048, 4, 2), Launch(16, 512, 4, 3))
 
 Matrix = tuple[Tensor, Tensor | None]  # weight [R, W], bias [R] or none
 
@@ -82,7 +82,7 @@ def _check(x: Tensor, matrices: Sequence[Matrix], added: Tensor | None) -> None:
         )
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "size", "second_size", "third_size"])  # a size of 1 must stay a number
 def _products(
     x, weight, second_weight, third_weight, bias, second_bias, third_bias, output, second_output, third_output, added,
     tokens, width, size, second_size, third_size, BIAS: tl.constexpr, ADDED: tl.constexpr, MATRICES: tl.constexpr,

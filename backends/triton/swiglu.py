@@ -15,7 +15,7 @@ from zigzag.reference.errors import ArgumentError
 SMALL = 4096  # rows of each: fewer are shared out thinly, since the card would not be filled otherwise
 # For one token, for several.
 LARGE_MATRICES = (Launch(8, 512, 4, 3), Launch(32, 128, 4, 3))
-SMALL_MATRICES = (Launch(2, 1024, 4, 3), Launch(16, 256, 4, 3))
+SMALL_MATRICES = (Launch(2, 1024, 4, 3), Launch(32, 256, 4, 4))
 
 
 def swiglu(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:

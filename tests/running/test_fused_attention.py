@@ -10,7 +10,6 @@ from test_fused_modules import tiny_qwen3, with_kernels
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from zigzag.running import fused_attention
 from zigzag.running.fused_attention import NOTING
 
 THEIRS = LlamaAttention.forward
@@ -153,13 +152,13 @@ def test_projections_of_few_tokens_are_one_launch(change: str, late: bool, noted
         torch.testing.assert_close(fused, model(ids).logits, rtol=0, atol=1e-4)
 
 
-def test_the_outputs_projection_may_be_a_launch_too(monkeypatch: pytest.MonkeyPatch, noted: list[int]) -> None:
-    monkeypatch.setattr(fused_attention, "OWN_OUTPUT", True)
-    model, ids = tiny_llama(1), random_ids(1, 5)
+@pytest.mark.parametrize(("tokens", "launches"), [(1, [3, 1]), (2, [3])])
+def test_the_output_of_one_token_is_a_launch_too(tokens: int, launches: list[int], noted: list[int]) -> None:
+    model, ids = tiny_llama(1), random_ids(1, tokens)
     with torch.inference_mode(), with_kernels(model):
         noted.clear()
         fused = model(ids).logits
-        assert noted == [3, 1]
+        assert noted == launches
     torch.testing.assert_close(fused, model(ids).logits, rtol=0, atol=1e-4)
 
 

@@ -87,6 +87,7 @@ class Steps:
                         f"cuda_graphs=True cannot be: a step of this model cannot be captured ({reason}); leave it out"
                     ) from error
                 self.cannot = True
+                _free_random_numbers(ids.device)
                 log.info("no CUDA graphs: a step cannot be captured (%s)", reason)
         return self._steps[shape]
 
@@ -100,3 +101,10 @@ def _captured(forward: Forward, ids: Tensor, places: Tensor, hidden: Tensor | No
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads run models of their own
             output = forward(ids, places, hidden)
     return Step(graph, ids, places, hidden, output)
+
+
+def _free_random_numbers(device: torch.device) -> None:
+    """After a capture that broke off torch believes that its own generator is still being captured, and refuses it."""
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+        generator.graphsafe_set_state(generator.clone_state())

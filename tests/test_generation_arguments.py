@@ -325,3 +325,9 @@ def test_law_with_a_draft_of_another_size() -> None:
         expected = (first[:, None] * second).flatten().numpy() * rows
         assert chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 1e-3
         assert got.statistics.acceptance > 0.1
+
+
+@pytest.mark.parametrize("rows", [[], torch.empty(0, 3, dtype=torch.int64)], ids=["list", "tensor"])
+def test_no_rows(rows) -> None:
+    with pytest.raises(ArgumentError, match="every row must have at least one token"):
+        token_rows(rows, None)

@@ -282,3 +282,8 @@ def test_a_lookup_remembers_the_end_of_its_text() -> None:
     assert index.follows([*range(20), 7]) and not index.follows([*range(12), 99, *range(13, 20)])
     other = _Index(3)
     assert other.after([9], 4) == [] and other.after([9, 8, 7], 4) == []
+
+
+def test_a_draft_does_not_change() -> None:
+    with pytest.raises(AttributeError):
+        Draft(*padded([[1, 2]])).counts = None

@@ -331,3 +331,9 @@ def test_law_with_a_draft_of_another_size() -> None:
 def test_no_rows(rows) -> None:
     with pytest.raises(ArgumentError, match="every row must have at least one token"):
         token_rows(rows, None)
+
+
+@pytest.mark.parametrize("rows", [torch.ones(1, 3), [["1"]], [[1.5]]], ids=["floats", "text", "fractions"])
+def test_what_is_no_row_of_tokens_is_named(rows) -> None:
+    with pytest.raises(ArgumentError, match="^generate: input_ids must be"):
+        token_rows(rows, None)

@@ -229,3 +229,22 @@ def test_plans_and_scores_hold_plain_numbers(tmp_path: Any) -> None:
         LayerPlan(("full",), 1, 2, num_kv_heads=0)
     with pytest.raises(ArgumentError, match="own_windows"):
         plan.kv_bytes(10, head_size=8, own_windows=[-1])
+
+
+def test_an_empty_cache_is_of_no_length() -> None:
+    """After reset() a long text beyond the switch of longrope is read whole."""
+    model, text = rotating(LONGROPE), random_ids(1, 30)[0].tolist()
+    first = generate(model, [text], temperature=0, max_new_tokens=3)
+    first.cache.reset()
+    assert generate(model, [text], temperature=0, max_new_tokens=3, cache=first.cache).sequences == first.sequences
+
+
+def test_what_a_fixed_cache_cannot_do_is_named() -> None:
+    model = tiny_llama(2)
+    with Host(model) as host, torch.inference_mode():
+        runner = Runner(host, FixedStore(None, host.layers, host.device, graphs=False))
+        runner.fill([[1, 2, 3]])
+    tree = ModelDrafter(tiny_llama(2), parents=[-1, -1])
+    for options, words in (({"drafter": tree}, "drafts that are trees"), ({"cuda_graphs": False}, "cuda_graphs=False")):
+        with pytest.raises(CacheError, match=rf"which cannot be with {words}$"):
+            generate(model, [[1, 2, 3, 4]], temperature=0, max_new_tokens=2, cache=runner, **options)

@@ -17,6 +17,7 @@ from transformers.generation.stopping_criteria import (
 )
 
 from zigzag import ArgumentError, generate
+from zigzag.generation.criteria import Criteria
 from zigzag.generation.rules import PhaseRule, Rule
 
 MODEL, TOKENIZER = target(), tiny_tokenizer()
@@ -157,3 +158,9 @@ def test_confidence() -> None:
 def test_answers_for_several_rows_are_refused() -> None:
     with pytest.raises(ArgumentError, match=r"must answer for one row, got \[2\] answers"):
         generate(MODEL, TEXTS, stopping_criteria=lambda ids, scores: torch.tensor([True, False]), **OPTIONS)
+
+
+def test_scores_are_kept_only_for_who_reads_them() -> None:
+    """They are log-probabilities over the whole vocabulary."""
+    kept = Criteria([lambda ids, scores: False], (), None, None, torch.device("cpu"))
+    assert kept.read_scores is False

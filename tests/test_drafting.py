@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import VOCAB, tiny_llama
 
-from zigzag import ArgumentError, LayerPlan
+from zigzag import ArgumentError, LayerPlan, generate
 from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting import LookupDrafter, ModelDrafter, Request, streaming_drafter
 from zigzag.generation.drafting.draft import Draft, padded, until_stop
+from zigzag.generation.drafting.lookup import _Index
 from zigzag.generation.drafting.model import _path
-from zigzag.generation.drafting.termination import Confidence, EntropyBound, Heuristic
+from zigzag.generation.drafting.named import as_drafter
+from zigzag.generation.drafting.termination import Confidence, EntropyBound, ExpectedGain, Heuristic
 from zigzag.reference import best_tree, node_depths
 from zigzag.running.runner import Host
 
@@ -209,3 +211,79 @@ def test_drafts_beyond_a_row_s_room_are_none() -> None:
         draft = drafter.draft(Request(asked.sequences, [1, 3], asked.seeds, 0, asked.to_probs))
     assert draft.counts.tolist() == [1, 3]
     assert (draft.token_ids >= 0).sum(axis=1).tolist() == [1, 3] and (draft.token_ids[0, 1:] == -1).all()
+
+
+def test_how_long_drafts_are_is_handed_on() -> None:
+    model = tiny_llama(2)
+    assert streaming_drafter(2, stop=7).longest == 7
+    assert as_drafter(None, model, 7) is None
+    for drafter in ("lookup", "streaming", tiny_llama(2)):
+        assert as_drafter(drafter, model, 7).longest == 7
+        assert as_drafter(drafter, model, 2).longest == 2
+
+
+class _Asked:
+    """Drafts nothing and remembers what it was asked."""
+
+    law, longest, parents = "one-hot", 9, None
+
+    def __init__(self) -> None:
+        self.most: list[list[int]] = []
+        self.hidden: list = []
+
+    def draft(self, request) -> Draft:
+        self.most.append(list(request.most))
+        self.hidden.append(request.hidden)
+        return Draft(*padded([[] for _ in request.sequences]))
+
+    def observe(self, drafted, accepted) -> None:
+        pass
+
+    def select(self, rows) -> None:
+        pass
+
+
+def test_what_a_drafter_is_asked_for() -> None:
+    """At most all that is left but one, and states only if it wants them."""
+    asked = _Asked()
+    generate(tiny_llama(2), [[1, 2, 3], [4]], drafter=asked, temperature=0, max_new_tokens=4)
+    assert asked.most == [[3, 3], [2, 2], [1, 1]] and asked.hidden == [None] * 3
+
+
+def test_a_request_does_not_change() -> None:
+    with pytest.raises(AttributeError):
+        Request([[1]], [1], [0], 0, None).round_ = 1
+
+
+def test_uncertainty_ends_a_draft() -> None:
+    even, sure = torch.full((1, 4), 0.25), torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    bound = EntropyBound(1.0, 3)
+    assert bound.before(even).tolist() == [True] and bound.before(sure).tolist() == [False]
+    assert EntropyBound(1.4, 3).before(even).tolist() == [False]  # log 4 = 1.386
+
+
+def test_expected_gain_by_hand() -> None:
+    """It starts as after two tested drafts with one accepted, and forgets by 1 - 1 / memory."""
+    gain = ExpectedGain(0.0, memory=2, longest=9)
+    assert (gain.tested, gain.passed) == (2.0, 1.0)
+    gain.observe([3, 2], [1, 2])
+    assert (gain.tested, gain.passed) == (0.5 * (0.5 * 2 + 2) + 2, 0.5 * (0.5 * 1 + 1) + 2)
+    with pytest.raises(ArgumentError, match="cost must be 0 or more"):
+        ExpectedGain(-0.01)
+
+
+def test_a_lookup_remembers_the_end_of_its_text() -> None:
+    """The last eight tokens tell whether a text goes on; a draft of nothing is none."""
+    index = _Index(3)
+    assert index.follows([1, 2]) and index.after([5, 6, 5], 4) == [6, 5]
+    assert (index.done, index.tail) == (3, [5, 6, 5])
+    index.after(list(range(20)), 1)
+    assert index.tail == list(range(12, 20)) and not index.follows([0, *range(20)])
+    assert index.follows([*range(20), 7]) and not index.follows([*range(12), 99, *range(13, 20)])
+    other = _Index(3)
+    assert other.after([9], 4) == [] and other.after([9, 8, 7], 4) == []
+
+
+def test_a_draft_does_not_change() -> None:
+    with pytest.raises(AttributeError):
+        Draft(*padded([[1, 2]])).counts = None

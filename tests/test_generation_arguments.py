@@ -376,3 +376,15 @@ class TestPromptsInPieces:
         own = {"streaming": "streaming", "model": near(target())}[drafter]
         pieced, shapes = self.found(prefill_chunk_size=12, drafter=own)
         assert pieced == whole and max(shape[0] * shape[1] for shape in shapes) <= 3 * 5
+
+
+@pytest.mark.parametrize("rows", [[], torch.empty(0, 3, dtype=torch.int64)], ids=["list", "tensor"])
+def test_no_rows(rows) -> None:
+    with pytest.raises(ArgumentError, match="every row must have at least one token"):
+        token_rows(rows, None)
+
+
+@pytest.mark.parametrize("rows", [torch.ones(1, 3), [["1"]], [[1.5]]], ids=["floats", "text", "fractions"])
+def test_what_is_no_row_of_tokens_is_named(rows) -> None:
+    with pytest.raises(ArgumentError, match=r"^generate: input_ids must be"):
+        token_rows(rows, None)

@@ -14,7 +14,7 @@ from transformers.generation import RepetitionPenaltyLogitsProcessor
 from zigzag import ArgumentError, ModelError, generate
 from zigzag.generation.configured import MAKERS, Place, configured
 from zigzag.generation.drafting import ModelDrafter
-from zigzag.generation.settings import HARMLESS, HONOURED, REFUSED, WHEN_SAMPLING
+from zigzag.generation.settings import HARMLESS, HONOURED, REFUSED, WHEN_SAMPLING, check_fields
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/generation.md").read_text()
 EOS = 62  # a token that the target's greedy text holds early
@@ -286,3 +286,42 @@ def test_a_model_without_a_generation_config() -> None:
     model = target()
     model.generation_config, model.config.eos_token_id = None, SECOND
     assert generate(model, texts()[:1], temperature=0, max_new_tokens=6).finish_reasons == ["eos"]
+
+
+NEUTRAL = {
+    "num_beams": [1],
+    "num_beam_groups": [1],
+    "diversity_penalty": [0, 0.0],
+    "penalty_alpha": [0, 0.0],
+    "guidance_scale": [1, 1.0],
+    "token_healing": [False],
+    "cache_implementation": ["dynamic", "static", "hybrid"],
+    "output_attentions": [False],
+    "output_hidden_states": [False],
+    "output_scores": [False],
+    "output_logits": [False],
+    "typical_p": [1, 1.0],
+    "epsilon_cutoff": [0, 0.0, 1, 1.0],
+    "eta_cutoff": [0, 0.0, 1, 1.0],
+}
+
+
+def test_values_that_ask_for_nothing() -> None:
+    """Known by name, and no others: what is refused says that it cannot be honoured."""
+    known = REFUSED | WHEN_SAMPLING
+    assert NEUTRAL.keys() == {name for name, (neutral, _) in known.items() if neutral}
+    for name in known:
+        for value in (*NEUTRAL.get(name, ()), -1, 2):
+            config = GenerationConfig()
+            setattr(config, name, value)
+            if value in NEUTRAL.get(name, ()):
+                check_fields(config, 1.0)
+                continue
+            with pytest.raises(ArgumentError, match=f"says {name}={value!r}, which cannot be honoured"):
+                check_fields(config, 1.0)
+
+
+def test_least_length_without_a_token_that_ends_a_row() -> None:
+    model = target()
+    config = GenerationConfig(min_length=30)
+    assert len(generate(model, [[1, 2]], generation_config=config, max_new_tokens=3).new_tokens[0]) == 3

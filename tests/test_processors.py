@@ -13,7 +13,7 @@ from transformers.generation import logits_process as theirs
 from zigzag import ArgumentError, generate
 from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting import ModelDrafter
-from zigzag.generation.processors import Processors, attributes, changed
+from zigzag.generation.processors import WITH_STATE, Processors, attributes, changed
 
 MODEL, TEXTS = target(), prompts()[1:3]
 OPTIONS = {"temperature": 0, "max_new_tokens": 6}
@@ -224,3 +224,7 @@ def test_a_processor_that_writes_in_place() -> None:
     logits = torch.ones(1, 4)
     Distribution(processors=processors).next_token([0], logits, lambda: [[1]])
     assert (logits == 1).all()
+
+
+def test_processors_that_keep_a_state_are_transformers() -> None:
+    assert all(hasattr(theirs, name) for name in WITH_STATE)

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from zigzag import ArgumentError, reference
 from zigzag.generation import rules
+from zigzag.generation.distribution import Distribution
 from zigzag.generation.rules import PhaseRule, Rule
 from zigzag.reference import OPS, RULES, AcceptanceRule, acceptance, law
 
@@ -202,3 +204,9 @@ def test_what_a_rule_can_do() -> None:
     Rule("exact").check("unknown", False, 1.0)
     Rule("greedy").check("unknown", True, 0.0)
     Rule("k_seq").check("dense", True, 1.0)
+
+
+def test_log_probabilities_at_a_small_temperature() -> None:
+    """Far below what a temperature times the largest logit could hold."""
+    found = Distribution(temperature=1e-36).log_probs(torch.tensor([1000.0, 999.0, 1000.0]))
+    assert torch.allclose(found[::2].exp(), torch.tensor([0.5, 0.5])) and found[1] == -1e36

@@ -98,3 +98,10 @@ def test_how_it_reads() -> None:
     assert str(numbers).startswith("0 tokens in 0 verifications") and "over all tested -" in str(numbers)
     numbers.count(2, 1)
     assert "over all tested 50%" in str(numbers) and "by position 100%, 0%" in str(numbers)
+
+
+def test_nothing_was_drafted_or_verified() -> None:
+    assert Statistics().accepted_per_verification == 0 and Statistics().tokens_per_verification == 1
+    assert Statistics(forwards=3, seconds_verify=1.0, seconds_draft=1.0).draft_cost == 0
+    assert Statistics(draft_steps=3, forwards=3, seconds_draft=1.0).draft_cost == 0
+    assert Statistics(draft_steps=4, forwards=2, seconds_draft=1.0, seconds_verify=2.0).draft_cost == 0.25

@@ -92,3 +92,9 @@ def test_batches_are_of_one_length_and_answer_length() -> None:
     ):
         with pytest.raises(ArgumentError, match=words):
             list(answers.batches(*wrong))
+
+
+def test_answers_do_not_change() -> None:
+    made = answers.Answers((True,), (0.5,))
+    with pytest.raises(AttributeError):
+        made.right = (False,)

@@ -1,10 +1,24 @@
 """Where a prompt's length ends, what its seed decides, and where a grid's depths lie; the text is in `test_prompts`."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 from models import tiny_tokenizer
 
 from zigzag import ArgumentError
-from zigzag.measuring.prompts import NEEDLE, QUESTION, TASK, passkey_prompt, passkey_prompts
+from zigzag.measuring.prompts import (
+    NEEDLE,
+    PEOPLE,
+    PLACES,
+    QUESTION,
+    REASONS,
+    TASK,
+    TIMES,
+    VERBS,
+    passkey_prompt,
+    passkey_prompts,
+)
 
 TOKENIZER = tiny_tokenizer()
 ASKED = len(QUESTION + " ")  # the space is no digit, so it belongs to the question
@@ -58,3 +72,40 @@ def test_a_grid_of_depths_and_seeds() -> None:
     for count in (0, -1):
         with pytest.raises(ArgumentError, match=f"^passkey_prompts: count must be at least 1, got {count}"):
             passkey_prompts(TOKENIZER, 900, count=count, seed=0)
+
+
+def test_words_and_sentences() -> None:
+    """Every word may come, in its place: who did what where, when and why."""
+    assert not any(
+        mark in word for words in (PEOPLE, VERBS, PLACES, TIMES, REASONS) for word in words for mark in ",.?"
+    )
+    assert (len(PEOPLE), len(VERBS), len(PLACES), len(TIMES), len(REASONS)) == (16, 8, 11, 6, 5)
+
+    class Letters:
+        """A tokenizer whose tokens are characters."""
+
+        def __call__(self, text: str, add_special_tokens: bool = True) -> SimpleNamespace:
+            return SimpleNamespace(input_ids=[0] * add_special_tokens + [ord(letter) for letter in text])
+
+        def decode(self, ids) -> str:
+            return "".join(map(chr, ids))
+
+    made = passkey_prompt(Letters(), 3000, depth=0.5, seed=3)
+    text = Letters().decode(made.prompt_ids)
+    assert len(made.input_ids) == 3000 and 0 not in made.input_ids
+    filler = text[len(TASK) :].replace(NEEDLE.format(key=made.key), "")
+    sentences = filler.split(".")[1:20]
+    pattern = " ({}) ({}) to the ({}) ({}) ({})".format(*("|".join(w) for w in (PEOPLE, VERBS, PLACES, TIMES, REASONS)))
+    assert sum(re.fullmatch(pattern, sentence) is not None for sentence in sentences) >= 18  # one is cut by the needle
+
+
+def test_the_needle_is_128_tokens_back_unless_told() -> None:
+    assert passkey_prompt(TOKENIZER, 700, depth=1, seed=1) == passkey_prompt(
+        TOKENIZER, 700, depth=1, seed=1, min_distance=128
+    )
+    assert passkey_prompts(TOKENIZER, 700, count=1, seed=1)[0] == passkey_prompt(TOKENIZER, 700, depth=0.5, seed=1)
+
+
+def test_a_prompt_does_not_change() -> None:
+    with pytest.raises(AttributeError):
+        passkey_prompt(TOKENIZER, 700, depth=1, seed=1).seed = 2

@@ -63,3 +63,10 @@ def test_each_map_is_measured_under_the_plans_window(monkeypatch: pytest.MonkeyP
         Rival("a", maps["a"], ("model", "prompts", advance, 1)),
         Rival("b", maps["b"], ("model", "prompts", advance, 3)),
     ]
+
+
+def test_a_rival_does_not_change_and_layers_are_flags() -> None:
+    rival = Rival("x", np.ones((1, 1), dtype=bool), None)
+    with pytest.raises(AttributeError):
+        rival.name = "y"
+    assert random_layers(5, 2, 0).dtype == bool

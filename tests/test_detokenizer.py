@@ -76,6 +76,21 @@ def test_text_comes_as_soon_as_it_is_certain() -> None:
     assert (stream.feed(EURO[:2]), stream.finish(), stream.feed([65]), stream.finish()) == ("", "\ufffd", "A", "")
 
 
+def test_at_most_16_tokens_are_decoded_at_once() -> None:
+    """A token with those around it, in runs of what is undecodable or decodes to nothing, after text and after none."""
+    longest = 0
+
+    def counting(tokens: list[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(tokens))
+        return decode(tokens)
+
+    for unit in ([EURO[1]], [SPECIAL], EURO[:1], [*[SPECIAL] * 7, 65], [*[EURO[1]] * 7, 65]):
+        for before in ([], [65], EURO):
+            fed([*before, *unit * 40], decode=counting)
+    assert longest == 16
+
+
 def decoded(tokens: list[int]) -> int:
     """How many tokens were decoded, in all calls."""
     seen: list[int] = []

@@ -250,9 +250,21 @@ def test_what_a_drafter_is_asked_for() -> None:
     assert asked.most == [[3, 3], [2, 2], [1, 1]] and asked.hidden == [None] * 3
 
 
-def test_a_request_does_not_change() -> None:
-    with pytest.raises(AttributeError):
-        Request([[1]], [1], [0], 0, None).round_ = 1
+def test_drafts_and_requests_do_not_change() -> None:
+    for made, name in ((Request([[1]], [1], [0], 0, None), "round_"), (Draft(*padded([[1]])), "counts")):
+        with pytest.raises(AttributeError):
+            setattr(made, name, 1)
+
+
+def test_a_draft_that_is_done_feeds_no_more() -> None:
+    """A policy that stops after the first token costs one forward a round, not two."""
+    model, calls = tiny_llama(2), []
+    with Host(model) as host, torch.inference_mode():
+        drafter = ModelDrafter(model, stop=Confidence(1.0, 5))
+        drafter.open(host)
+        with model.register_forward_hook(lambda *_: calls.append(1)):
+            draft = drafter.draft(request([[1, 2, 3], [4, 5, 6]]))
+    assert draft.token_ids.shape == (2, 1) and draft.counts.tolist() == [1, 1] and len(calls) == 1
 
 
 def test_uncertainty_ends_a_draft() -> None:

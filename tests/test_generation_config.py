@@ -1,5 +1,6 @@
 """What a model's generation_config asks for: as transformers does it, or refused by name; no field is forgotten."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,13 @@ def test_lengths() -> None:
     with pytest.raises(ArgumentError, match=r"max_length=9, but row 1 holds 9 tokens already; give max_new_tokens="):
         generate(model, [text, [1] * 9])
     assert len(generate(model, [[1] * 9], max_new_tokens=1).new_tokens[0]) == 1
+    for length, words in (
+        (1, "max_length=1, but row 0 holds 1 tokens already"),
+        (0, "max_length must be .* at least 1"),
+    ):
+        model.generation_config.max_length = length
+        with pytest.raises(ArgumentError, match=words):
+            generate(model, [[1]])
 
 
 def test_end_of_sequence() -> None:
@@ -243,6 +251,29 @@ def test_refused_by_name(name: str) -> None:
     for value in (None, [], *{**REFUSED, **WHEN_SAMPLING}.get(name, ((),))[0]):
         setattr(config, name, value)
         generate(model, [[1, 2]], temperature=1.0, max_new_tokens=1, generation_config=config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("num_beams", 2, "beams are not searched here"),
+        ("force_words_ids", [[1]], "beams are not searched here"),
+        ("dola_layers", "low", "there is nothing like it here"),
+        ("penalty_alpha", 0.6, "there is nothing like it here"),
+        ("prefill_chunk_size", 16, "a prompt is computed in one piece"),
+        ("cache_config", {"nbits": 4}, "the cache is this loop's own, see plan= and spare="),
+        ("output_scores", True, "ask for logprobs=True, or call the model itself"),
+        ("typical_p", 0.5, "use top_p or min_p"),
+        ("epsilon_cutoff", 0.1, "use min_p"),
+    ],
+)
+def test_what_to_do_instead_is_told(name: str, value: Any, instead: str) -> None:
+    """Also of fields that this version of transformers does not have."""
+    config = GenerationConfig()
+    setattr(config, name, value)
+    words = f"says {name}={value!r}, which cannot be honoured: {instead}; to do without it give generation_config="
+    with pytest.raises(ArgumentError, match=re.escape(words)):
+        check_fields(config, 1.0)
 
 
 def test_only_sampling_asks_for_it() -> None:

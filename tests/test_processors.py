@@ -13,7 +13,7 @@ from transformers.generation import logits_process as theirs
 from zigzag import ArgumentError, generate
 from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting import ModelDrafter
-from zigzag.generation.processors import WITH_STATE, Processors, attributes, changed
+from zigzag.generation.processors import WITH_STATE, Asked, Processors, attributes, changed, takes_row
 
 MODEL, TEXTS = target(), prompts()[1:3]
 OPTIONS = {"temperature": 0, "max_new_tokens": 6}
@@ -226,5 +226,22 @@ def test_a_processor_that_writes_in_place() -> None:
     assert (logits == 1).all()
 
 
-def test_processors_that_keep_a_state_are_transformers() -> None:
-    assert all(hasattr(theirs, name) for name in WITH_STATE)
+STATEFUL = ("SynthIDTextWatermarkLogitsProcessor", "WhisperNoSpeechDetection", "DiaEOSDelayPatternLogitsProcessor")
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_processors_of_transformers_that_keep_a_state(name: str) -> None:
+    """Refused by name before they are asked, also where a class is made of one of them; for one row alone they work."""
+    kind = getattr(theirs, name)
+    for made in (kind, type("Own", (kind,), {})):
+        processor = made.__new__(made)
+        for options in ({"drafts": True, "rows": 1}, {"drafts": False, "rows": 2}):
+            with pytest.raises(ArgumentError, match=f"{made.__name__} keeps a state"):
+                Asked(processor, **options)
+        assert not Asked(processor, drafts=False, rows=1).watched
+    assert set(STATEFUL) == WITH_STATE
+
+
+def test_a_builtin_is_told_no_row() -> None:
+    """Nobody can say what it takes, so it is called with the two arguments that all are."""
+    assert takes_row("logits_processor", max) is False

@@ -211,6 +211,21 @@ def test_events_come_as_soon_as_they_are_certain() -> None:
         parser.feed("more")
 
 
+def test_what_finish_gives_comes_once() -> None:
+    parser = ReasoningParser(thinking=False)
+    assert parser.feed("a\n\n") == [Content("a")]
+    assert parser.finish() == [Content("\n\n")] and parser.finish() == []
+
+
+def test_names_of_tools_have_at_most_256_characters() -> None:
+    """With the blanks around them; a longer one is text, so that no call is waited for without an end."""
+    for form, blank in (("glm45", "\n"), ("glm47", "")):
+        for count, called in ((255, True), (256, True), (257, False)):
+            text = f"<tool_call>{'f' * (count - len(blank))}{blank}</tool_call>"
+            made = parse(text, thinking=False, form=form)
+            assert made == ([ToolCall("f" * (count - len(blank)))] if called else [Content(text)])
+
+
 def test_events_are_frozen_and_forms_are_known() -> None:
     with pytest.raises(FrozenInstanceError):
         Content("a").text = "b"

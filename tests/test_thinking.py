@@ -73,6 +73,16 @@ def test_scores_of_spent_rows_only() -> None:
         ThinkingBudget(1, **BUDGET)(ids, scores[:, :2])
 
 
+@pytest.mark.parametrize("token", [-1, 6])
+def test_tokens_outside_the_vocabulary(token: int) -> None:
+    """The first and the last of it are inside."""
+    ids, scores = torch.tensor([[1, 5]]), torch.zeros(1, 6)
+    with pytest.raises(ArgumentError, match=rf"^ThinkingBudget: token {token} is outside the vocabulary \[0, 6\)"):
+        ThinkingBudget(0, (token,), (1,))(ids, scores)
+    for inside in (0, 5):
+        assert ThinkingBudget(0, (inside,), (1,))(torch.tensor([[1, 3]]), scores).argmax(dim=-1).tolist() == [inside]
+
+
 def test_bad_budgets() -> None:
     for most in (-1, 1.5, True, "3"):
         with pytest.raises(ArgumentError, match="most_tokens must be a whole number"):

@@ -142,6 +142,7 @@ def test_where_arguments_are_named() -> None:
         {"allOf": [named, {"properties": {"a": {"minLength": 2}}}]},
         {"additionalProperties": STRING},
         {"allOf": [{"additionalProperties": STRING}]},
+        {"allOf": [{"patternProperties": {"^b": True}}, {"additionalProperties": STRING}]},
         {"$ref": "#", **named},
         {"$ref": "#/$defs/A", "$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}, named]}}},
     ):
@@ -219,6 +220,7 @@ def test_malformed_tools_are_refused_at_once(tools, words: str) -> None:
         ({"type": None}, "type must be a list of at least one"),
         ({"type": []}, "type must be a list of at least one"),
         ({"type": [["string"]]}, "type must be of"),
+        ({"type": ["string", "str", "int"]}, "type must be of .* got 'str'"),
         ({"enum": []}, "enum must be a list of at least one"),
         ({"enum": "red"}, "enum must be a list of at least one"),
         ({"anyOf": STRING}, "anyOf must be a list of at least one"),
@@ -237,6 +239,19 @@ def test_malformed_tools_are_refused_at_once(tools, words: str) -> None:
 def test_malformed_schemas_are_refused_at_once(schema, words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         ReasoningParser(tools=[{"name": "f", "parameters": {"properties": {"a": schema}, **DEFS}}])
+
+
+def test_the_schema_of_all_other_arguments_is_named() -> None:
+    with pytest.raises(ArgumentError, match=r"^tools\[0\] \(f\), additionalProperties: a schema must be a mapping"):
+        ReasoningParser(tools=[{"name": "f", "parameters": {"additionalProperties": "string"}}])
+
+
+def test_a_second_spelling_beside_parameters() -> None:
+    """Where the schema stands under 'parameters', what else a tool holds does not matter."""
+    for word in ("input_schema", "inputSchema"):
+        tool = {"name": "f", "parameters": {"properties": {"a": STRING}}, word: {}}
+        call = "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>7</arg_value>\n</tool_call>"
+        assert parse(call, thinking=False, tools=[tool]) == [ToolCall("f", {"a": "7"})]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from models import random_ids, tiny_llama, tiny_tokenizer
+from windowed_models import WINDOWED, gpt_oss
 
 from zigzag import ArgumentError, ModelError, calibrate
 from zigzag.measuring import calibration
@@ -80,6 +82,44 @@ def test_scores_that_are_not_finite(model: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(calibration.METHODS, "lost_mass", lambda *_: np.array([[0.0, np.nan], [1.0, 2.0]]))
     with pytest.raises(ModelError, match=r"^calibrate: lost_mass gave scores that are not finite"):
         calibrate(model, method="lost_mass", sink=2, recent=8, prompts=prompts(9))
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+def test_scores_are_in_double_precision(model: Any, method: str) -> None:
+    """Sums over many prompts, whatever the model's dtype."""
+    measured = calibration.METHODS[method](
+        model, prompts(9), {"sink": 1, "recent": 2, "align": 1}, 1, lambda count: None
+    )
+    assert measured.dtype == np.float64 and measured.shape == (2, 2) and measured.any()
+
+
+def test_a_model_that_cannot_stream_is_refused_before_work(asked: dict[str, Any]) -> None:
+    """Also before its weights are read, which takes long for a large one."""
+    model = WINDOWED["olmo3"](layer_types=["sliding_attention"] * 4)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(ModelError, match=r"^calibrate: .* has no layer with full attention"):
+        calibrate(model, sink=2, recent=8, prompts=prompts(9))
+    assert asked == {}
+
+
+def test_batches_of_every_method(model: Any) -> None:
+    """Prompts of one length go through the model together; the layers' losses ask for L + 1 times all prompts."""
+    calls: list[int] = []
+    with model.register_forward_hook(lambda *_: calls.append(1)):
+        for method, times in (("gate_gradient", 1), ("lost_mass", 1), ("output_deviation", 1), ("layer_loss", 3)):
+            calls.clear()
+            calibrate(model, method=method, sink=1, recent=2, prompts=prompts(9, 9, 9, 9), batch_size=2)
+            assert len(calls) == 2 * times, method
+
+
+@pytest.mark.parametrize("method", ["gate_gradient", "lost_mass", "output_deviation"])
+def test_learned_sinks_are_refused_by_name(method: str) -> None:
+    named = "gate_gradient" if method == "gate_gradient" else "this method"
+    with pytest.raises(
+        ModelError, match=f"^calibrate: {named} does not know this model's learned sinks; use method='lay"
+    ):
+        calibrate(gpt_oss(), method=method, sink=1, recent=2, prompts=prompts(9))
 
 
 def test_steps() -> None:

@@ -260,7 +260,6 @@ def test_refused_by_name(name: str) -> None:
         ("force_words_ids", [[1]], "beams are not searched here"),
         ("dola_layers", "low", "there is nothing like it here"),
         ("penalty_alpha", 0.6, "there is nothing like it here"),
-        ("prefill_chunk_size", 16, "a prompt is computed in one piece"),
         ("cache_config", {"nbits": 4}, "the cache is this loop's own, see plan= and spare="),
         ("output_scores", True, "ask for logprobs=True, or call the model itself"),
         ("typical_p", 0.5, "use top_p or min_p"),

@@ -100,7 +100,7 @@ def test_all_that_a_layer_is_given_reaches_its_attention(named: bool) -> None:
         plain = run()
         with with_kernels(model):
             fused = run()
-    torch.testing.assert_close(plain, fused)
+    torch.testing.assert_close(plain, fused, rtol=0, atol=1e-4)  # products add in other orders
     for args, given in noted:
         assert args == () and given.pop("hidden_states").shape == states.shape
         assert [*given] == [*names, "told"] and all(

@@ -240,6 +240,9 @@ def test_results_stand_in_the_order_of_their_calls(shipped) -> None:
         with pytest.raises(ArgumentError, match="so put them in the order of the calls"):
             chat_prompt(shipped, [HI, ASKED, *wrong], thinking=True)
     bare = {"role": "tool", "content": "4"}
+    for more in ({**one, "tool_call_id": "c9"}, bare):
+        with pytest.raises(ArgumentError, match=r"^messages\[4\]: a result of a tool more than there are calls"):
+            chat_prompt(shipped, [HI, ASKED, one, two, more], thinking=True)
     calls_without_ids = {**ASKED, "tool_calls": [STOP, STOP]}
     for right in ([ASKED, one], [ASKED, one, two], [ASKED, bare, two], [calls_without_ids, two, one], [one]):
         chat_prompt(shipped, [HI, *right], thinking=True)

@@ -74,12 +74,20 @@ def check_order_of_results(messages: Sequence[Message]) -> None:
 
     For templates that leave the ids of calls out, as GLM-4.5's does: by its place alone a result is that of a call.
     """
-    expected: list[Any] = []
+    expected: list[Any] | None = None  # ids of the calls that wait; None: of no calls, as where a history was cut
     for number, message in enumerate(messages):
         if message["role"] != "tool":
-            expected = [call.get("id") for call in message.get("tool_calls", ())]
+            calls = message.get("tool_calls", ())
+            expected = [call.get("id") for call in calls] if calls else None
             continue
-        due = expected.pop(0) if expected else None
+        if expected is None:
+            continue
+        if not expected:
+            raise ArgumentError(
+                f"messages[{number}]: a result of a tool more than there are calls before it; the chat template tells "
+                f"results apart by their order, so give one for each call"
+            )
+        due = expected.pop(0)
         given = message.get("tool_call_id")
         if given is not None and due is not None and given != due:
             raise ArgumentError(

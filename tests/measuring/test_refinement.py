@@ -58,8 +58,8 @@ def test_everything_is_handed_on_and_equal_losses_end_it(monkeypatch: pytest.Mon
         calls.append(("calibrate", options.pop("plan").map(), options))
         return SimpleNamespace(values=np.array([[1.0, 0.0], [5.0, 0.0], [0.0, 3.0]]))
 
-    for name, stub in (("masked_heads", masked), ("answer", answered), ("calibrate", calibrated)):
-        monkeypatch.setattr(refinement, name, stub)
+    for name, replacement in (("masked_heads", masked), ("answer", answered), ("calibrate", calibrated)):
+        monkeypatch.setattr(refinement, name, replacement)
     monkeypatch.setattr(refinement, "layers_of", lambda model: SimpleNamespace(num_kv_heads=2))
     rest = {"batch_size": 5, "advance": len}
     found = refinement.refinements("model", plan, ["prompt"], max_exchanges=3, trials=2, **rest)

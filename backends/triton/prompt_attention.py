@@ -44,7 +44,8 @@ def takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 @cache
 def _has_fused(device: torch.device) -> bool:
-    return is_able(device) and torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled
+    known = hasattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention")  # no public name gives the lse
+    return known and is_able(device) and torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None, kernel: Kernel) -> Part:

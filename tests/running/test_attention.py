@@ -136,3 +136,21 @@ def test_scores(granite: Any, method: str, plan: LayerPlan | None) -> None:
     )
     np.testing.assert_allclose(mine, theirs, rtol=1e-7, atol=1e-12)
     assert np.abs(mine).min() > 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "asked"), [(torch.float64, [3]), (torch.float32, [3]), (torch.bfloat16, [3, 3])])
+def test_whole_prompts_in_wide_numbers_are_torchs(
+    dtype: torch.dtype, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the backends' kernels for many queries are made for two bytes. Later tokens go to them."""
+    model, calls = tiny_granite(dtype=dtype), []
+    attention = zigzag.ops.attention
+    monkeypatch.setattr(zigzag.ops, "attention", lambda q, *a, **k: calls.append(q.shape[2]) or attention(q, *a, **k))
+    with Host(model) as host, torch.inference_mode():
+        runner = growing(host, None, by_positions=True)
+        counts = []
+        for text in ([[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6]]):
+            calls.clear()
+            runner.fill(text)
+            counts += [len(calls)] * bool(calls)
+    assert counts == asked

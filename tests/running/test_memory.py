@@ -176,6 +176,46 @@ def test_a_cache_that_cannot_be_restored_is_void() -> None:
             runner.fill([[1, 2, 3, 4]])
 
 
+@pytest.mark.parametrize("kind", ["fixed", "growing"])
+def test_rows_that_left_do_not_come_back(kind: str) -> None:
+    """Nor do others stand for them."""
+    from test_runner import growing
+
+    model = tiny_llama(4, dtype=torch.float64)
+    with Host(model) as host, torch.inference_mode():
+        if kind == "fixed":
+            runner = Runner(host, FixedStore(HALF, host.layers, host.device, graphs=False))
+        else:
+            runner = growing(host, HALF)
+        runner.fill([[1, 2, 3], [4, 5]])
+        with pytest.raises(KeyboardInterrupt), runner.as_before_on_error():
+            runner.select([1])
+            raise KeyboardInterrupt
+        with pytest.raises(zigzag.CacheError, match="broke off"):
+            runner.sync([[1, 2, 3], [4, 5]])
+
+
+@pytest.mark.parametrize("kind", ["fixed", "growing"])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_an_empty_cache_is_empty_again(kind: str, rows: int) -> None:
+    from test_runner import assert_right, growing
+
+    model, text = tiny_llama(4, dtype=torch.float64), [*range(1, 50)]
+    with Host(model) as host, torch.inference_mode():
+        if kind == "fixed":
+            runner = Runner(host, FixedStore(HALF, host.layers, host.device, graphs=False))
+        else:
+            runner = growing(host, HALF)
+        if rows:
+            runner.fill([[]])
+        with pytest.raises(KeyboardInterrupt), runner.as_before_on_error():
+            runner.fill([[7] * 40])
+            raise KeyboardInterrupt
+        assert runner.tokens == [[]] * rows
+        logits = runner.sync([text]).logits[:, 0]
+    assert_right(model, HALF, [text], logits)
+
+
 def test_buffers_that_cannot_grow_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two full layers has no room: the first is only larger, and the runner goes on."""
     import random

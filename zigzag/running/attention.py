@@ -130,9 +130,10 @@ class FullHeads:
 
     def __call__(self, module: nn.Module, states: States) -> Tensor:
         query, key, value, _, scale, sinks = states
-        if self.by_positions:
-            return self._positioned(states)
         is_whole = self.in_order and query.shape[2] == key.shape[2]
+        wide = query.element_size() > 2  # of whole prompts torch's kernels; the backends' are made for two bytes
+        if self.by_positions and not (is_whole and wide and sinks is None):
+            return self._positioned(states)
         if sinks is not None:
             return attention_with_sinks(query, key, value, None if is_whole else self._mask, scale, sinks)
         if is_whole:

@@ -77,11 +77,7 @@ class FixedStore:
 
     def restore(self, saved: tuple[Any, ...]) -> None:
         """Hold what was held when this was saved; full layers keep that until something else is fed there."""
-        written, rings, layers = saved
-        if not len(written) or len(written) != len(self.written):
-            self.restart(len(written))
-            return
-        self.written = written
+        self.written, rings, layers = saved
         for ring, positions in zip(self.rings.values(), rings, strict=True):
             ring.positions.copy_(positions)
         for layer, *states in layers:

@@ -62,11 +62,7 @@ class GrowingStore:
 
     def restore(self, saved: tuple[Any, ...]) -> None:
         """Hold what was held when this was saved; full layers keep that until something else is fed there."""
-        positions, self.aligned, lengths, streaming = saved
-        if not positions.shape[1] or len(positions) != len(self.positions):
-            self.restart(len(positions))
-            return
-        self.positions = positions
+        self.positions, self.aligned, lengths, streaming = saved
         for full, length in zip(self.full, lengths, strict=True):
             full.length = length
         for layer, held in zip(self.streaming, streaming, strict=True):

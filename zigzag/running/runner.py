@@ -229,7 +229,7 @@ class Runner:
     def as_before_on_error(self) -> Iterator[None]:
         """Where the block breaks off, the cache holds afterwards what it held, as far as it was not taken back.
 
-        If that cannot be restored, as after an error of the device, the cache is void.
+        If that cannot be restored, as after an error of the device or where rows have left, the cache is void.
         """
         tokens, saved = [list(row) for row in self.tokens], self.store.saved()
         self._least = list(map(len, tokens))
@@ -241,6 +241,10 @@ class Runner:
             raise
 
     def _restore(self, tokens: list[list[int]], saved: Any) -> None:
+        if not tokens:
+            self._restart(0)
+        if len(self.tokens) != len(tokens):  # rows have left, and their keys with them
+            return
         try:
             self.store.restore(saved)
         except RuntimeError as error:

@@ -73,6 +73,9 @@ def test_a_long_prompt_in_pieces_rotates_as_a_whole(
     cached = generate(model, texts[:1], temperature=0, max_new_tokens=2)
     more = generate(model, cached.sequences, temperature=0, max_new_tokens=3, prefill_chunk_size=8, cache=cached.cache)
     assert more.sequences == result.sequences[:1]
+    shapes.clear()
+    generate(model, [texts[0] * 2], temperature=0, max_new_tokens=2, prefill_chunk_size=8, cache=cached.cache)
+    assert max(width for _, width in shapes) == 8, "what the cache holds has passed the switch"
 
 
 @pytest.mark.parametrize(

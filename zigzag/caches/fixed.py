@@ -127,11 +127,11 @@ class Ring(Slots):
         return self.sink + self.length
 
     def reset(self, rows: int, device: torch.device) -> None:
-        self.positions = torch.full((rows, self.size + 1), NOBODY, device=device)
+        self.batch, self.positions = rows, torch.full((rows, self.size + 1), NOBODY, device=device)
 
     def select(self, index: Tensor) -> None:
         """Keep only these rows, in this order."""
-        self.positions = self.positions[index]
+        self.batch, self.positions = len(index), self.positions[index]
 
     def slot(self, positions: Any) -> Any:
         """Slots of positions that are no padding; NumPy arrays or tensors."""

@@ -66,7 +66,6 @@ class FixedStore:
         for layer in self.layers:
             layer.reset()
         for ring in self.rings.values():
-            ring.batch = rows
             ring.reset(rows, self.device)
 
     def saved(self) -> tuple[Any, ...]:

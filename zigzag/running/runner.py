@@ -106,18 +106,12 @@ class Runner:
             raise ArgumentError("sync: every sequence must have at least one token")
         return _of_all_rows(last, len(sequences))
 
-    def fill(
-        self,
-        sequences: Sequence[list[int]],
-        *,
-        hidden: Sequence[Tensor] | None = None,
-        told: Callable[[int, int], object] | None = None,
-    ) -> None:
+    def fill(self, sequences: Sequence[list[int]], *, told: Callable[[int, int], object] | None = None) -> None:
         """As `sync` without logits; there may be nothing left to feed.
 
         told: called after each piece with (tokens fed so far, all that are to be fed)
         """
-        for fed in self._advance(sequences, 0, hidden):
+        for fed in self._advance(sequences, 0):
             if told is not None:
                 told(fed.done, fed.all)
 
@@ -131,7 +125,7 @@ class Runner:
 
     def _advance(
         self, sequences: Sequence[list[int]], at_least: int, hidden: Sequence[Tensor] | None = None
-    ) -> Iterator["Fed"]:
+    ) -> Iterator[Fed]:
         """Feeds what is missing, piece by piece."""
         self._check_settled()
         if not self.tokens:
@@ -141,8 +135,9 @@ class Runner:
         pending = [row[n:] for row, n in zip(sequences, common, strict=True)]
         counts = [len(row) for row in pending]
         held = any(map(len, self.tokens))
-        size = self.host.piece_size(max(map(len, sequences)))
-        least = max(0, self.host.first_piece(max(map(len, sequences))) - int(self.lengths.min(initial=0)))
+        longest = max(map(len, sequences))
+        size = self.host.piece_size(longest)
+        least = self.host.first_piece(longest) - min(map(len, self.tokens))
         states = self._room_for_states(counts)
         done, groups_rows = 0, self.store.groups_rows
         padding_first = held and not groups_rows

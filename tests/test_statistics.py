@@ -105,3 +105,14 @@ def test_nothing_was_drafted_or_verified() -> None:
     assert Statistics(forwards=3, seconds_verify=1.0, seconds_draft=1.0).draft_cost == 0
     assert Statistics(draft_steps=3, forwards=3, seconds_draft=1.0).draft_cost == 0
     assert Statistics(draft_steps=4, forwards=2, seconds_draft=1.0, seconds_verify=2.0).draft_cost == 0.25
+
+
+def test_the_prompt_is_waited_for_before_its_seconds_are_read(monkeypatch) -> None:
+    """Once a call, behind its last piece; a GPU has then done what the host only asked for."""
+    order: list[str] = []
+    fill, wait, clock = loop.Runner.fill, loop.Host.wait, loop.time.perf_counter
+    monkeypatch.setattr(loop.Runner, "fill", lambda *a, **k: (order.append("fill"), fill(*a, **k))[1])
+    monkeypatch.setattr(loop.Host, "wait", lambda self: (order.append("wait"), wait(self))[1])
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: (order.append("clock"), clock())[1])
+    generate(target(), [[1, 2, 3]], max_new_tokens=3, temperature=0)
+    assert order[:4] == ["clock", "fill", "wait", "clock"] and order.count("wait") == 1

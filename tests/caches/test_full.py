@@ -80,7 +80,7 @@ def test_what_holds_nothing_says_so() -> None:
         layer.move(0, torch.tensor([[0]]))
     for missing in ("keys", "values"):
         half, _, _ = fill(1, [2])
-        assert all(torch.equal(a, b) for a, b in zip(filled(half), (half.keys, half.values), strict=True))
+        assert all(a is b for a, b in zip(filled(half), (half.keys, half.values), strict=True))
         setattr(half, missing, None)
         with pytest.raises(CacheError, match="holds nothing yet"):
             filled(half)

@@ -32,7 +32,7 @@ REQUIRES = {"numpy": "numpy", "triton": "triton", "torch": "torch", "cupy": "cup
 INSTALLED_BY = {"cupy": "cupy-cuda12x or cupy-cuda13x, as your CUDA is"}  # where the package is not named as the module
 ARRAY_KINDS = {"numpy": ("numpy",), "triton": ("torch",), "torch": ("torch",), "cupy": ("cupy",)}
 ENTRY_POINT_GROUP = "zigzag.backends"
-AVAILABILITY = "TRITON_INTERPRET"  # the one variable by which a backend of ours says whether it can run
+AVAILABILITY = "TRITON_INTERPRET"  # by which a backend of ours says whether it can run for arrays that are on no card
 MOST_KEPT = 1024
 
 _log = logging.getLogger("zigzag")
@@ -134,8 +134,9 @@ def lookup(op: str, backend: str, array: Any, *, differentiable: tuple[Any, ...]
     refusals are not kept.
     """
     name, source = _explicit(backend)
-    kind = type(array), getattr(array, "dtype", None), getattr(array, "is_cuda", False)
-    kept, key = _kept, (op, name, name and os.environ.get(AVAILABILITY), *kind)
+    is_cuda = getattr(array, "is_cuda", False)
+    environment = None if is_cuda or name is None else os.environ.get(AVAILABILITY)
+    kept, key = _kept, (op, name, environment, type(array), getattr(array, "dtype", None), is_cuda)
     try:
         found, is_kept = kept.get(key), len(kept) < MOST_KEPT
     except TypeError:  # a dtype of somebody else's arrays that has no hash

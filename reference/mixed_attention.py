@@ -15,7 +15,7 @@ from zigzag.reference.checks import (
     check_shape,
     check_streaming_window,
 )
-from zigzag.reference.checks.remembered import form, remembered
+from zigzag.reference.checks.remembered import form, formed, remembered
 from zigzag.reference.errors import ArgumentError, KindError
 from zigzag.reference.visibility import positions_of
 
@@ -215,7 +215,7 @@ def check_mixed_attention(
 @remembered
 def _check_forms(forms: tuple[Any, ...], num_full: int, groups: int, is_tree: bool) -> dict[str, int]:
     """Of forms of arrays; the sizes of the letters B H F S G D Dv Tq Tk Ts."""
-    query, full_key, full_value, streaming_key, streaming_value, *positions = forms
+    query, full_key, full_value, streaming_key, streaming_value, *positions = formed(*forms)
     query_positions, key_positions, streaming_positions = positions
     sizes: dict[str, int] = {"F": num_full, "S": groups - num_full, "G": groups}
     check_shape(OP, "query", query, "B H Tq D", sizes)

@@ -146,11 +146,12 @@ def main() -> None:
     seen: list[tuple] = []
     loose: list[tuple] = []
 
-    def record(self: kept.Launch, *arrays: torch.Tensor) -> None:
+    def record(self: kept.Launch, *arrays: torch.Tensor | None) -> None:
         options = self.options | {"debug": False}
-        _, specialization, rest = self.kernel.device_caches[0][-1](*arrays, *self.numbers, **options)
+        given = [arrays[0] if array is None else array for array in arrays]  # as `Launch` gives them to Triton
+        _, specialization, rest = self.kernel.device_caches[0][-1](*given, *self.numbers, **options)
         theirs = compute_cache_key({}, specialization, rest)
-        aligned = tuple(array.data_ptr() % kept.ALIGNMENT == 0 for array in arrays)
+        aligned = tuple(array is None or array.data_ptr() % kept.ALIGNMENT == 0 for array in arrays)
         seen.append((self, aligned, theirs))
         numbers = tuple((type(n), n) for n in self.numbers)
         loose.append((self, (self.kernel.__name__, numbers, tuple(sorted(map(str, options.items()))), aligned), theirs))

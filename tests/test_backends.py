@@ -243,3 +243,26 @@ def test_whether_a_backend_can_run_is_asked_again_in_another_environment(
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(BackendError, match="'triton' cannot run here: it needs a CUDA device"):
         registry.lookup("attention", "triton", torch.zeros(1))
+
+
+def test_the_environment_is_not_read_for_arrays_on_a_card(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
+    """Where they can be, kernels can run; and a call costs the less."""
+    torch = pytest.importorskip("torch")
+    kernels = pytest.importorskip("zigzag.backends.triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    class OnCard:
+        is_cuda, dtype = True, torch.float16
+
+    OnCard.__module__ = "torch"
+    asked: list[str] = []
+
+    class Environment(dict):
+        def get(self, name: str, default: str | None = None) -> str | None:
+            asked.append(name)
+            return default
+
+    monkeypatch.setattr(registry.os, "environ", Environment())
+    for _ in range(2):
+        assert registry.lookup("attention", "triton", OnCard()) is kernels.attention
+    assert registry.AVAILABILITY not in asked

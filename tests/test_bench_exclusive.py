@@ -26,6 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_methods_are_right() -> None:
     for case in exclusive.exclusive(CPU):
         rows = {row.method: row for row in run_case(case, CPU)}
+        assert rows.pop("FlashAttention 3, layer-exclusive").note == "its kernels are for Hopper cards"
         assert set(rows) == {*(f"torch, {way}" for way in WAYS), *(f"SDPA, {way}" for way in WAYS[:2])}
         assert all(row.eager is not None and row.error is not None and not row.note for row in rows.values()), rows
 
@@ -75,7 +76,7 @@ def test_a_wrong_method_is_noticed(way: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_does_not_fit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exclusive, "_fits", lambda device, layers, batch, keys: batch == 1)
     first, second = exclusive.exclusive(CPU)
-    assert not [row for row in run_case(first, CPU) if row.note]
+    assert {row.method for row in run_case(first, CPU) if row.note} == {"FlashAttention 3, layer-exclusive"}
     (row,) = run_case(second, CPU)
     assert "do not fit" in row.note and row.eager is None and row.labels["batch"] == 3
 

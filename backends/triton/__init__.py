@@ -86,4 +86,4 @@ def takes(array: Any) -> bool:
 
 def wants_gradient(*arrays: Any) -> bool:
     """Whether a gradient is wanted, which kernels do not give."""
-    return torch.is_grad_enabled() and any(getattr(array, "requires_grad", False) for array in arrays)
+    return torch.is_grad_enabled() and any([getattr(array, "requires_grad", False) for array in arrays])

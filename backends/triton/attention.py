@@ -24,11 +24,10 @@ from zigzag.backends.triton.arguments import (
     layout,
     layouts,
     may_have_gaps,
-    or_unused,
     positions_for_kernel,
 )
 from zigzag.backends.triton.blocks import blocks_of, splits_of
-from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.dtypes import check_dtype
 from zigzag.backends.triton.kept import MOST, Launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.backends.triton.masks import causal, extremes, in_window, related, span, window_start, within
@@ -50,59 +49,55 @@ def attention(
     parents: Sequence[int] | None = None,
     block_table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check_dtypes("attention", query=query)
-    window = check_window("attention", sink, recent, align)
-    given = (query_positions, key_positions, parents, block_table)
-    if prompt_attention.takes(query, key, value) and window is None and all(each is None for each in given):
-        kernel = partial(over_keys, scale=scale)
-        return prompt_attention.causal(query, key, value, scale, kernel)
-    return over_keys(query, key, value, window, align, scale, *given)
-
-
-def over_keys(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    window: tuple[int, int] | None = None,
-    align: int = 1,
-    scale: float | None = None,
-    query_positions: Tensor | None = None,
-    key_positions: Tensor | None = None,
-    parents: Sequence[int] | None = None,
-    block_table: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`attention` by the kernel of this module."""
-    batch, heads, num_queries, _ = query.shape
-    num_keys = key.shape[2] if block_table is None else block_table.shape[1] * key.shape[2]
-    lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
-    if not lse.numel() or not num_keys or not value.shape[3]:
-        return query.new_zeros(batch, heads, num_queries, value.shape[3]), lse.fill_(-torch.inf)
+    table = dense(block_table)
+    num_keys = key.shape[2] if table is None else table.shape[1] * key.shape[2]
     where, keys_where, tree = positions_for_kernel(query, num_keys, query_positions, key_positions, parents)
-    table, nodes = dense(block_table), 0 if parents is None else len(parents)
     plan = plan_of(
-        layout(query), layout(key), layout(value), *layouts(where, keys_where, table), nodes, window, align, scale
-    )
-    parts = query.new_empty(plan.workspace, dtype=torch.float32) if plan.workspace else query
-    if plan.tokens_first:
-        output = query.new_empty(batch, num_queries, heads, value.shape[3]).transpose(1, 2)
-    else:
-        output = query.new_empty(batch, heads, num_queries, value.shape[3])
-    plan.walk(query, key, value, output, lse, *or_unused(query, where, keys_where, tree, table), parts)
-    if plan.merge is not None:
-        plan.merge(output, lse, parts)
-    return output, lse
+        layout(query), layout(key), layout(value), *layouts(where, keys_where, table),
+        len(parents or ()), sink, recent, align, scale,
+    )  # fmt: skip
+    if plan.by_parts:
+        return prompt_attention.causal(query, key, value, scale, partial(over_keys, scale=scale))
+    return planned(plan, (query, key, value), (where, keys_where, tree, table))
+
+
+def over_keys(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Full causal attention of queries in order by the kernel of this module, however many they are."""
+    states = layout(query), layout(key), layout(value)
+    plan = plan_of(*states, None, None, None, 0, None, None, 1, scale, is_part=True)
+    return planned(plan, (query, key, value), (None, None, None, None))
 
 
 class Plan(NamedTuple):
-    """The launches of a call. workspace: float32 numbers; merge: None where nothing was split.
+    """Shapes of what a call gives, and its launches. workspace: float32 numbers; merge: None where nothing was split.
 
+    by_parts: prompt_attention.py computes it; walk: None where it does, and where no query sees a key
     tokens_first: the output lies in memory as [B, T, H, Dv], as the queries do, so that a model need not copy it
     """
 
-    walk: Launch
-    workspace: int
-    merge: Launch | None
+    output: tuple[int, ...]
+    lse: tuple[int, ...]
+    walk: Launch | None
+    workspace: int = 0
+    merge: Launch | None = None
     tokens_first: bool = False
+    by_parts: bool = False
+
+
+def planned(plan: Plan, states: tuple[Tensor, ...], others: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
+    """The output and the lse of a plan. states: queries, keys and values; others: what its walk reads beside."""
+    query = states[0]
+    output = query.new_empty(plan.output)
+    if plan.tokens_first:
+        output = output.transpose(1, 2)
+    lse = query.new_empty(plan.lse, dtype=torch.float32)
+    if plan.walk is None:
+        return output.zero_(), lse.fill_(-torch.inf)
+    parts = query.new_empty(plan.workspace, dtype=torch.float32) if plan.workspace else None
+    plan.walk(*states, output, lse, *others, parts)
+    if plan.merge is not None:
+        plan.merge(output, lse, parts)
+    return output, lse
 
 
 @lru_cache(MOST, typed=True)
@@ -114,14 +109,26 @@ def plan_of(
     keys_where: Layout | None,
     table: Layout | None,
     nodes: int,
-    window: tuple[int, int] | None,
+    sink: int | None,
+    recent: int | None,
     align: int,
     scale: float | None,
+    is_part: bool = False,
 ) -> Plan:
-    """Kept by all that it depends on: no array is here, only their layouts. nodes: of a tree; 0: there is none"""
+    """Kept by all that it depends on: no array is here, only their layouts.
+
+    nodes: of a tree; 0: there is none. is_part: of what prompt_attention does
+    """
     (batch, heads, num_queries, size), strides, dtype, device = query
+    check_dtype("attention", "query", dtype)
+    window = check_window("attention", sink, recent, align)
+    in_order = window is None and where is None and keys_where is None and table is None and not nodes
+    by_parts = in_order and not is_part and prompt_attention.takes(query, key, value)
     groups, value_size = key[0][1], value[0][3]
     num_keys = key[0][2] if table is None else table[0][1] * key[0][2]
+    lse = (batch, heads, num_queries)
+    if by_parts or not (batch * heads * num_queries and num_keys and value_size):
+        return Plan((*lse, value_size), lse, None, by_parts=by_parts)
     rows = heads // groups * num_queries
     blocks = blocks_of(dtype, rows, batch * groups, num_keys, max(size, value_size))
     tiles = -(-rows // blocks.tile)
@@ -140,7 +147,9 @@ def plan_of(
         SPLIT=splits > 1, TOKENS_FIRST=tokens_first, **launch_options(blocks, size, value_size), **dependent(device),
     )  # fmt: skip
     merge = merging(device, batch, heads, groups, num_queries, value_size, splits, blocks.tile)
-    return Plan(walk, workspace(batch * groups * tiles, splits, blocks.tile, value_size), merge, tokens_first)
+    output = (batch, num_queries, heads) if tokens_first else lse
+    numbers_left = workspace(batch * groups * tiles, splits, blocks.tile, value_size)
+    return Plan((*output, value_size), lse, walk, numbers_left, merge, tokens_first)
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys", "nodes", "sink", "recent", "groups"])

@@ -12,7 +12,10 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 def check_dtypes(op: str, **arrays: Tensor | None) -> None:
     for name, array in arrays.items():
-        if array is not None and array.dtype not in DTYPES:
-            raise KindError(
-                f"{op}: triton takes {name} in float32, float16 or bfloat16, got {array.dtype}; use backend='torch'"
-            )
+        if array is not None:
+            check_dtype(op, name, array.dtype)
+
+
+def check_dtype(op: str, name: str, dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise KindError(f"{op}: triton takes {name} in float32, float16 or bfloat16, got {dtype}; use backend='torch'")

@@ -11,7 +11,8 @@ that are not all on the current device; and while somebody listens to launches, 
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ READ = ("3.6.", "3.9.")  # versions of Triton in which `JITFunction.run` ends wi
 ALIGNMENT = 16  # bytes
 MOST = 1024  # plans and launches that are kept of a kind
 
-Key = tuple[int, tuple[bool, ...]]  # current device, which arrays are aligned
+Key = tuple[int, tuple[bool, ...]]  # current device, which arrays are aligned; (): all
 
 
 class Ready(NamedTuple):
@@ -41,7 +42,8 @@ class Ready(NamedTuple):
 class Launch:
     """A kernel with its grid and all its arguments but the arrays, which come first.
 
-    Calls must give arrays of the same dtypes on the same devices: they are not looked at again.
+    Calls must give arrays of the same dtypes on the same devices: they are not looked at again. None stands for an
+    array that the kernel does not read, in every call of a launch or in none; the first array is never None.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], numbers: tuple[int | float, ...], **options: Any) -> None:
@@ -50,22 +52,29 @@ class Launch:
         self._is_kept = isinstance(kernel, JITFunction) and triton.__version__.startswith(READ)
         self._ready: dict[Key, Ready] = {}
 
-    def __call__(self, *arrays: Tensor) -> None:
+    def __call__(self, *arrays: Tensor | None) -> None:
         if not self._is_kept or _is_watched(self.kernel):
-            self.kernel[self.grid](*arrays, *self.numbers, **self.options)
+            self._by_triton(arrays)
             return
-        places = [array.data_ptr() for array in arrays]
+        places = [0 if array is None else array.data_ptr() for array in arrays]
         device = driver.active.get_current_device()
-        key = device, tuple([place % ALIGNMENT == 0 for place in places])
+        misplaced = reduce(or_, places) % ALIGNMENT
+        key = device, tuple([place % ALIGNMENT == 0 for place in places]) if misplaced else ()
         ready = self._ready.get(key)
         if ready is None:
-            compiled = self.kernel[self.grid](*arrays, *self.numbers, **self.options)
-            if isinstance(compiled, CompiledKernel) and all(_index(array.device) == device for array in arrays):
+            compiled = self._by_triton(arrays)
+            here = all(array is None or _index(array.device) == device for array in arrays)
+            if here and isinstance(compiled, CompiledKernel):
                 self._ready[key] = self._kept(compiled, len(arrays))
             return
         stream = driver.active.get_current_stream(device)
         # No metadata of the launch and no hooks; pointers as numbers, since it is known that the card can read there.
         ready.run(*self.grid, stream, ready.function, ready.metadata, None, None, None, *places, *ready.rest)
+
+    def _by_triton(self, arrays: tuple[Tensor | None, ...]) -> Any:
+        """What Triton's own launch gives; it wants something to point at for what is not read."""
+        given = [arrays[0] if array is None else array for array in arrays]
+        return self.kernel[self.grid](*given, *self.numbers, **self.options)
 
     def _kept(self, compiled: Any, arrays: int) -> Ready:
         constants = self.kernel.arg_names[arrays + len(self.numbers) :]
@@ -97,10 +106,14 @@ def _index(device: torch.device) -> int | None:
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], arrays: tuple[Tensor, ...], numbers: tuple[int | float, ...], **options: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    arrays: tuple[Tensor | None, ...],
+    numbers: tuple[int | float, ...],
+    **options: Any,
 ) -> None:
     """`kernel[grid](*arrays, *numbers, **options)`, kept; for ops of several launches, which have no plan."""
-    kinds = tuple([(array.dtype, array.device) for array in arrays])
+    kinds = tuple([None if array is None else (array.dtype, array.device) for array in arrays])
     _launch_of(kernel, grid, kinds, numbers, tuple([type(n) for n in numbers]), tuple(options.items()))(*arrays)
 
 
@@ -108,7 +121,7 @@ def launch(
 def _launch_of(
     kernel: Any,
     grid: tuple[int, ...],
-    kinds: tuple[tuple[torch.dtype, torch.device], ...],
+    kinds: tuple[tuple[torch.dtype, torch.device] | None, ...],
     numbers: tuple[int | float, ...],
     types: tuple[type, ...],
     options: tuple[tuple[str, Any], ...],

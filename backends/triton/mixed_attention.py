@@ -23,11 +23,10 @@ from zigzag.backends.triton.arguments import (
     layout,
     layouts,
     may_have_gaps,
-    or_unused,
 )
-from zigzag.backends.triton.attention import Plan, attend, attention, rows_of
+from zigzag.backends.triton.attention import Plan, attend, attention, planned, rows_of
 from zigzag.backends.triton.blocks import blocks_of, mixed_blocks_of, splits_of
-from zigzag.backends.triton.dtypes import check_dtypes
+from zigzag.backends.triton.dtypes import check_dtype
 from zigzag.backends.triton.kept import MOST, Launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.backends.triton.masks import extremes
@@ -54,7 +53,6 @@ def mixed_attention(
     streaming_positions: Tensor | None = None,
     parents: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    check_dtypes("mixed_attention", query=query)
     arrays = (query, full_key, full_value, streaming_key, streaming_value)
     if parents is not None or not all(array.numel() for array in arrays):
         return two_calls(
@@ -69,17 +67,9 @@ def mixed_attention(
             streaming_positions=streaming_positions,
             parents=parents,
         )
-    batch, heads, num_queries, _ = query.shape
-    output = query.new_empty(batch, heads, num_queries, full_value.shape[3])
-    lse = query.new_empty(batch, heads, num_queries, dtype=torch.float32)
     positions = [dense(array) for array in (query_positions, key_positions, streaming_positions)]
     plan = plan_of(*[layout(array) for array in arrays], *layouts(*positions), sink, recent, align, scale)
-    parts = query.new_empty(plan.workspace, dtype=torch.float32) if plan.workspace else query
-    places = _places(tuple(full_groups), query.device)
-    plan.walk(*arrays, output, lse, *or_unused(query, *positions), places, parts)
-    if plan.merge is not None:
-        plan.merge(output, lse, parts)
-    return output, lse
+    return planned(plan, arrays, (*positions, _places(tuple(full_groups), query.device)))
 
 
 @lru_cache(MOST, typed=True)
@@ -99,6 +89,7 @@ def plan_of(
 ) -> Plan:
     """Kept by all that it depends on, as that of `attention`; which heads are full is read on the card."""
     (batch, heads, num_queries, size), strides, dtype, device = query
+    check_dtype("mixed_attention", "query", dtype)
     (_, num_full, num_keys, _), num_streaming, value_size = full_key[0], key[0][1], full_value[0][3]
     groups = num_full + num_streaming
     share = heads // groups
@@ -117,7 +108,9 @@ def plan_of(
         **launch_options(blocks, size, value_size), **dependent(device),
     )  # fmt: skip
     merge = merging(device, batch, heads, groups, num_queries, value_size, splits, blocks.tile)
-    return Plan(walk, workspace(batch * groups * tiles, splits, blocks.tile, value_size), merge)
+    rows = (batch, heads, num_queries)
+    numbers_left = workspace(batch * groups * tiles, splits, blocks.tile, value_size)
+    return Plan((*rows, value_size), rows, walk, numbers_left, merge)
 
 
 @triton.jit(do_not_specialize=["num_queries", "full_keys", "keys", "sink", "recent", "groups"])

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
+from zigzag.backends.triton.arguments import Layout
 from zigzag.backends.triton.launch import dependent, is_able, wait_for_earlier
 from zigzag.backends.triton.parts import width_of
 
@@ -26,19 +27,19 @@ Part = tuple[Tensor, Tensor]  # output [B, H, T, Dv], lse [B, H, T]
 Kernel = Callable[[Tensor, Tensor, Tensor], Part]  # of the last queries over keys in order
 
 
-def takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def takes(query: Layout, key: Layout, value: Layout) -> bool:
     """Whether `causal` can have these, and is faster."""
-    size = query.shape[3]
+    (_, _, queries, size), _, dtype, device = query
     return (
-        query.shape[2] >= MANY
-        and key.shape[2] >= query.shape[2]
-        and query.dtype in (torch.float16, torch.bfloat16)
-        and query.dtype == key.dtype == value.dtype
-        and size == value.shape[3]
+        queries >= MANY
+        and key[0][2] >= queries
+        and dtype in (torch.float16, torch.bfloat16)
+        and dtype == key[2] == value[2]
+        and size == value[0][3]
         and size % 8 == 0
         and size <= 128
-        and all(states.stride(3) == 1 for states in (query, key, value))
-        and _has_fused(query.device)
+        and all(strides[3] == 1 for _, strides, *_ in (query, key, value))
+        and _has_fused(device)
     )
 
 

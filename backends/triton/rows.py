@@ -8,13 +8,17 @@ MODE says what a row holds: "probs" weights, "logits" logits at a temperature ab
 which give 1 to the argmax. A row of logits that holds NaN or +inf, or -inf only, is broken: its probabilities are NaN.
 """
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from zigzag.backends.triton.arguments import Layout, layout, layouts
 from zigzag.backends.triton.dtypes import LOG2E
-from zigzag.backends.triton.kept import launch
+from zigzag.backends.triton.kept import MOST, Launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 
 NONE = tl.constexpr(2**31 - 1)  # above every id
@@ -50,39 +54,59 @@ def warps_of(chunk: int, most: int = MOST_WARPS) -> int:
     return max(1, min(most, chunk // 512))
 
 
-class Parts:
-    """What `scan` says of the chunks of rows [B, R, V]: high, total, best and, with ids, ahead: each [B, R, chunks].
+class Parts(NamedTuple):
+    """What `scan` says of the chunks of rows [B, R, V], each [B, R, chunks].
 
-    Rows beyond counts [B] are not read, and nothing is written for them. ids [B, K]: count the tokens that come before
-    a row's draft by falling value, ties by rising id. sums: total is wanted of "probs" rows too; best is not there for
-    "logits" without ids.
+    total: None of "probs" rows whose sums are not wanted; best: not there for "logits" without ids; ahead: how many
+    tokens come before a row's draft, by falling value, ties by rising id; None without ids
+    width: the power of two that has room for the chunks
     """
 
-    def __init__(
-        self,
-        rows: Tensor,
-        mode: str,
-        scale: float,
-        *,
-        counts: Tensor | None = None,
-        ids: Tensor | None = None,
-        sums: bool = True,
-    ) -> None:
-        batch, length, vocabulary = rows.shape
-        self.chunk = chunk_of(batch, vocabulary)
-        self.chunks = chunks_of(vocabulary, self.chunk)
-        self.width = power_of(self.chunks)
-        shape = (2, batch * length, self.chunks)
-        self.high, self.total = torch.empty(shape, dtype=torch.float32, device=rows.device).unbind()
-        self.best, self.ahead = torch.empty(shape, dtype=torch.int32, device=rows.device).unbind()
-        launch(
-            scan, (batch * length, self.chunks),
-            (rows, self.best if ids is None else ids, self.best if counts is None else counts,
-             self.high, self.total, self.best, self.ahead),
-            (*rows.stride(), length, vocabulary, scale),
-            MODE=mode, RANK=ids is not None, SUM=sums, RAGGED=counts is not None, CHUNK=self.chunk,
-            num_warps=warps_of(self.chunk), **dependent(rows.device),
-        )  # fmt: skip
+    high: Tensor
+    total: Tensor | None
+    best: Tensor
+    ahead: Tensor | None
+    chunk: int
+    chunks: int
+    width: int
+
+
+def parts_of(
+    rows: Tensor,
+    mode: str,
+    scale: float,
+    *,
+    counts: Tensor | None = None,
+    ids: Tensor | None = None,
+    sums: bool = True,
+) -> Parts:
+    """Rows beyond counts [B] are not read, and nothing is written for them. ids [B, K]: drafts whose place is wanted.
+
+    sums: total is wanted of "probs" rows too
+    """
+    walk, shape, chunk, width = plan_of(layout(rows), *layouts(ids, counts), mode, scale, sums)
+    high = rows.new_empty(shape, dtype=torch.float32)
+    total = rows.new_empty(shape, dtype=torch.float32) if sums or mode != "probs" else None
+    best = rows.new_empty(shape, dtype=torch.int32)
+    ahead = None if ids is None else rows.new_empty(shape, dtype=torch.int32)
+    walk(rows, ids, counts, high, total, best, ahead)
+    return Parts(high, total, best, ahead, chunk, shape[1], width)
+
+
+@lru_cache(MOST, typed=True)
+def plan_of(
+    rows: Layout, ids: Layout | None, counts: Layout | None, mode: str, scale: float, sums: bool
+) -> tuple[Launch, tuple[int, int], int, int]:
+    """(the launch, shape of its parts, chunk, width)"""
+    (batch, length, vocabulary), strides, _, device = rows
+    chunk = chunk_of(batch, vocabulary)
+    chunks = chunks_of(vocabulary, chunk)
+    walk = Launch(
+        scan, (batch * length, chunks), (*strides, length, vocabulary, scale),
+        MODE=mode, RANK=ids is not None, SUM=sums, RAGGED=counts is not None, CHUNK=chunk,
+        num_warps=warps_of(chunk), **dependent(device),
+    )  # fmt: skip
+    return walk, (batch * length, chunks), chunk, power_of(chunks)
 
 
 @triton.jit(do_not_specialize=["length"])

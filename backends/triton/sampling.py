@@ -13,13 +13,13 @@ from zigzag.backends.triton.dtypes import check_dtypes
 from zigzag.backends.triton.kept import launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.backends.triton.rows import (
-    Parts,
     choose,
     choose_chunk,
     chunk_weights,
     clean,
     load_row,
     mode_of,
+    parts_of,
     probability,
     row_statistics,
     warps_of,
@@ -34,7 +34,7 @@ def to_probs(
     probs = rows.new_empty(rows.shape, dtype=torch.float32)
     if probs.numel():
         mode, scale = mode_of(temperature)
-        parts = Parts(rows[:, None], mode, scale)
+        parts = parts_of(rows[:, None], mode, scale)
         launch(
             _write_probs, (len(rows), parts.chunks), (rows, probs, parts.high, parts.total, parts.best),
             (*rows.stride(), rows.shape[1], parts.chunks, scale),
@@ -55,11 +55,10 @@ def draw_rows(rows: Tensor, uniforms: Tensor, mode: str, scale: float, counts: T
     """int64 [B, R] a token of each row [B, R, V] with its uniform number; -1 in rows beyond counts [B]."""
     tokens = torch.empty(rows.shape[:2], dtype=torch.int64, device=rows.device)
     if tokens.numel():
-        parts = Parts(rows, mode, scale, counts=counts)
+        parts = parts_of(rows, mode, scale, counts=counts)
         launch(
             _draw, (tokens.numel(),),
-            (rows, uniforms.contiguous(), tokens, tokens if counts is None else counts,
-             parts.high, parts.total, parts.best),
+            (rows, uniforms.contiguous(), tokens, counts, parts.high, parts.total, parts.best),
             (*rows.stride(), *rows.shape[1:], parts.chunks, scale),
             MODE=mode, RAGGED=counts is not None, CHUNKS=parts.width, CHUNK=parts.chunk,
             num_warps=warps_of(parts.chunk), **dependent(rows.device),

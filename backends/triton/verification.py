@@ -17,19 +17,24 @@ outside [0, V) ends its row's drafts.
 The rules for trees are those of the torch backend.
 """
 
+from functools import lru_cache, partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from zigzag.backends.triton.arguments import Layout, layout, layouts
 from zigzag.backends.triton.dtypes import check_dtypes
-from zigzag.backends.triton.kept import launch
+from zigzag.backends.triton.kept import MOST, Launch
 from zigzag.backends.triton.launch import dependent
-from zigzag.backends.triton.rows import Parts, chunk_of, chunks_of, mode_of, power_of, warps_of
+from zigzag.backends.triton.rows import chunk_of, chunks_of, mode_of, parts_of, power_of, warps_of
 from zigzag.backends.triton.sampling import draw_rows
 from zigzag.backends.triton.verification_kernels import judge, recover, sum_terms, weigh
 from zigzag.reference.verification import Verdict
 
 RANKING = ("relaxed", "top_k")
 DRAWING = ("residual", "block", "typical")  # what follows is drawn from a row; else it is the argmax
+SUMMING = ("block", "typical")  # a sum of a row is needed first
 MOST_WARPS = 8  # of programs that read a chunk here: twice those of `scan`, since there are fewer of them
 JUDGE_WARPS = 4  # few numbers: sums over more threads would only wait
 
@@ -168,49 +173,88 @@ def _verdict(
     most: int = 0,
 ) -> Verdict:
     check_dtypes(f"verify_{rule}", target=target, draft_probs=draft)
-    (batch, drafts), vocabulary = ids.shape, target.shape[2]
-    tokens = torch.empty((batch, drafts + 1), dtype=torch.int64, device=ids.device)
-    accepted = torch.empty(batch, dtype=torch.int64, device=ids.device)
+    batch, drafts = ids.shape
+    tokens = ids.new_empty((batch, drafts + 1), dtype=torch.int64)
+    accepted = ids.new_empty((batch,), dtype=torch.int64)
     if not batch:
         return Verdict(tokens, accepted)
     ids, target = ids.contiguous(), target.detach()
     counts = None if counts is None else counts.contiguous()
     uniforms = None if uniforms is None else uniforms.detach().contiguous()
     mode, scale = mode_of(temperature)
-    own = tokens if rule != "exact" or uniforms is None else draw_rows(target, uniforms, mode, scale, counts)
-    chunk = chunk_of(batch, vocabulary)
-    chunks = chunks_of(vocabulary, chunk)
+    own = None if rule != "exact" or uniforms is None else draw_rows(target, uniforms, mode, scale, counts)
     parts = None
     if rule != "exact" and (mode != "probs" or rule not in DRAWING):
-        parts = Parts(target, mode, scale, counts=counts, ids=ids if rule in RANKING else None, sums=False)
-    floats = torch.empty((3, batch * (drafts + 1), chunks), dtype=torch.float32, device=ids.device)
-    terms, left, plain = floats.unbind()
-    high, total, best, ahead = (terms,) * 4 if parts is None else (parts.high, parts.total, parts.best, parts.ahead)
+        parts = parts_of(target, mode, scale, counts=counts, ids=ids if rule in RANKING else None, sums=False)
     source = target if draft is None else draft.detach()
-    given = (ids, ids if counts is None else counts, target, source, high, total, best)
-    numbers = (*target.stride(), *source.stride(), drafts, vocabulary, chunks, scale)
+    plan = plan_of(
+        rule, draft is not None, layout(ids), layout(target), layout(source), *layouts(uniforms, counts),
+        mode, scale, scale_of_q, epsilon, delta, most,
+    )  # fmt: skip
+    floats = partial(ids.new_empty, dtype=torch.float32)
+    high, total, best, ahead = (None,) * 4 if parts is None else parts[:4]
+    given = (ids, counts, target, source, high, total, best)
+    terms = floats((batch * (drafts + 1), plan.chunks)) if rule in SUMMING else None
+    notes = chosen = None
+    if plan.sum_terms is not None:
+        plan.sum_terms(*given, terms)
+    if plan.recover is not None:
+        notes, chosen = floats((batch, 4)), ids.new_empty((batch, 2), dtype=torch.int32)
+    plan.judge(*given, uniforms, own, ahead, terms, notes, chosen, tokens, accepted)
+    if plan.recover is not None:
+        left = plain = None
+        if plan.weigh is not None:
+            left, plain = floats((batch, plan.chunks)), floats((batch, plan.chunks))
+            plan.weigh(*given, notes, chosen, accepted, left, plain)
+        plan.recover(*given, notes, chosen, accepted, left, plain, tokens)
+    return Verdict(tokens, accepted)
+
+
+class Plan(NamedTuple):
+    """The launches of a call after `scan`, None for those that its rule does not need; chunks: of a row."""
+
+    chunks: int
+    sum_terms: Launch | None
+    judge: Launch
+    weigh: Launch | None
+    recover: Launch | None
+
+
+@lru_cache(MOST, typed=True)
+def plan_of(
+    rule: str,
+    is_drawn: bool,
+    ids: Layout,
+    target: Layout,
+    source: Layout,
+    uniforms: Layout | None,
+    counts: Layout | None,
+    mode: str,
+    scale: float,
+    *options: float,
+) -> Plan:
+    """Kept by all that it depends on: no array is here, only their layouts. options: numbers for `judge` alone"""
+    (batch, drafts), vocabulary, device = ids[0], target[0][2], ids[3]
+    chunk = chunk_of(batch, vocabulary)
+    chunks = chunks_of(vocabulary, chunk)
+    numbers = (*target[1], *source[1], drafts, vocabulary, chunks, scale)
     shape = {
         "RULE": rule,
         "MODE": mode,
-        "DRAWN": draft is not None,
+        "DRAWN": is_drawn,
         "RAGGED": counts is not None,
         "PLACES": max(2, power_of(drafts + 1)),
         "CHUNKS": power_of(chunks),
         "CHUNK": chunk,
         "num_warps": warps_of(chunk, MOST_WARPS),
-        **dependent(ids.device),
+        **dependent(device),
     }
-    if rule in ("block", "typical") and drafts:
-        launch(sum_terms, (batch * drafts, chunks), (*given, terms), numbers, **shape)
-    coins = terms if uniforms is None else uniforms
-    notes = torch.empty((batch, 4), dtype=torch.float32, device=ids.device)
-    chosen = torch.empty((batch, 2), dtype=torch.int32, device=ids.device)
-    launch(
-        judge, (batch,), (*given, coins, own, ahead, terms, notes, chosen, tokens, accepted),
-        (*numbers, scale_of_q, epsilon, delta, most), **shape | {"num_warps": JUDGE_WARPS},
-    )  # fmt: skip
-    if rule in DRAWING:
-        if mode == "probs" or draft is not None:
-            launch(weigh, (batch, chunks), (*given, notes, chosen, accepted, left, plain), numbers, **shape)
-        launch(recover, (batch,), (*given, notes, chosen, accepted, left, plain, tokens), numbers, **shape)
-    return Verdict(tokens, accepted)
+    sums_terms, draws = rule in SUMMING and drafts > 0, rule in DRAWING
+    weighs = draws and (mode == "probs" or is_drawn)
+    return Plan(
+        chunks,
+        Launch(sum_terms, (batch * drafts, chunks), numbers, **shape) if sums_terms else None,
+        Launch(judge, (batch,), (*numbers, *options), **shape | {"num_warps": JUDGE_WARPS}),
+        Launch(weigh, (batch, chunks), numbers, **shape) if weighs else None,
+        Launch(recover, (batch,), numbers, **shape) if draws else None,
+    )

@@ -22,9 +22,14 @@ class Form(NamedTuple):
     dtype: Any
 
 
-def form(array: Any) -> Any:
-    """Its `Form`, to be checked as the array would be; None stays None."""
-    return None if array is None else Form(array.shape, array.dtype)
+def form(array: Any) -> tuple[Any, Any] | None:
+    """The numbers of its `Form`; None stays None. A check that is made gets the `Form` of them by `formed`."""
+    return None if array is None else (array.shape, array.dtype)
+
+
+def formed(*forms: tuple[Any, Any] | None) -> list[Any]:
+    """To be checked as the arrays would be."""
+    return [None if each is None else Form(*each) for each in forms]
 
 
 def remembered(check: Callable[P, R]) -> Callable[P, R]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from zigzag.reference.checks.remembered import form, remembered
+from zigzag.reference.checks.remembered import form, formed, remembered
 from zigzag.reference.errors import ArgumentError, KindError
 from zigzag.reference.trees import check_earlier
 
@@ -94,6 +94,9 @@ def _attention_sizes(
 ) -> dict[str, int]:
     """Of forms of arrays."""
     sizes: dict[str, int] = {}
+    query, key, value, query_positions, key_positions, block_table = formed(
+        query, key, value, query_positions, key_positions, block_table
+    )
     check_shape(op, "query", query, "B H Tq D", sizes)
     layout = "B G Tk" if block_table is None else "pages G page_size"
     check_shape(op, "key", key, f"{layout} D", sizes)
@@ -173,6 +176,9 @@ def _check_draft_forms(
     op: str, draft_token_ids: Any, draft_probs: Any, target: Any, uniforms: Any, num_draft_tokens: Any
 ) -> None:
     sizes: dict[str, int] = {}
+    draft_token_ids, draft_probs, target, uniforms, num_draft_tokens = formed(
+        draft_token_ids, draft_probs, target, uniforms, num_draft_tokens
+    )
     check_shape(op, "draft_token_ids", draft_token_ids, "B K", sizes)
     check_integers(op, draft_token_ids=draft_token_ids)
     check_shape(op, "target rows", target, f"B {sizes['K'] + 1} V", sizes)

@@ -13,6 +13,7 @@ from zigzag.backends import list_backends
 from zigzag.backends.cupy.raw import attention as cupy_attention_kernel
 from zigzag.bench.cases import Adapted, Case, Method, relative
 from zigzag.bench.cupy_methods import cupy_methods
+from zigzag.bench.flash_attention3 import flash_attention3
 from zigzag.bench.peers import causal, flashinfer_decode, flex, sdpa
 
 Methods = dict[str, Method | Adapted | str]
@@ -98,6 +99,7 @@ def decode_case(
         methods["triton, ring"] = partial(methods["triton"], **_ring(device, batch, keys))
     methods |= cupy_methods("attention", device, takes=cupy_attention_kernel.chosen, **window)
     methods |= sdpa(device, queries)
+    methods["FlashAttention 3"] = flash_attention3(device, batch, queries)
     methods |= flashinfer_decode(batch, queries, size)
     if keys == LONG and queries == 1 and name in GEOMETRIES:  # it compiles for each shape
         methods["FlexAttention"] = flex(device, queries, keys, None)

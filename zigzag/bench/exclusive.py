@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zigzag.bench import attention
 from zigzag.bench.cases import Adapted, Case, relative
+from zigzag.bench.flash_attention3 import flash_attention3
 from zigzag.bench.peers import sdpa
 
 LAYERS, CELLS = 32, ((1, 8_192), (1, 32_768), (1, 131_072), (8, 8_192), (8, 32_768), (8, 131_072))  # batch, keys
@@ -93,7 +94,7 @@ def _case(pool: Tensor, layers: int, batch: int, keys: int) -> Case:
         bytes=attention.width_on(device) * (elements + 2 * layers * batch * heads * size),
         operations=4 * batch * heads * size * (layers // 2) * _slots(keys),
         inputs=partial(_inputs, pool, layers, batch, keys),
-        methods=_methods(device),
+        methods=_methods(device, batch),
         truth=_truth,
         error=_error,
         tolerance=attention.TOLERANCE[pool.dtype],
@@ -117,7 +118,7 @@ def _inputs(pool: Tensor, layers: int, batch: int, keys: int, seed: int) -> tupl
     return drawn.to(pool.dtype), *caches
 
 
-def _methods(device: torch.device) -> attention.Methods:
+def _methods(device: torch.device, batch: int) -> attention.Methods:
     methods: attention.Methods = {}
     name = "triton" if device.type == "cuda" else "torch"
     own, fused = (attention.backends(op, device)[name] for op in ("attention", "mixed_attention"))
@@ -130,7 +131,27 @@ def _methods(device: torch.device) -> attention.Methods:
     for peer, kernel in sdpa(device, queries=1).items():  # a ring is seen whole, so it needs no window
         methods[f"{peer}, layer-exclusive"] = _layer_exclusive(kernel.call, {})
         methods[f"{peer}, head-mixed, two calls"] = _head_mixed(partial(_two_calls, kernel.call, {}))
+    methods["FlashAttention 3, layer-exclusive"] = _flash_attention3(device, batch)
     return methods
+
+
+def _flash_attention3(device: torch.device, batch: int) -> Adapted | str:
+    """On views of the same caches, which one sequence allows."""
+    peer = flash_attention3(device, batch, queries=1)
+    if isinstance(peer, str) or batch > 1:
+        return peer if isinstance(peer, str) else "it takes sequences one behind the other: copies that do not fit"
+    adapt, attend, back_one = peer.adapt, peer.call, peer.back
+
+    def adapted(queries: Tensor, *caches: Tensor) -> tuple[Layers]:
+        return (tuple(adapt(*states) for _, *states in _exclusive_layers(queries, *caches)[0]),)
+
+    def call(layers: Layers) -> tuple[Tensor, ...]:
+        return tuple(attend(*states) for states in layers)
+
+    def back(outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(part for output in outputs for part in back_one(output).chunk(2, dim=1))
+
+    return Adapted(call, adapted, back, remark=peer.remark)
 
 
 def _first(op: Callable[..., Any], *arrays: Tensor, **options: Any) -> Tensor:

@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from zigzag import reference  # noqa: E402
 from zigzag.backends import triton as triton_ops  # noqa: E402
 from zigzag.backends.triton import prompt_attention  # noqa: E402
+from zigzag.backends.triton.arguments import layout  # noqa: E402
 from zigzag.conformance.arrays import DEVICE, to_numpy  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(triton_ops.unavailable()), reason=triton_ops.unavailable() or "it is available")
@@ -124,27 +125,31 @@ def test_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_attention, "_has_fused", lambda device: True)
     half = torch.float16
 
+    def takes(*arrays) -> bool:
+        return prompt_attention.takes(*map(layout, arrays))
+
     def like(queries=512, keys=600, size=16, dtype=half, value_size=None):
         query, key, value = states(queries, keys, size=size, dtype=dtype, batch=1)
         return query, key, value[..., :value_size]
 
-    assert prompt_attention.takes(*like())
-    assert not prompt_attention.takes(*like(queries=511))
-    assert not prompt_attention.takes(*like(keys=511)), "some queries would see nothing"
-    assert not prompt_attention.takes(*like(dtype=torch.float32))
-    assert not prompt_attention.takes(*like(size=20)) and not prompt_attention.takes(*like(size=136))
-    assert not prompt_attention.takes(*like(value_size=8))
+    assert takes(*like())
+    assert not takes(*like(queries=511))
+    assert not takes(*like(keys=511)), "some queries would see nothing"
+    assert not takes(*like(dtype=torch.float32))
+    assert not takes(*like(size=20)) and not takes(*like(size=136))
+    assert not takes(*like(value_size=8))
     query, key, value = like()
-    assert not prompt_attention.takes(query, key.to(torch.bfloat16), value)
-    assert not prompt_attention.takes(query.transpose(2, 3).contiguous().transpose(2, 3), key, value)
+    assert not takes(query, key.to(torch.bfloat16), value)
+    assert not takes(query.transpose(2, 3).contiguous().transpose(2, 3), key, value)
     monkeypatch.setattr(prompt_attention, "_has_fused", lambda device: False)
-    assert not prompt_attention.takes(*like())
+    assert not takes(*like())
     monkeypatch.undo()
-    assert prompt_attention.takes(*(x.to(DEVICE) for x in like())) == ON_GPU
+    assert takes(*(x.to(DEVICE) for x in like())) == ON_GPU
 
 
 def test_attention_hands_over_what_it_takes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_attention, "takes", lambda *states: True)
+    monkeypatch.setattr(triton_attention, "plan_of", triton_attention.plan_of.__wrapped__)
     monkeypatch.setattr(prompt_attention, "causal", lambda *_: "by parts")
     arrays = [each.to(DEVICE) for each in states(4, 9)]
     assert triton_ops.attention(*arrays) == "by parts"
@@ -168,7 +173,7 @@ def test_attention_hands_over_what_it_takes_alone(monkeypatch: pytest.MonkeyPatc
 def test_on_a_gpu(queries: int, keys: int, dtype) -> None:
     """Against float64 on a part of the heads; the error of the kernel alone is of the same size."""
     arrays = [each.to(DEVICE) for each in states(queries, keys, size=128, dtype=dtype, batch=1)]
-    assert prompt_attention.takes(*arrays)
+    assert prompt_attention.takes(*map(layout, arrays))
     found, alone = triton_ops.attention(*arrays), triton_attention.over_keys(*arrays)
     query, key, value = (each.double() for each in arrays)
     seen = torch.arange(keys, device=DEVICE) <= torch.arange(keys - queries, keys, device=DEVICE)[:, None]

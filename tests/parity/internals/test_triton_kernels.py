@@ -325,8 +325,8 @@ def test_outputs_lie_as_queries_do(queries: int, window: dict) -> None:
     rng = np.random.default_rng(queries)
     query = torch.from_numpy(rng.standard_normal((2, queries, 6, 16))).float().to(DEVICE).transpose(1, 2)
     key, value = (torch.from_numpy(rng.standard_normal((2, 2, 220, 16))).float().to(DEVICE) for _ in range(2))
-    found = triton_attention.over_keys(query, key, value, tuple(window.values()) or None)
-    plain = triton_attention.over_keys(query.contiguous(), key, value, tuple(window.values()) or None)
+    found = triton_ops.attention(query, key, value, **window)
+    plain = triton_ops.attention(query.contiguous(), key, value, **window)
     for one, other, true in zip(
         found, plain, reference.attention(*map(to_numpy, (query, key, value)), **window), strict=True
     ):

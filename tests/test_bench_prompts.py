@@ -17,7 +17,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from zigzag.bench import batches, calls, prompts, report, timing  # noqa: E402
+from zigzag.bench import batches, calls, prompts, report, step, timing  # noqa: E402
 from zigzag.bench.calls import Ran  # noqa: E402
 from zigzag.bench.cases import Row  # noqa: E402
 from zigzag.bench.step import TINY, slice_of_air, step_bytes  # noqa: E402
@@ -471,7 +471,30 @@ def test_rows_from_before_are_read_and_columns_show_where_used() -> None:
     assert [("prompt, s" in head, "peak, GiB" in head, "cache, GiB" in head) for head in heads] == [
         (False, False, False), (True, True, False),
     ]  # fmt: skip
-    assert report.WHOLE_CALLS in report.page(facts, [new]) and report.WHOLE_CALLS not in report.page(facts, [old])
+    behind = replace(old, prompt=0.5)
+    for rows, said in (([old], set()), ([new], {report.WHOLE_CALLS}), ([behind], {report.BEHIND_A_PROMPT})):
+        page = report.page(facts, rows)
+        assert {text for text in (report.WHOLE_CALLS, report.BEHIND_A_PROMPT) if text in page} == said
+
+
+def test_a_step_says_how_long_a_prompt_before_it_takes(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two calls, of all tokens, under the plan; the same for a plan's rows, and none of transformers'."""
+    asked: list[tuple] = []
+
+    def generate(model, prompts, **options):
+        asked.append((prompts, options["plan"], options["max_new_tokens"]))
+        return SimpleNamespace(statistics=SimpleNamespace(seconds_prefill=10.0 + len(asked)))
+
+    monkeypatch.setattr(step, "generate", generate)
+    plan = LayerPlan(("full", "streaming") * 4, 4, 12)
+    cache = step.RandomCache(model, 40, CPU)
+    labels = {"context": 40, "layers": "x", "tokens": 1}
+    for given in (None, plan):
+        prompt, before = step.RealPrompt(model, cache.ids, given), len(asked)
+        rows = [row for _ in range(2) for row in step._one_step(model, cache, prompt, labels)]
+        assert {row.prompt for row in rows if row.method.startswith("zigzag")} == {12.0 + before}
+        assert {row.prompt for row in rows if row.method == "transformers"} <= {None}
+        assert asked[before:] == 2 * [([cache.ids], given, 1)]
 
 
 def test_command(tmp_path: Path) -> None:

@@ -44,7 +44,18 @@ WHOLE_CALLS = (
     "cache holds. *Error* is the share of new tokens after the first, in each row, that is not transformers'. *Floor* "
     "is the prompts' operations, then a pass over weights and cache for each new token of a row."
 )
-PEERS = ("SDPA", "FlexAttention", "FlashInfer", "transformers")  # how names of others' methods begin
+BEHIND_A_PROMPT = (
+    "*Prompt* is how long a real prompt of as many tokens takes under the same plan, before such steps; the steps "
+    "themselves read keys and values that were drawn."
+)
+SAID = {"prompts": WHOLE_CALLS, "step": BEHIND_A_PROMPT}  # of the suites whose rows have prompts
+PEERS = (
+    "SDPA",
+    "FlashAttention 3",
+    "FlexAttention",
+    "FlashInfer",
+    "transformers",
+)  # how names of others' methods begin
 
 
 def conditions(device: torch.device, command: str) -> dict[str, Any]:
@@ -188,10 +199,10 @@ def page(facts: dict[str, Any], rows: Sequence[Row], pictures: Mapping[str, str]
         f"else. *Error*, over all input sets, is relative to a computation in higher precision, or the share of rows "
         f"with other tokens. Draws *near a threshold* are those that float32 rounding may decide.",
     ]
-    if any(row.prompt is not None for row in rows):
-        lines += ["", WHOLE_CALLS]
     for suite in dict.fromkeys(row.suite for row in rows):
         lines += ["", f"## {suite}", ""]
+        if any(row.prompt is not None for row in rows if row.suite == suite):
+            lines += [SAID[suite], ""]
         if pictures and suite in pictures:
             lines += [f"![{suite}: latency against context, the floor dashed]({pictures[suite]})", ""]
         names, found = _shown(cells([row for row in rows if row.suite == suite]))

@@ -1,12 +1,13 @@
 """The suite `step`: one whole decoding step of a slice of GLM-4.5-Air, and the loop around it.
 
-Random weights, random keys and values: nothing here says anything about quality. On a GPU the slice has Air's sizes and
+Random weights, random keys and values: nothing here says anything about quality. Each row of ours also says how long a
+prompt of as many tokens takes, computed and not drawn. On a GPU the slice has Air's sizes and
 8 layers; on a CPU it is tiny. A step reads every weight that it uses and the cache once; that is the floor.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -69,12 +70,12 @@ def step(device: torch.device) -> Iterator[Later]:
     for context in CONTEXTS if gpu else (min(CONTEXTS),):
         cache = RandomCache(model, context, device)
         for name, plan in {"full": None, "half streaming": half}.items():
-            labels = {"context": context, "layers": name}
+            labels, prompt = {"context": context, "layers": name}, RealPrompt(model, cache.ids, plan)
             for tokens in (1, 1 + DRAFTS):
                 one = labels | {"tokens": tokens}
-                yield Later("step", one, partial(_one_step, model, cache, plan, one))
+                yield Later("step", one, partial(_one_step, model, cache, prompt, one))
             loops = labels | {"tokens": f"loop of {NEW_TOKENS}"}
-            yield Later("step", loops, partial(_loops, model, cache, plan, loops))
+            yield Later("step", loops, partial(_loops, model, cache, prompt, loops))
 
 
 def slice_of_air(device: torch.device, sizes: Sizes, *, layers: int = LAYERS, dense: int = 1) -> CausalLM:
@@ -142,6 +143,21 @@ class RandomCache:
         return runner, store
 
 
+@dataclass
+class RealPrompt:
+    """As many tokens as the random cache holds, computed by `zigzag.generate` under the same plan."""
+
+    model: CausalLM
+    ids: list[int]
+    plan: LayerPlan | None
+
+    @cached_property
+    def seconds(self) -> float:
+        """Of the prompt's work alone; the call before it, which compiles, does not count."""
+        once = partial(generate, self.model, [self.ids], plan=self.plan, temperature=0.0, max_new_tokens=1)
+        return [once(eos_token_id=[]).statistics.seconds_prefill for _ in range(2)][-1]
+
+
 def step_bytes(model: Decoder, context: int, plan: LayerPlan | None, tokens: int, rows: int = 1) -> int:
     """Weights that `tokens` tokens a row use, each once, experts as independent draws would hit them; and the cache."""
     config, width = model.config, model.dtype.itemsize
@@ -157,8 +173,8 @@ def step_bytes(model: Decoder, context: int, plan: LayerPlan | None, tokens: int
     return int(width * (weights + 2 * rows * kept * config.num_key_value_heads * config.head_dim))
 
 
-def _one_step(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
-    device, tokens = cache.device, labels["tokens"]
+def _one_step(model: CausalLM, cache: RandomCache, prompt: RealPrompt, labels: dict[str, Any]) -> list[Row]:
+    device, tokens, plan = cache.device, labels["tokens"], prompt.plan
     shared: dict[str, Any] = {
         "suite": "step",
         "labels": labels,
@@ -174,11 +190,12 @@ def _one_step(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, label
             time = _wall(lambda: _stock(model, ids, states), device)
             rows.append(Row(**shared, method="transformers", eager=time, error=0.0))
             del states
+        seconds = prompt.seconds
         with Host(model) as host:
             for graphs in (False, True) if device.type == "cuda" else (False,):
                 row, logits = _of_runner(*cache.runner(host, plan, graphs), ids, truth, shared)
                 truth = logits if truth is None else truth
-                rows.append(row)
+                rows.append(replace(row, prompt=seconds))
     return rows
 
 
@@ -256,19 +273,20 @@ class Replay:
         """Nothing to keep."""
 
 
-def _loops(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, labels: dict[str, Any]) -> list[Row]:
+def _loops(model: CausalLM, cache: RandomCache, prompt: RealPrompt, labels: dict[str, Any]) -> list[Row]:
     """Greedy loops of `NEW_TOKENS` tokens, microseconds a token, prefill not counted."""
-    device = cache.device
+    device, plan = cache.device, prompt.plan
     shared: dict[str, Any] = {
         "suite": "step",
         "labels": labels,
         "floor": 1e6 * step_bytes(model, cache.length, plan, 1) / copy_rate(device),
     }
     rows: list[Row] = []
-    prompt = [*cache.ids, 7]
+    ids = [*cache.ids, 7]
     if plan is None:
-        time = _per_token(lambda: greedy(model, prompt, NEW_TOKENS, past_key_values=cache.of_transformers()), device)
+        time = _per_token(lambda: greedy(model, ids, NEW_TOKENS, past_key_values=cache.of_transformers()), device)
         rows.append(Row(**shared, method="transformers generate", eager=time))
+    shared["prompt"] = prompt.seconds
     with torch.inference_mode():
         with Host(model) as host:
             runner, _ = cache.runner(host, plan, device.type == "cuda")
@@ -276,7 +294,7 @@ def _loops(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, labels: 
         def loop(drafter: Replay | None = None) -> list[int]:
             result = generate(
                 model,
-                [prompt],
+                [ids],
                 plan=plan,
                 drafter=drafter,
                 temperature=0.0,
@@ -289,7 +307,7 @@ def _loops(model: CausalLM, cache: RandomCache, plan: LayerPlan | None, labels: 
         plain = loop()
         rows.append(Row(**shared, method="zigzag.generate", eager=_per_token(loop, device)))
         for rate in ERROR_RATES:
-            drafter = Replay(plain, len(prompt), rate, model.config.vocab_size)
+            drafter = Replay(plain, len(ids), rate, model.config.vocab_size)
             rounds = _settle(loop, drafter)
             same = sum(a == b for a, b in zip(drafter.continuation, plain, strict=True))
             rows.append(

@@ -124,7 +124,7 @@ def plan_of(
     groups, value_size = key[0][1], value[0][3]
     num_keys = key[0][2] if table is None else table[0][1] * key[0][2]
     rows = heads // groups * num_queries
-    is_plain = window is None and keys_where is None and table is None and not nodes
+    is_plain = window is None and keys_where is None and table is None  # trees come with positions of keys
     blocks = blocks_of(dtype, rows, batch * groups, num_keys, max(size, value_size), is_plain)
     tiles = -(-rows // (blocks.tile + blocks.more))
     seen_keys = num_keys if window is None or keys_where is not None else min(num_keys, sum(window) + blocks.block)

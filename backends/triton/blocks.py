@@ -48,7 +48,7 @@ _SINGLE = Blocks(64, 32, 4, 2, 2)  # float32 products take no tensor cores
 def blocks_of(dtype: torch.dtype, rows: int, pairs: int, keys: int, size: int, is_plain: bool = False) -> Blocks:
     """For `rows` rows of queries in each of `pairs` KV heads of the whole batch, over so many keys.
 
-    is_plain: keys in order under the causal mask alone; for other masks two tiles have too few registers
+    is_plain: keys in order under the causal mask alone; with most others two tiles need more registers than there are
     """
     if dtype == torch.float32:
         return _SINGLE._replace(tile=min(_SINGLE.tile, max(16, 1 << (rows - 1).bit_length())))

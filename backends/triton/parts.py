@@ -21,33 +21,31 @@ def width_of(size: int) -> int:
     return int(max(16, triton.next_power_of_2(size)))
 
 
-def workspace(lines: int, splits: int, tile: int, value_size: int) -> int:
-    """float32 numbers for the parts of `lines` tiles, each split so many times: the rows' results, then their highest
-    scores, then their totals."""
-    return 0 if splits == 1 else lines * splits * tile * (width_of(value_size) + 2)
+def workspace(lines: int, splits: int, value_size: int) -> int:
+    """float32 numbers for the parts of `lines` rows, each split so many times: their results, then their highest
+    scores, then their totals. Rows lie as in the output [B, H, T], the parts of each side by side."""
+    return 0 if splits == 1 else lines * splits * (width_of(value_size) + 2)
 
 
 @triton.jit
 def finish(
-    output, lse, parts, highest, total, result, line, split, splits, batch, head, token, heads, num_queries,
-    SPLIT: tl.constexpr, TILE: tl.constexpr, DV: tl.constexpr, VALUE_SIZE: tl.constexpr,
-    TOKENS_FIRST: tl.constexpr = False,
+    output, lse, parts, highest, total, result, lines, split, splits, batch, head, token, heads, num_queries,
+    SPLIT: tl.constexpr, DV: tl.constexpr, VALUE_SIZE: tl.constexpr, TOKENS_FIRST: tl.constexpr = False,
 ):  # fmt: skip
     """Write the rows of a tile, or leave their part in the workspace.
 
     TOKENS_FIRST: output is [B, T, H, Dv] in memory, as the projections of a model have queries; only without splits
     """
     is_row, column = token < num_queries, tl.arange(0, VALUE_SIZE)
+    row = (batch * heads + head) * num_queries + token
     if SPLIT:
-        slot = (line * splits + split).to(tl.int64) * TILE + tl.arange(0, TILE)
+        slot, slots = row * splits + split, lines.to(tl.int64) * splits
         tl.store(parts + slot[:, None] * VALUE_SIZE + column, result, mask=is_row[:, None])
-        rows = (tl.num_programs(0) * splits * tl.num_programs(2)).to(tl.int64) * TILE
-        sums = parts + rows * VALUE_SIZE
+        sums = parts + slots * VALUE_SIZE
         tl.store(sums + slot, highest, mask=is_row)
-        tl.store(sums + rows + slot, total, mask=is_row)
+        tl.store(sums + slots + slot, total, mask=is_row)
     else:
         result = result / _divisor(total)[:, None]
-        row = (batch * heads + head) * num_queries + token
         is_number = is_row[:, None] & (column < DV)
         place = row
         if TOKENS_FIRST:
@@ -56,41 +54,38 @@ def finish(
         tl.store(lse + row, _logarithm(highest, total), mask=is_row)
 
 
-def merging(
-    device: torch.device, batch: int, heads: int, groups: int, num_queries: int, value_size: int, splits: int, tile: int
-) -> Launch | None:
-    """Fills output [B, H, T, Dv] and lse [B, H, T] from what `finish` left: of (output, lse, workspace)."""
+def merging(device: torch.device, lines: int, splits: int, value_size: int) -> Launch | None:
+    """Fills output [B, H, T, Dv] and lse [B, H, T] from what `finish` left: of (output, lse, workspace).
+
+    lines: B x H x T
+    """
     if splits == 1:
         return None
-    share, width = heads // groups, 1 << (splits - 1).bit_length()
+    width = 1 << (splits - 1).bit_length()
     return Launch(
-        _merge, (share * num_queries, batch * groups), (splits, num_queries), SHARE=share, SPLITS=width, TILE=tile,
-        DV=value_size, VALUE_SIZE=width_of(value_size),
+        _merge, (lines,), (splits,), SPLITS=width, DV=value_size, VALUE_SIZE=width_of(value_size),
         num_warps=max(1, min(8, width * width_of(value_size) // 2048)), **dependent(device),
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["splits", "num_queries"])
+@triton.jit(do_not_specialize=["splits"])
 def _merge(
-    output, lse, parts, splits, num_queries, SHARE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
-    DV: tl.constexpr, VALUE_SIZE: tl.constexpr, DEPENDENT: tl.constexpr,
+    output, lse, parts, splits, SPLITS: tl.constexpr, DV: tl.constexpr, VALUE_SIZE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     wait_for_earlier(DEPENDENT)
-    row, pair = tl.program_id(0), tl.program_id(1)  # pair: a KV head of a sequence
-    tiles = tl.cdiv(tl.num_programs(0), TILE)
+    line = tl.program_id(0).to(tl.int64)
     one, column = tl.arange(0, SPLITS), tl.arange(0, VALUE_SIZE)
-    slot = ((pair * tiles + row // TILE) * splits + one).to(tl.int64) * TILE + row % TILE
-    rows = (tl.num_programs(1) * tiles * splits).to(tl.int64) * TILE
-    sums = parts + rows * VALUE_SIZE
+    slot, slots = line * splits + one, tl.num_programs(0).to(tl.int64) * splits
+    sums = parts + slots * VALUE_SIZE
     there = one < splits
     high = tl.load(sums + slot, mask=there, other=float("-inf"))
-    total = tl.load(sums + rows + slot, mask=there, other=0.0)
+    total = tl.load(sums + slots + slot, mask=there, other=0.0)
     states = tl.load(parts + slot[:, None] * VALUE_SIZE + column, mask=there[:, None], other=0.0)
     highest = tl.max(high, 0)
     weight = tl.exp2(high - tl.where(highest == float("-inf"), 0.0, highest))
     total = tl.sum(total * weight, 0)
     result = tl.sum(states * weight[:, None], 0) / _divisor(total)
-    line = (pair * SHARE + row % SHARE).to(tl.int64) * num_queries + row // SHARE
     tl.store(output + line * DV + column, result.to(output.dtype.element_ty), mask=column < DV)
     tl.store(lse + line, _logarithm(highest, total))
 

@@ -1,0 +1,262 @@
+"""Programs of the Triton attention kernel that have two tiles of rows, and the workspace of rows of split keys."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("triton", reason="triton is not installed")
+
+from zigzag import reference  # noqa: E402
+from zigzag.backends import triton as triton_ops  # noqa: E402
+from zigzag.backends.triton import blocks as triton_blocks  # noqa: E402
+from zigzag.backends.triton.blocks import TWO_TILES, Blocks, blocks_of, mixed_blocks_of  # noqa: E402
+from zigzag.backends.triton.parts import workspace  # noqa: E402
+from zigzag.conformance.arrays import DEVICE, DTYPES, to_numpy  # noqa: E402
+from zigzag.conformance.tolerance import EPSILON  # noqa: E402
+
+triton_attention = import_module("zigzag.backends.triton.attention")  # the package has the op under this name
+triton_mixed = import_module("zigzag.backends.triton.mixed_attention")
+
+pytestmark = pytest.mark.skipif(bool(triton_ops.unavailable()), reason=triton_ops.unavailable() or "it is available")
+
+SMALL = Blocks(16, 16, 4, 2, 1, least=1, more=32)  # a program's second tile may be empty, and the larger one
+Plans = list[Any]
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plans]:
+    """Of `multiprocessors` and the blocks for every call (None: the table's): the list that all later plans go into."""
+
+    def record(multiprocessors: int, blocks: Blocks | None = None) -> Plans:
+        found: Plans = []
+        monkeypatch.setattr(triton_blocks, "multiprocessors", lambda device: multiprocessors)
+        for module in (triton_attention, triton_mixed):
+            plan_of = module.plan_of.__wrapped__  # not those that were kept for other blocks
+            monkeypatch.setattr(
+                module, "plan_of", lambda *given, plan_of=plan_of: found.append(plan_of(*given)) or found[-1]
+            )
+            if blocks:
+                monkeypatch.setattr(module, "blocks_of", lambda *_: blocks)
+        if blocks:
+            monkeypatch.setattr(triton_mixed, "mixed_blocks_of", lambda _: blocks)
+        return found
+
+    return record
+
+
+def states(seed: int, dtype: Any, *shapes: tuple[int, ...]) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    return [torch.from_numpy(rng.standard_normal(shape)).to(DEVICE, dtype) for shape in shapes]
+
+
+def placed(options: dict[str, Any]) -> dict[str, Any]:
+    """Arrays on the device."""
+    return {n: torch.tensor(a, device=DEVICE) if isinstance(a, np.ndarray) else a for n, a in options.items()}
+
+
+def agree(found: tuple[Any, Any], true: tuple[Any, Any], value: Any) -> bool:
+    """Outputs to a rounding of the weights and one of the result, lse to some of float32; NaN does not agree."""
+    name = str(found[0].dtype).removeprefix("torch.")
+    (output, lse), (exact, exact_lse) = map(to_numpy, found), true
+    most = 2e-6 if name == "float32" else EPSILON[name] / 2 * (np.abs(to_numpy(value)).max() + np.abs(exact).max())
+    return bool(np.allclose(output, exact, rtol=0, atol=most) and np.allclose(lse, exact_lse, rtol=0, atol=2e-5))
+
+
+def test_workspace() -> None:
+    """What `finish` writes: results as wide as products need them, and two numbers a part."""
+    assert workspace(10, 3, 40) == 10 * 3 * (64 + 2)
+    assert workspace(10, 1, 40) == 0
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 40])
+@pytest.mark.parametrize(
+    ("share", "queries", "dtype"),
+    [
+        (12, 16, "bfloat16"),  # 192 rows
+        (12, 16, "float16"),
+        (12, 16, "float32"),
+        (10, 15, "float16"),  # 150, the last 42 of the second tile are none
+        (3, 43, "float32"),  # 129: one row in the second tile
+    ],
+)
+def test_every_row_of_both_tiles(share: int, queries: int, dtype: str, multiprocessors: int, plans) -> None:
+    """Each query sees a key more than the one before it; sizes are no powers of two; one split, and several."""
+    if dtype not in DTYPES["triton"]:
+        pytest.skip("the interpreter has no products of bfloat16")
+    made = plans(multiprocessors, TWO_TILES if dtype == "float32" else None)  # the table has one tile for it
+    shapes = (2, 2 * share, queries, 40), (2, 2, 300, 40), (2, 2, 300, 24)
+    query, key, value = states(queries, getattr(torch, dtype), *shapes)
+    found = triton_ops.attention(query, key, value)
+    arrays = [to_numpy(each) for each in (query, key, value)]
+    assert agree(found, reference.attention(*arrays), value)
+    last = np.arange(300 - queries, 300)
+    others = (
+        reference.attention(*arrays, query_positions=np.maximum(last - share // 2, last[0])),  # some see fewer keys
+        reference.attention(arrays[0][:, :, ::-1], *arrays[1:]),
+    )
+    assert not any(agree(found, other, value) for other in others)
+    plan = made[0]
+    assert plan.walk.options["TILE"] == 128 and plan.walk.options["MORE"] == 64 and plan.walk.grid[0] == 1
+    assert (plan.walk.grid[1] > 1) == (plan.merge is not None) == (multiprocessors > 1)
+
+
+def spoiled(found: tuple[Any, Any], row: int) -> tuple[Any, Any]:
+    """The same but for one number of the lse."""
+    lse = found[1].clone()
+    lse.view(-1)[row] += 1e-4
+    return found[0], lse
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_wrong_number_does_not_agree(dtype: Any) -> None:
+    value = torch.ones(2, dtype=dtype)
+    found = torch.tensor([1.0, 0.5], dtype=dtype), torch.tensor([5.0, 6.0])
+    true = to_numpy(found[0]), to_numpy(found[1])
+    assert agree(found, true, value)
+    assert not agree(spoiled(found, 1), true, value)
+    assert not agree((found[0] + torch.tensor([0.0, 0.05], dtype=dtype), found[1]), true, value)
+    assert not agree((found[0] * torch.nan, found[1]), true, value)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 64])
+def test_several_programs_of_two_tiles(multiprocessors: int, plans) -> None:
+    """105 rows in programs of 48: the last one's tiles are part full and empty."""
+    made = plans(multiprocessors, SMALL)
+    query, key, value = states(0, torch.float32, (2, 6, 35, 16), (2, 2, 100, 16), (2, 2, 100, 16))
+    true = reference.attention(*map(to_numpy, (query, key, value)))
+    assert agree(triton_ops.attention(query, key, value), true, value)
+    assert made[0].walk.grid[0] == 3 and (made[0].walk.grid[1] > 1) == (multiprocessors > 1)
+
+
+def test_tokens_first_of_both_tiles(plans) -> None:
+    made = plans(1, SMALL)
+    query, key, value = states(1, torch.float32, (2, 20, 6, 16), (2, 2, 100, 16), (2, 2, 100, 16))
+    query = query.transpose(1, 2)
+    found = triton_ops.attention(query, key, value)
+    assert agree(found, reference.attention(*map(to_numpy, (query, key, value))), value)
+    assert made[0].tokens_first and found[0].transpose(1, 2).is_contiguous()
+
+
+FALLING = np.stack([np.arange(90, 70, -1), np.r_[np.arange(40, 20, -2), np.full(10, -1)]])  # later rows see less
+CASES = {
+    "positions": {"query_positions": FALLING},
+    "apart": {"query_positions": FALLING, "sink": 3, "recent": 5},
+    "window": {"sink": 3, "recent": 20},
+    "aligned": {"sink": 4, "recent": 20, "align": 4},
+    "ring": {"query_positions": FALLING, "key_positions": np.random.default_rng(5).permutation(np.arange(-3, 97))},
+    "tree": {"parents": [-1, 0, 0, 1, 1, 2, -1, 6, 7, 8, 6, 10, 3, 3, 12, 14, 14, 2]},
+}
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 64])
+@pytest.mark.parametrize("case", CASES)
+def test_any_mask(case: str, multiprocessors: int, plans) -> None:
+    """The kernel is right for all of them; the table gives two tiles where they are quick."""
+    plans(multiprocessors, SMALL)
+    query, key, value = states(2, torch.float32, (2, 6, 20, 16), (2, 2, 100, 16), (2, 2, 100, 16))
+    arrays = list(map(to_numpy, (query, key, value)))
+    found = triton_ops.attention(query, key, value, **placed(CASES[case]))
+    assert agree(found, reference.attention(*arrays, **CASES[case]), value)
+    assert not agree(found, reference.attention(*arrays), value)
+
+
+def test_keys_that_no_row_of_a_tile_sees_may_hold_anything(plans) -> None:
+    """Rows of the first tile are late, those of the second early; between their windows lie NaN."""
+    plans(1, SMALL)
+    query, key, value = states(3, torch.float32, (1, 1, 40, 16), (1, 1, 100, 16), (1, 1, 100, 16))
+    at = np.r_[np.arange(80, 96), np.arange(10, 34)]
+    true = reference.attention(*map(to_numpy, (query, key, value)), query_positions=at, sink=2, recent=6)
+    key[:, :, 40:70] = value[:, :, 40:70] = torch.nan
+    for where in ({}, {"key_positions": np.arange(100)}):
+        given = placed({"query_positions": at, "sink": 2, "recent": 6, **where})
+        assert agree(triton_ops.attention(query, key, value, **given), true, value)
+
+
+def test_pages(plans) -> None:
+    plans(64, SMALL)
+    query, key, value = states(4, torch.float32, (2, 6, 20, 16), (9, 2, 16, 16), (9, 2, 16, 16))
+    table = np.array([[3, 0, 8, 4], [1, 7, 2, 5]])
+    true = reference.attention(*map(to_numpy, (query, key, value)), block_table=table)
+    found, other = (
+        triton_ops.attention(query, key, value, **placed({"block_table": each})) for each in (table, table[::-1].copy())
+    )
+    assert agree(found, true, value) and not agree(other, true, value)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 64])
+def test_parts_of_mixed_heads(multiprocessors: int, plans) -> None:
+    """Several tiles of rows, keys of the full heads in order and those of the others a window; split or not."""
+    made = plans(multiprocessors, Blocks(16, 16, 4, 2, 1, least=1))
+    query, key, value = states(5, torch.float32, (2, 6, 20, 16), (2, 2, 100, 16), (2, 2, 100, 24))
+    at = np.arange(80, 100)
+    arrays = query, key[:, 1:], value[:, 1:], key[:, :1, -60:], value[:, :1, -60:]
+    options = {"full_groups": (False, True), "sink": 0, "recent": 30}
+    where = {"query_positions": at, "streaming_positions": np.arange(40, 100)}
+    found = triton_ops.mixed_attention(*arrays, **options, **placed(where))
+    assert agree(found, reference.mixed_attention(*map(to_numpy, arrays), **options, **where), value)
+    swapped = reference.mixed_attention(*map(to_numpy, arrays), **options | {"full_groups": (True, False)}, **where)
+    assert not agree(found, swapped, value)
+    assert made[0].walk.grid[0] == 4 and (made[0].merge is not None) == (multiprocessors > 1)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 64])
+def test_plans_have_room_for_all_parts(multiprocessors: int, plans) -> None:
+    """A slot for every query and head and split, whatever the tiles are."""
+    made = plans(multiprocessors, SMALL)
+    query, key, value = states(6, torch.float32, (2, 6, 20, 16), (2, 2, 100, 16), (2, 2, 100, 24))
+    triton_ops.attention(query, key, value)
+    halves = key[:, :1], value[:, :1], key[:, 1:], value[:, 1:]
+    triton_ops.mixed_attention(query, *halves, full_groups=(True, False), sink=2, recent=8)
+    assert len(made) == 2
+    for plan in made:
+        splits = plan.walk.grid[1]
+        assert plan.workspace == (2 * 6 * 20 * splits * (32 + 2) if splits > 1 else 0)
+
+
+HALF, LARGEST = torch.bfloat16, TWO_TILES.tile + TWO_TILES.more
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "size", "is_plain", "tiles"),
+    [
+        (HALF, 128, 128, True, (128, 0)),
+        (HALF, 129, 128, True, (128, 64)),
+        (torch.float16, LARGEST, 96, True, (128, 64)),
+        (HALF, LARGEST + 1, 128, True, (128, 0)),
+        (HALF, LARGEST, 128, False, (64, 0)),
+        (HALF, 129, 128, False, (64, 0)),
+        (HALF, 128, 128, False, (128, 0)),
+        (HALF, LARGEST + 1, 128, False, (128, 0)),
+        (HALF, LARGEST, 129, True, (64, 0)),
+        (torch.float32, LARGEST, 128, True, (64, 0)),
+    ],
+)
+def test_who_gets_two_tiles(dtype: Any, rows: int, size: int, is_plain: bool, tiles: tuple[int, int]) -> None:
+    found = blocks_of(dtype, rows, 8, 32_768, size, is_plain)
+    assert (found.tile, found.more) == tiles
+    assert mixed_blocks_of(found).more == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ({}, 64),
+        ({"query_positions": np.arange(24, 40)}, 64),
+        ({"sink": 0, "recent": 64}, 0),
+        ({"query_positions": np.arange(24, 40), "key_positions": np.arange(40)}, 0),
+        ({"parents": [-1] * 16}, 0),
+        ({"parents": []}, 64),
+        ({"block_table": np.zeros((1, 1), dtype=np.int32)}, 0),
+    ],
+)
+def test_other_masks_get_one_tile(options: dict[str, Any], more: int, plans) -> None:
+    """Compiled for two tiles most need more registers than there are (tests/test_triton_compile.py has a tree)."""
+    made = plans(4)
+    query, key, value = states(7, torch.float16, (1, 12, 16, 16), (1, 1, 40, 16), (1, 1, 40, 16))
+    found = triton_ops.attention(query, key, value, **placed(options))
+    assert made[0].walk.options["MORE"] == more
+    assert agree(found, reference.attention(*map(to_numpy, (query, key, value)), **options), value)

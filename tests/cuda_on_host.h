@@ -93,6 +93,7 @@ static unsigned __reduce_or_sync(unsigned, unsigned x) {
     for (int offset = 16; offset; offset /= 2) x |= read_lane(x, (threadIdx.x % 32) ^ offset);
     return x;
 }
+static int __any_sync(unsigned, int x) { return __reduce_or_sync(0, x != 0); }
 static unsigned __byte_perm(unsigned low, unsigned high, unsigned choice) {
     const unsigned long long bytes = (unsigned long long)high << 32 | low;
     unsigned chosen = 0;
@@ -201,6 +202,7 @@ static void fiber_main() {
 }
 
 // Threads take turns in another order each time: a value that is read before a barrier is sometimes not there yet.
+// Some warps rest for a while, until the others are far ahead or wait for them.
 static void run_block(int threads, std::mt19937& random) {
     fibers.resize(threads);
     warp_barriers.assign((threads + 31) / 32, Barrier{std::min(32, threads)});
@@ -215,16 +217,19 @@ static void run_block(int threads, std::mt19937& random) {
         fiber.start.uc_stack.ss_size = fiber.stack.size();
         makecontext(&fiber.start, fiber_main, 0);
     }
-    for (bool has_moved = true; has_moved;) {
-        has_moved = false;
+    unsigned resting = 0;
+    for (int pass = 0;; ++pass) {
+        bool has_moved = false;
+        if (pass % 64 == 0) resting = random();
         const unsigned start = random(), stride = random() | 1;  // odd, and `threads` is 2^n: each has its turn
         for (int n = 0; n < threads; ++n) {
             current = (start + n * stride) % threads;
-            if (!fibers[current].can_go()) continue;
+            if (resting >> current / 32 % 32 & 1 || !fibers[current].can_go()) continue;
             threadIdx.x = current;
             has_moved = true;
             give_turn(fibers[current]);
         }
+        if (!has_moved && !std::exchange(resting, 0)) break;
     }
     for (const Fiber& fiber : fibers) deadlocks += !fiber.is_done;
 }

@@ -24,6 +24,7 @@
 
 #define EIGHTS (ROWS / WARPS / 8)  // times eight rows of a warp
 #define SLICES (KEYS / 16)         // of a tile of keys
+#define SLACK 8.0f                 // a score may be above `highest` by so much; weights up to 256 are as exact as others
 #define VALUES (KEYS * SIZE * 2)   // where a stage's values begin, in bytes
 #define POSITIONS (VALUES + KEYS * VALUE_SIZE * 2)
 #define STAGE (POSITIONS + (EXPLICIT ? KEYS * 8 : 0))
@@ -185,25 +186,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, WAVES) decode_attention_ma
             }
         }
 
+        float now[EIGHTS][2];
+        bool is_beyond = false;
 #pragma unroll
         for (int e = 0; e < EIGHTS; ++e) {
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
-                float now = highest[e][c];
+                now[e][c] = highest[e][c];
 #pragma unroll
-                for (int m = 0; m < SLICES; ++m) now = fmaxf(now, fmaxf(score[m][e][c], score[m][e][c + 2]));
-                now = row_max(now);
-                const float base = base_of(now), shrink = power_of_two(highest[e][c] - base);
-                highest[e][c] = now;
-                total[e][c] *= shrink;
+                for (int n = 0; n < 2 * SLICES; ++n) now[e][c] = fmaxf(now[e][c], score[n / 2][e][n % 2 * 2 + c]);
+                now[e][c] = row_max(now[e][c]);
+                is_beyond |= now[e][c] > highest[e][c] + SLACK;
+            }
+        }
+        if (__any_sync(ALL, is_beyond)) {
+#pragma unroll
+            for (int e = 0; e < EIGHTS; ++e) {
+#pragma unroll
+                for (int c = 0; c < 2; ++c) {
+                    const float shrink = power_of_two(highest[e][c] - base_of(now[e][c]));
+                    highest[e][c] = now[e][c];
+                    total[e][c] *= shrink;
+#pragma unroll
+                    for (int n = 0; n < VALUE_SIZE / 8; ++n) result[n / 2][e][n % 2 * 2 + c] *= shrink;
+                }
+            }
+        }
+#pragma unroll
+        for (int e = 0; e < EIGHTS; ++e) {
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
 #pragma unroll
                 for (int n = 0; n < 2 * SLICES; ++n) {
                     float& one = score[n / 2][e][n % 2 * 2 + c];
-                    one = power_of_two(one - base);
+                    one = power_of_two(one - base_of(highest[e][c]));
                     total[e][c] += one;
                 }
-#pragma unroll
-                for (int n = 0; n < VALUE_SIZE / 8; ++n) result[n / 2][e][n % 2 * 2 + c] *= shrink;
             }
         }
 

@@ -1,4 +1,4 @@
-"""The constants of attention_many.cu, attention on tensor cores for many rows of a KV group; attention.py launches it."""
+"""The constants of attention_many.cu, attention on tensor cores for many rows of a KV group."""
 
 from zigzag.backends.cupy.raw.kernels import source_of
 
@@ -7,10 +7,10 @@ SOURCE = source_of("attention_many.cu")
 FEWEST = 65  # rows of a group from which on it is used, where attention_mma.py takes the arrays
 MOST_ROWS = 96  # of a block: 24 of each warp, as many as have room in its registers
 THREADS = 128
-KEYS = 64  # of a tile
-STAGES = 3  # tiles in shared memory
+KEYS = 32  # of a tile
+STAGES = 4  # tiles in shared memory: with WAVES blocks 128 KiB of a multiprocessor's
 WAVES = 2  # blocks that a multiprocessor has registers and shared memory for
-LEAST_KEYS = 2 * KEYS  # of a block
+LEAST_KEYS = 128  # of a block: as many as are under way at a time
 
 
 def rows_of(rows: int) -> int:

@@ -1,4 +1,4 @@
-"""When attention_mma.cu, attention on tensor cores, or attention_many.cu is used, and its constants; attention.py launches it."""
+"""When attention on tensor cores is used; the constants of attention_mma.cu, which is for few rows of a KV group."""
 
 from zigzag.backends.cupy.raw.kernels import source_of
 from zigzag.backends.cupy.raw.launch import capability
@@ -14,7 +14,7 @@ OLDEST = 80  # compute capability that has the instructions
 
 
 def chosen(query: Array, key: Array, value: Array) -> bool:
-    """Whether these kernels, or this one by its number of rows, is to be used where a raw one is."""
+    """Whether this kernel, or attention_many.cu, is to be used where a raw one is: they take these arrays."""
     return (
         str(query.dtype) in DTYPES
         and query.shape[3] % 32 == 0

@@ -53,7 +53,8 @@ def queue(kernel: Any, grid: tuple[int, ...], threads: int, arguments: tuple[Any
         kernel(grid, (threads,), arguments, shared_mem=shared)
         return
     cuda.runtime.setDevice(cuda.runtime.getDevice())  # the driver needs a context, which a new thread has not got yet
-    config = Config((*grid, 1, 1)[:3], (threads, 1, 1), shared, cuda.get_current_stream().ptr, ctypes.pointer(_DEPENDENT), 1)
+    stream, attributes = cuda.get_current_stream().ptr, ctypes.pointer(_DEPENDENT)
+    config = Config((*grid, 1, 1)[:3], (threads, 1, 1), shared, stream, attributes, 1)
     held = [_held(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(each) for each in held))
     error = launch(ctypes.byref(config), ctypes.c_void_p(kernel.kernel.ptr), pointers, None)

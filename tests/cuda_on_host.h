@@ -149,8 +149,8 @@ template <int GROUPS> void wait_for_all_but() {
         for (const Copy& one : groups.front()) deliver(one);
 }
 
-// ldmatrix: four matrices of 8 x 8 words of two bytes, whose rows' addresses the lanes give. Conflicts: rows of a matrix
-// that lie in the same banks.
+// ldmatrix: four matrices of 8 x 8 words of two bytes, whose rows' addresses the lanes give. Conflicts: rows of a
+// matrix that lie in the same banks.
 static unsigned rows_read[64][32];
 static void read_matrices(unsigned (&a)[4], unsigned row, bool is_transposed) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

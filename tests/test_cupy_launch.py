@@ -100,5 +100,6 @@ def test_much_shared_memory_is_asked_for_once_on_each_device(capability: int, mo
     granted = [n for n, asked in enumerate(card.asked) if asked[0] == "granted"]
     assert given == [("launched", most), *[("launched", most + 16)] * 3]
     assert [card.asked[n] for n in granted] == [("granted", most + 16)] * 2
+    assert all(card.asked[n - 1][0] == "device" for n in granted)
     later = [len([asked for asked in card.asked[:n] if len(asked) > 4]) for n in granted]
     assert later == [1, 3]  # launches before it: of the first device one, of the second none

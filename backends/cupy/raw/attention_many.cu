@@ -24,7 +24,7 @@
 
 #define EIGHTS (ROWS / WARPS / 8)  // times eight rows of a warp
 #define SLICES (KEYS / 16)         // of a tile of keys
-#define SLACK 8.0f                 // a score may be above `highest` by so much; weights up to 256 are as exact as others
+#define SLACK 8.0f                 // a score may be so far above `highest`: weights up to 256 are as exact as others
 #define VALUES (KEYS * SIZE * 2)   // where a stage's values begin, in bytes
 #define POSITIONS (VALUES + KEYS * VALUE_SIZE * 2)
 #define STAGE (POSITIONS + (EXPLICIT ? KEYS * 8 : 0))
@@ -39,8 +39,8 @@ __device__ __forceinline__ float row_sum(float x) {
     return x;
 }
 
-// x, about which the compiler knows nothing: what follows from it is computed anew in each tile. Otherwise it is kept in
-// registers, of which there are too few.
+// x, about which the compiler knows nothing: what follows from it is computed anew in each tile. Otherwise it is kept
+// in registers, of which there are too few.
 __device__ __forceinline__ int anew(int x) {
     asm volatile("" : "+r"(x));
     return x;
@@ -50,7 +50,7 @@ __device__ __forceinline__ int anew(int x) {
 template <int WIDTH> __device__ __forceinline__ void fetch(
     unsigned into, const element* from, long long token, const Places& places, int first
 ) {
-    constexpr int SHARERS = WIDTH > 64 ? 16 : WIDTH / 8, AT_ONCE = THREADS / SHARERS;  // threads of a key, a power of two
+    constexpr int SHARERS = WIDTH > 64 ? 16 : WIDTH / 8, AT_ONCE = THREADS / SHARERS;  // threads of a key
     static_assert(KEYS % AT_ONCE == 0 && AT_ONCE % 8 == 0, "all copies of a thread are alike");
     const int thread = anew(threadIdx.x), own = thread / SHARERS, eight = thread % SHARERS;
     if (eight >= WIDTH / 8) return;
@@ -85,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, WAVES) decode_attention_ma
     // Of all rows, in shared memory, since few tiles ask; the loop's barrier comes before it reads them.
     __shared__ position at[ROWS];  // -1: no row
 #if STREAMING
-    __shared__ position window[ROWS];  // where the recent keys of each row begin; sink and recent are multiples of align
+    __shared__ position window[ROWS];  // where its recent keys begin; sink and recent are multiples of align
 #endif
     for (int own = thread; own < ROWS; own += THREADS) {
         const int row = first_row + own;

@@ -47,7 +47,7 @@ def queue(kernel: Any, grid: tuple[int, ...], threads: int, arguments: tuple[Any
     """
     cuda = import_module("cupy").cuda
     if shared > GRANTED:
-        _grant(kernel, cuda.runtime, cuda.runtime.getDevice(), shared)
+        _grant(kernel, cuda.runtime.getDevice(), shared)
     launch = _driver() if capability() >= HOPPER else None
     if launch is None:
         kernel(grid, (threads,), arguments, shared_mem=shared)
@@ -75,9 +75,9 @@ def _held(argument: Array | np.generic) -> Any:
 
 
 @cache
-def _grant(kernel: Any, runtime: Any, device: int, shared: int) -> None:
+def _grant(kernel: Any, device: int, shared: int) -> None:
     """Once for a kernel on each device, where it is a function of its own."""
-    runtime.setDevice(device)  # for a context, as above
+    import_module("cupy").cuda.runtime.setDevice(device)  # for a context, as above
     kernel.max_dynamic_shared_size_bytes = shared
 
 

@@ -27,6 +27,10 @@ class DeadlockError(Exception):
     """Threads of a block wait at different barriers."""
 
 
+class BankConflictError(Exception):
+    """Rows of a matrix that are read from shared memory together lie in the same banks."""
+
+
 def launch(source, name, element, constants, grid, threads, arguments, seed: int = 0) -> None:
     held = [_held(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(h) for h in held))
@@ -34,6 +38,8 @@ def launch(source, name, element, constants, grid, threads, arguments, seed: int
     library = _compiled(kernels.code_of(source, element, constants))
     if stuck := getattr(library, f"run_{name}")(sizes, threads, seed, pointers):
         raise DeadlockError(f"{name}: {stuck} threads never came back")
+    if conflicts := library.conflicts_of_last():
+        raise BankConflictError(f"{name}: {conflicts} conflicts")
 
 
 def _held(argument) -> ctypes.Array | ctypes.c_void_p:

@@ -61,21 +61,6 @@ def test_largest_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("explicit", [False, True], ids=["counted", "positions"])
-@pytest.mark.parametrize("window", [{}, {"sink": 4, "recent": 40}], ids=["full", "streaming"])
-def test_more_rows_than_a_block_has(window: dict[str, int], explicit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warps with other rows and the same keys: 80 rows, so a full block and one with a quarter of its rows."""
-    use_mma(monkeypatch, 132, 2)
-    rng = np.random.default_rng(1)
-    query, key, value = (rng.standard_normal(shape) for shape in ((1, 10, 16, 32), (1, 2, 700, 32), (1, 2, 700, 64)))
-    made = Decode(query, in_a_buffer(key), in_a_buffer(value), window)
-    if explicit:
-        made.positions = {"query_positions": np.arange(684, 700), "key_positions": rng.permutation(700)}
-    spoil(made)
-    check_is_noticed(monkeypatch, mma, "warp / KEY_WARPS * 16", "0", made, "float16")
-
-
-@needs_compiler
 @pytest.mark.parametrize("value_size", [32, 96])
 def test_values_of_half_a_half(value_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of wider rows, whose other numbers are NaN."""
@@ -167,10 +152,9 @@ def test_compiles_for_hopper(element: str, streaming: int) -> None:
     """Sizes between them: the largest, the smallest, unequal ones, values of three quarters."""
     sizes = {("float16", 0): (64, 32), ("float16", 1): (32, 64), ("bfloat16", 1): (96, 96), ("bfloat16", 0): (128, 128)}
     for explicit in (0, 1):
-        for rows in (cupy_attention_kernel.ROWS, mma.MANY):
-            given = {"ROWS": rows} | dict(zip(("SIZE", "VALUE_SIZE"), sizes[element, streaming], strict=True))
-            code = code_of("attention_mma.cu", element, (streaming, explicit), given)
-            assert compiled(code, SPILLS) == (True, "")
+        given = dict(zip(("SIZE", "VALUE_SIZE"), sizes[element, streaming], strict=True))
+        code = code_of("attention_mma.cu", element, (streaming, explicit), given)
+        assert compiled(code, SPILLS) == (True, "")
 
 
 def test_compile_check_can_fail() -> None:
@@ -229,15 +213,3 @@ def test_launch_code_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
         cupy_attention_kernel.attention(states[:, :, :1], states, states, None, 1, None, None, None)
     merge = (NAME, (1, 2))
     assert launched == [(mma.NAME, (32, 1, 2)), merge, ("decode_attention", (64, 1, 2)), merge]
-
-
-@pytest.mark.parametrize(("queries", "rows", "grid"), [(4, 16, (22, 4, 3)), (5, 64, (32, 2, 3))])
-def test_launch_code_chooses_rows(queries: int, rows: int, grid: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 rows of a group and 80."""
-    launched = []
-    use_mma(monkeypatch, 132)
-    monkeypatch.setattr(cupy_kernels, "launch", lambda *given: launched.append((given[1], given[3]["ROWS"], given[4])))
-    states = np.ones((1, 3, 4096, 64), dtype="float16")
-    query = np.ones((1, 48, queries, 64), dtype="float16")
-    cupy_attention_kernel.attention(query, states, states, None, 1, None, None, None)
-    assert launched == [(mma.NAME, rows, grid), (NAME, rows, (16 * queries, 3))]

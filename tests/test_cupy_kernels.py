@@ -14,6 +14,7 @@ from nvrtc import compiled, ptx_of
 from ptx import access_before_waiting
 
 from zigzag.backends.cupy.raw import attention as cupy_attention_kernel
+from zigzag.backends.cupy.raw import attention_many as cupy_attention_many
 from zigzag.backends.cupy.raw import attention_merge as cupy_attention_merge
 from zigzag.backends.cupy.raw import attention_mma as cupy_attention_mma
 from zigzag.backends.cupy.raw import kernels as cupy_kernels
@@ -23,6 +24,7 @@ RAW = Path(__file__).resolve().parents[1] / "backends/cupy/raw"
 HOPPER = (*cupy_kernels.OPTIONS, "--gpu-architecture=sm_90")
 KERNELS = {
     "attention.cu": ["decode_attention"],
+    "attention_many.cu": ["decode_attention_many"],
     "attention_merge.cu": ["merge_parts"],
     "attention_mma.cu": ["decode_attention_mma"],
     "verification_greedy.cu": ["best_of_chunks", "decide_greedy"],
@@ -30,6 +32,7 @@ KERNELS = {
 }
 SWITCHES = {
     "attention.cu": ("STREAMING", "EXPLICIT"),
+    "attention_many.cu": ("STREAMING", "EXPLICIT"),
     "attention_merge.cu": (),
     "attention_mma.cu": ("STREAMING", "EXPLICIT"),
     "verification_greedy.cu": (),
@@ -42,12 +45,16 @@ SIZES = {
         **{"ROWS": ROWS, "THREADS": THREADS, "KEYS": cupy_attention_kernel.KEYS},
         **{"SIZE": 32, "VALUE_SIZE": 32},
     },
+    "attention_many.cu": {
+        **{"ROWS": cupy_attention_many.MOST_ROWS, "THREADS": cupy_attention_many.THREADS},
+        **{"SIZE": 128, "VALUE_SIZE": 128},
+    },
     "attention_merge.cu": {
         **{"ROWS": 64, "THREADS": cupy_attention_merge.THREADS, "PARTS": cupy_attention_merge.PARTS},
         **{"SPLITS": 16, "VALUE_SIZE": 128},
     },
     "attention_mma.cu": {
-        **{"ROWS": 64, "THREADS": THREADS, "WAVES": cupy_attention_mma.WAVES},
+        **{"ROWS": ROWS, "THREADS": THREADS, "WAVES": cupy_attention_mma.WAVES},
         **{"SIZE": 128, "VALUE_SIZE": 128},
     },
     "verification_greedy.cu": OF_A_ROW,
@@ -57,7 +64,11 @@ SIZES = {
 
 def code_of(file: str, element: str, switches: tuple[int, ...] = (), sizes: Mapping[str, int] | None = None) -> str:
     given = dict(zip(SWITCHES[file], switches, strict=True))
-    return cupy_kernels.code_of(cupy_kernels.source_of(file), element, {**SIZES[file], **given, **(sizes or {})})
+    constants = {**SIZES[file], **given, **(sizes or {})}
+    if file == "attention_many.cu":
+        cut = cupy_attention_many.constants_of(constants["SIZE"], constants["VALUE_SIZE"], bool(given["EXPLICIT"]))
+        constants |= cut
+    return cupy_kernels.code_of(cupy_kernels.source_of(file), element, constants)
 
 
 # All switches with float32; with the other dtypes each switch on and off.
@@ -134,7 +145,7 @@ def test_merge_compiles_for_hopper(splits: int, value_size: int, element: str) -
 
 WAITING = [
     ("attention_merge.cu", ()),
-    *((file, (s, s)) for file in ("attention.cu", "attention_mma.cu") for s in (0, 1)),
+    *((file, (s, s)) for file in ("attention.cu", "attention_many.cu", "attention_mma.cu") for s in (0, 1)),
     ("verification_greedy.cu", ()),
     *(("verification_residual.cu", switches) for switches in product((0, 1), (0, 1, 2))),
 ]

@@ -41,9 +41,17 @@ class Card:
         assert extra is None
         return self.error
 
-    def __call__(self, *arguments) -> None:
+    def __call__(self, *arguments, shared_mem: int) -> None:
         """As CuPy's kernel is launched."""
-        self.asked.append(("CuPy", *arguments))
+        self.asked.append(("CuPy", *arguments, shared_mem))
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        raise AssertionError("nobody asks for it")
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, shared: int) -> None:
+        self.asked.append(("granted", shared))
 
 
 def test_structures_are_those_of_the_header() -> None:
@@ -65,7 +73,7 @@ def test_a_launch_is_dependent(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_older_cards_have_no_dependent_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(monkeypatch, capability=80)
     cupy_launch.queue(card, (5,), 128, (np.int32(7),))
-    assert card.asked == [("CuPy", (5,), (128,), (np.int32(7),))]
+    assert card.asked == [("CuPy", (5,), (128,), (np.int32(7),), 0)]
 
 
 def test_without_the_driver_s_library_cupy_launches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,10 +81,25 @@ def test_without_the_driver_s_library_cupy_launches(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cupy_launch, "LIBRARY", "libcuda.not.there")
     monkeypatch.setattr(cupy_launch, "_driver", driver)
     cupy_launch.queue(card, (5,), 128, ())
-    assert card.asked == [("CuPy", (5,), (128,), ())]
+    assert card.asked == [("CuPy", (5,), (128,), (), 0)]
 
 
 def test_the_driver_s_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Card(monkeypatch, error=700)
     with pytest.raises(RuntimeError, match="700"):
         cupy_launch.queue(card, (1,), 32, ())
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_much_shared_memory_is_asked_for_once_on_each_device(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    card, most = Card(monkeypatch, capability), cupy_launch.GRANTED
+    for device, shared in ((3, most), (3, most + 16), (3, most + 16), (4, most + 16)):
+        monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "getDevice", lambda device=device: device)
+        cupy_launch.queue(card, (5,), 128, (), shared)
+    given = [("launched", asked[4 if capability == 80 else 2]) for asked in card.asked if len(asked) > 4]
+    granted = [n for n, asked in enumerate(card.asked) if asked[0] == "granted"]
+    assert given == [("launched", most), *[("launched", most + 16)] * 3]
+    assert [card.asked[n] for n in granted] == [("granted", most + 16)] * 2
+    assert all(card.asked[n - 1][0] == "device" for n in granted)
+    later = [len([asked for asked in card.asked[:n] if len(asked) > 4]) for n in granted]
+    assert later == [1, 3]  # launches before it: of the first device one, of the second none

@@ -22,6 +22,7 @@ from kernels import NAMES  # noqa: E402
 
 from zigzag import ops, reference  # noqa: E402
 from zigzag.backends.cupy.raw import attention as cupy_attention_kernel  # noqa: E402
+from zigzag.backends.cupy.raw import attention_many as cupy_attention_many  # noqa: E402
 from zigzag.backends.cupy.raw import attention_mma as cupy_attention_mma  # noqa: E402
 from zigzag.backends.cupy.raw import kernels as cupy_kernels  # noqa: E402
 from zigzag.conformance.tolerance import EPSILON, assert_no_worse  # noqa: E402
@@ -49,7 +50,11 @@ def attention_calls(rng: np.random.Generator) -> Iterator[Call]:
         halves(), ((1, 300, 64, {}), (5, 70, 128, window), (3, 70, 96, {}), (2, at.size, 64, window | where))
     ):
         yield [part.astype(dtype) for part in states(rng, queries, keys, size)], options
-    yield [part.astype(np.float16) for part in states(rng, 16, 300, 64, heads=12)], window  # 96 rows a group
+    far = rng.permutation(np.arange(-1, 299))
+    many = product(halves(), ({}, window), ({}, {"query_positions": far[-16:], "key_positions": far}))
+    for dtype, around, where in many:  # 192 rows a group, in two blocks
+        yield [part.astype(dtype) for part in states(rng, 16, far.size, 128, heads=24)], around | where
+    yield [part.astype(np.float16) for part in states(rng, 16, 1000, 96, heads=10)], {}  # 80 rows
     yield [part.astype(np.float16) for part in states(rng, 10, 4300, 64)], {}  # many parts
     yield [part.astype(np.float16) for part in states(rng, 15, 300, 64, heads=20)], {}  # 150 rows a group: two tiles
     query, key, value = states(rng, 3, 5 * 16, 32)
@@ -202,8 +207,11 @@ def run(name: str, device: str = "cuda") -> int:
         compare(results, *(getattr(reference, op)(*given, **options) for given in (wide, arrays)))
         if launched is not None and len(launched) == before:
             raise AssertionError(f"{name}, call {number}: array calls were used, not the raw kernel")
-        if launched is not None and arrays[0].dtype.itemsize == 2 and cupy_attention_mma.NAME not in launched[before:]:
-            raise AssertionError(f"{name}, call {number}: {launched[before:]}, not {cupy_attention_mma.NAME}")
+        if launched is not None and arrays[0].dtype.itemsize == 2:
+            rows = arrays[0].shape[1] // arrays[1].shape[1] * arrays[0].shape[2]
+            expected = cupy_attention_many if rows >= cupy_attention_many.FEWEST else cupy_attention_mma
+            if expected.NAME not in launched[before:]:
+                raise AssertionError(f"{name}, call {number}: {launched[before:]}, not {expected.NAME}")
     return number
 
 

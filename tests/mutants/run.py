@@ -42,7 +42,7 @@ BUDGET = 45.0  # seconds of tests a mutant
 FILE_LIMIT = 1200.0  # seconds of a test file while its lines are recorded
 LONGEST = 10.0  # seconds of a test that is asked
 SHARE = 0.9
-CUPY = ("attention_kernel", "attention_mma", "verification_kernel")
+CUPY = ("attention_kernel", "attention_many", "attention_mma", "verification_kernel")
 # Tests of this tool; what builds in a folder of its own; kernels of CuPy, which are compiled anew in each copy.
 NOT_JUDGES = ("tests/test_mutants.py", "tests/test_packaging.py", *(f"tests/test_cupy_{kernel}.py" for kernel in CUPY))
 

@@ -2,11 +2,11 @@
 // of a multiprocessor.
 //
 // A block takes 16 rows (queries and heads of one KV group) and a share of the keys, of which each of its warps takes
-// 16 at a time; or 64 rows, each warp 16 of them, and all warps the same keys, so that the L1 cache serves three of
-// four. A warp has its own online softmax and waits for no other: keys and values go from global memory to the
-// registers of `mma` without shared memory. The order of a sum is free, and so is that of the output's columns, so a
-// thread reads eight neighbouring numbers at once and calls them what the instruction wants. The loads of the next keys
-// are on their way while the present values are used, and the other way round.
+// 16 at a time; attention_many.cu is for more rows. A warp has its own online softmax and waits for no other: keys and
+// values go from global memory to the registers of `mma` without shared memory. The order of a sum is free, and so is
+// that of the output's columns, so a thread reads eight neighbouring numbers at once and calls them what the
+// instruction wants. The loads of the next keys are on their way while the present values are used, and the other way
+// round.
 //
 // Warps are merged through shared memory, blocks by merge_parts. Scores and sums are float32; weights are rounded to
 // the arrays' dtype, as the products need them.
@@ -16,45 +16,15 @@
 #include "warps.cuh"
 #include "exponentials.cuh"
 #include "attention.cuh"
+#include "tensor_cores.cuh"
+#include "places.cuh"
 
-#define KEY_WARPS (WARPS * 16 / ROWS)  // that share the keys; ROWS / 16 warps have the same keys
 #define STEP 16                      // keys that a warp takes at a time
 #define SLICES (SIZE / 32)           // a thread has 8 numbers of each slice of a key
 #define HALVES ((VALUE_SIZE + 63) / 64)  // and 8 of each half of a value; the last may be half a half
 #define IS_VALUE(n) (VALUE_SIZE % 64 == 0 || (n) < VALUE_SIZE)  // whether a value has a number n
 #define STRIDE (VALUE_SIZE + 4)      // of the rows in shared memory: fewer bank conflicts
 #define QUADS (ROWS * VALUE_SIZE / 4 / THREADS)  // four columns of a row: how many a thread adds up
-
-#if EXPLICIT
-typedef long long position;
-#else
-typedef int position;
-#endif
-
-#ifndef ON_HOST
-#if ELEMENT == BFLOAT16
-#define TYPE "bf16"
-#else
-#define TYPE "f16"
-#endif
-// c += a b for a tile of 16 x 8. With g = lane / 4 and q = lane % 4 a thread has
-// a: (row g, k 2q, 2q+1), (row g+8, the same), (row g, k 2q+8, 2q+9), (row g+8, the same);
-// b: (k 2q, 2q+1, column g), (k 2q+8, 2q+9, column g); c: (row g, columns 2q, 2q+1), (row g+8, the same).
-__device__ __forceinline__ void multiply(
-    float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1
-) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ unsigned pack(float low, float high) {
-    unsigned both;
-    asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
-}
-#else
-inline unsigned pack(float low, float high) { return to_element(low) | (unsigned)to_element(high) << 16; }
-#endif
 
 template <class T> __device__ __forceinline__ T load(const void* from) { return *(const T*)from; }
 __device__ __forceinline__ unsigned word(const uint4& four, int n) {
@@ -76,13 +46,6 @@ __device__ __forceinline__ void write(element* into, const float4& sum) {
     ((unsigned*)into)[0] = pack(sum.x, sum.y);
     ((unsigned*)into)[1] = pack(sum.z, sum.w);
 }
-__device__ __forceinline__ float inverse_of(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
-
-// The keys that rows of the tile see: some sinks, then a run.
-struct Places {
-    int sinks, first, count;
-    __device__ int of(int index) const { return index < sinks ? index : first + index - sinks; }
-};
 
 extern "C" __global__ void __launch_bounds__(THREADS, WAVES) decode_attention_mma(
     ATTENTION_PARAMETERS
@@ -93,7 +56,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, WAVES) decode_attention_mm
 
     const uint4 zero = {};
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
-    const int key_warp = warp % KEY_WARPS, warp_row = warp / KEY_WARPS * 16;  // the first row of the warp
     const int split = blockIdx.x, splits = gridDim.x, pair = blockIdx.z;
     const long long batch = pair / groups, head = (long long)pair * share;  // the first head of the group, of all rows
     const int group = pair % groups, first_row = blockIdx.y * ROWS, rows = num_queries * share;
@@ -106,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, WAVES) decode_attention_mm
 #endif
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
-        const int row = first_row + warp_row + g + 8 * m;
+        const int row = first_row + g + 8 * m;
         const element* const from = query + line_of(row) * SIZE + 8 * q;
 #pragma unroll
         for (int t = 0; t < SLICES; ++t) queries[m][t] = row < rows ? load<uint4>(from + 32 * t) : zero;
@@ -120,15 +82,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, WAVES) decode_attention_mm
 #endif
     }
 
-    Places places = {0, 0, num_keys};  // with positions nothing is known of their order
-#if !EXPLICIT
-    const int offset = num_keys - num_queries, end = offset + (min(first_row + ROWS, rows) - 1) / share + 1;
-#if STREAMING
-    places.first = recent ? max(0, (offset + first_row / share + align) / align * align - recent) : end;
-    places.sinks = min(min(sink, end), places.first);
-#endif
-    places.count = places.sinks + max(0, end - places.first);
-#endif
+    const int offset = num_keys - num_queries, last_row = min(first_row + ROWS, rows) - 1;
+    const Places places =
+        places_of(offset + first_row / share, offset + last_row / share, num_keys, sink, recent, align);
 
     const element* keys = key + batch * key_batch + group * key_head + 8 * q;
     const element* values = value + batch * value_batch + group * value_head + 8 * g;
@@ -162,8 +118,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, WAVES) decode_attention_mm
     float highest[2] = {NOTHING, NOTHING}, total[2] = {};  // total: of this thread's keys only
     float result[HALVES * 8][4] = {};  // of tile 8 h + i column c is number 64 h + 8 c + i of the output
 
-    const int steps = (places.count + STEP - 1) / STEP, stride = splits * KEY_WARPS;
-    int step = split * KEY_WARPS + key_warp;
+    const int steps = (places.count + STEP - 1) / STEP, stride = splits * WARPS;
+    int step = split * WARPS + warp;
     read_keys(step);
     read_values(step);
     for (; step < steps; step += stride) {
@@ -240,15 +196,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, WAVES) decode_attention_mm
     for (int m = 0; m < 2; ++m) {
         total[m] = row_sum(total[m]);
         if (q) continue;
-        float* const own = warp_stats + (key_warp * ROWS + warp_row + g + 8 * m) * 2;
+        float* const own = warp_stats + (warp * ROWS + g + 8 * m) * 2;
         own[0] = highest[m];
         own[1] = total[m];
     }
     __syncthreads();
     if (thread < ROWS) {
         float top = NOTHING, sum = 0.0f;
-        for (int w = 0; w < KEY_WARPS; ++w) top = fmaxf(top, warp_stats[(w * ROWS + thread) * 2]);
-        for (int w = 0; w < KEY_WARPS; ++w) {
+        for (int w = 0; w < WARPS; ++w) top = fmaxf(top, warp_stats[(w * ROWS + thread) * 2]);
+        for (int w = 0; w < WARPS; ++w) {
             const float* const one = warp_stats + (w * ROWS + thread) * 2;
             sum += one[1] * exp2f(one[0] - base_of(top));
         }
@@ -257,8 +213,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, WAVES) decode_attention_mm
     }
     __syncthreads();
     for (int m = 0; m < 2; ++m) {
-        const float shrink = exp2f(highest[m] - base_of(stats[2 * (warp_row + g + 8 * m)]));
-        float* const into = shared + (key_warp * ROWS + warp_row + g + 8 * m) * STRIDE + 16 * q;
+        const float shrink = exp2f(highest[m] - base_of(stats[2 * (g + 8 * m)]));
+        float* const into = shared + (warp * ROWS + g + 8 * m) * STRIDE + 16 * q;
 #pragma unroll
         for (int n = 0; n < HALVES * 8; n += 4) {
 #pragma unroll
@@ -279,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, WAVES) decode_attention_mm
         if (row >= rows) continue;
         float4 sum = {};
         const float weight = splits > 1 ? 1.0f : inverse_of(stats[2 * own + 1]);
-        for (int w = 0; w < KEY_WARPS; ++w)
+        for (int w = 0; w < WARPS; ++w)
             add(sum, *(const float4*)(shared + (w * ROWS + own) * STRIDE + column), weight);
         if (splits > 1)
             *(float4*)(parts + (first_part + split * ROWS + own) * VALUE_SIZE + column) = sum;

@@ -1,4 +1,4 @@
-"""When attention_mma.cu, attention on tensor cores, is used, and its constants; attention.py launches it."""
+"""When attention on tensor cores is used; the constants of attention_mma.cu, which is for few rows of a KV group."""
 
 from zigzag.backends.cupy.raw.kernels import source_of
 from zigzag.backends.cupy.raw.launch import capability
@@ -10,12 +10,11 @@ DTYPES = ("float16", "bfloat16")
 MAX_SIZE = 128  # of D and Dv
 LEAST_KEYS = 128  # of a block: two steps of four warps, since a part less to merge is worth more than a step less
 WAVES = 2  # blocks that a multiprocessor has registers for
-MANY = 64  # rows of a block whose warps have other rows and the same keys; for groups with more rows than this
 OLDEST = 80  # compute capability that has the instructions
 
 
 def chosen(query: Array, key: Array, value: Array) -> bool:
-    """Whether this kernel is to be used where a raw one is: it takes these arrays."""
+    """Whether this kernel, or attention_many.cu, is to be used where a raw one is: they take these arrays."""
     return (
         str(query.dtype) in DTYPES
         and query.shape[3] % 32 == 0

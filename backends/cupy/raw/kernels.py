@@ -49,8 +49,12 @@ def launch(
     threads: int,
     arguments: tuple[Any, ...],
 ) -> None:
-    """Queue a kernel; `arguments` are arrays and NumPy scalars of exactly the types that the kernel declares."""
-    queue(_compiled(source, name, element, tuple(constants.items())), grid, threads, arguments)
+    """Queue a kernel; `arguments` are arrays and NumPy scalars of exactly the types that the kernel declares.
+
+    The constant SHARED, where there is one, is the bytes of shared memory that a block gets beside what the text names.
+    """
+    kernel = _compiled(source, name, element, tuple(constants.items()))
+    queue(kernel, grid, threads, arguments, constants.get("SHARED", 0))
 
 
 @cache

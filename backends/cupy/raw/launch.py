@@ -14,6 +14,7 @@ from zigzag.backends.eager.arrays import Array
 
 LIBRARY = "libcuda.so.1"  # on Linux; elsewhere CuPy launches
 HOPPER = 90  # compute capability
+GRANTED = 48 * 1024  # bytes of shared memory that a kernel gets without asking
 _SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 
@@ -39,15 +40,21 @@ class Config(ctypes.Structure):
 _DEPENDENT = Attribute(id=_SERIALIZATION, value=1)
 
 
-def queue(kernel: Any, grid: tuple[int, ...], threads: int, arguments: tuple[Any, ...]) -> None:
-    """Queue a `cupy.RawKernel` on the current stream, as a dependent of what is before it where that is known."""
+def queue(kernel: Any, grid: tuple[int, ...], threads: int, arguments: tuple[Any, ...], shared: int = 0) -> None:
+    """Queue a `cupy.RawKernel` on the current stream, as a dependent of what is before it where that is known.
+
+    shared: bytes of shared memory of a block, beside what the kernel's text names.
+    """
+    cuda = import_module("cupy").cuda
+    if shared > GRANTED:
+        _grant(kernel, cuda.runtime.getDevice(), shared)
     launch = _driver() if capability() >= HOPPER else None
     if launch is None:
-        kernel(grid, (threads,), arguments)
+        kernel(grid, (threads,), arguments, shared_mem=shared)
         return
-    cuda = import_module("cupy").cuda
     cuda.runtime.setDevice(cuda.runtime.getDevice())  # the driver needs a context, which a new thread has not got yet
-    config = Config((*grid, 1, 1)[:3], (threads, 1, 1), 0, cuda.get_current_stream().ptr, ctypes.pointer(_DEPENDENT), 1)
+    stream, attributes = cuda.get_current_stream().ptr, ctypes.pointer(_DEPENDENT)
+    config = Config((*grid, 1, 1)[:3], (threads, 1, 1), shared, stream, attributes, 1)
     held = [_held(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(each) for each in held))
     error = launch(ctypes.byref(config), ctypes.c_void_p(kernel.kernel.ptr), pointers, None)
@@ -65,6 +72,13 @@ def _held(argument: Array | np.generic) -> Any:
     if isinstance(argument, np.generic):
         return ctypes.create_string_buffer(argument.tobytes(), argument.itemsize)
     return ctypes.c_void_p(argument.data.ptr)
+
+
+@cache
+def _grant(kernel: Any, device: int, shared: int) -> None:
+    """Once for a kernel on each device, where it is a function of its own."""
+    import_module("cupy").cuda.runtime.setDevice(device)  # for a context, as above
+    kernel.max_dynamic_shared_size_bytes = shared
 
 
 @cache

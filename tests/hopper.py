@@ -8,19 +8,15 @@ process without TRITON_INTERPRET=1.
 import inspect
 import json
 import re
-import subprocess
-import tempfile
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from ptx import access_before_waiting
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -45,28 +41,10 @@ class Hopper:
         return 0
 
 
-class Needs(NamedTuple):
-    """Bytes that a kernel has for a program: of registers that went to memory, and of shared memory."""
-
-    spilled: int
-    shared: int
-
-
-def spilled(ptx: str) -> int:
-    """Bytes of registers a thread that do not fit, as the assembler that Triton calls says."""
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", file.name, "-o", "/dev/null"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return sum(int(each) for each in re.findall(r"(\d+) bytes spill", said))
-
-
-def compiling(found: list[tuple[str, str, int]], early: list[str], needs: list[Needs]) -> Callable:
+def compiling(found: list[tuple[str, str, int]], early: list[str]) -> Callable:
     """A `JITFunction.run` that compiles; appends (kernel, dtype of its first floats, bytes of machine code).
 
     early: gets the names of dependent launches that touch memory before they have waited
-    needs: gets those of attention with two tiles of rows
     """
     run = JITFunction.run
 
@@ -76,8 +54,6 @@ def compiling(found: list[tuple[str, str, int]], early: list[str], needs: list[N
         found.append((self.__name__, str(floats[0]).removeprefix("torch."), len(kernel.asm["cubin"])))
         if options.get("launch_pdl"):
             early.extend(access_before_waiting(kernel.asm["ptx"]))
-        if options.get("MORE"):
-            needs.append(Needs(spilled(kernel.asm["ptx"]), kernel.metadata.shared))
         return kernel
 
     return only_compile
@@ -120,9 +96,8 @@ def attend_all(ops, dtype: torch.dtype, size: int) -> None:
     ops.attention(states[:, :, -3:], few, few, parents=[-1, 0])
     long = torch.empty(1, 2, 8192, size, dtype=dtype)
     ops.attention(states[:, :, -16:], long, long)
-    many = torch.empty(1, 24, 16, size, dtype=dtype)  # 192 rows a KV head: two tiles, but for float32
+    many = torch.empty(1, 24, 16, size, dtype=dtype)  # 192 rows a KV head
     ops.attention(many, long, long)
-    ops.attention(many, long, long, query_positions=torch.arange(8176, 8192))
     ops.mixed_attention(states, few[:, :1], few[:, :1], few[:, 1:], few[:, 1:], full_groups=(True, False), **window)
     ops.lost_mass(states, few, **window)
     ops.output_deviation(states, few, few, **window)
@@ -167,16 +142,6 @@ def step_all(dtype: torch.dtype, size: int) -> None:
         join(part, part)
 
 
-def crowd(ops, dtype: torch.dtype, size: int) -> None:
-    """Two tiles where the table has one: a tree."""
-    from zigzag.backends.triton.blocks import TWO_TILES
-
-    attention = import_module("zigzag.backends.triton.attention")
-    attention.blocks_of, attention.plan_of = lambda *_: TWO_TILES, attention.plan_of.__wrapped__
-    states = torch.empty(1, 2, 8192, size, dtype=dtype)
-    ops.attention(torch.empty(1, 24, 16, size, dtype=dtype), states, states, parents=[-1] * 16)
-
-
 @triton.jit
 def broken(values):
     tl.store(values + tl.arange(0, 16), tl.arange(0, 32))  # shapes that do not fit
@@ -204,9 +169,8 @@ def main() -> None:
 
     found: list[tuple[str, str, int]] = []
     early: list[str] = []
-    needs: list[Needs] = []
     driver.set_active(Hopper())
-    JITFunction.run = compiling(found, early, needs)
+    JITFunction.run = compiling(found, early)
     triton_blocks.multiprocessors = lambda device: 132
     triton_launch.is_able = lambda device: True
     for dtype, (batch, drafts, vocabulary, size, temperatures) in SIZES.items():
@@ -215,9 +179,6 @@ def main() -> None:
         mix_all(triton_ops, dtype, 16 * size)
         step_all(dtype, size)
     report = {"found": found.copy(), "early": early.copy(), "kernels": sorted(kernels(jitted()))}
-    report["two tiles"] = needs.copy()
-    crowd(triton_ops, torch.bfloat16, 128)
-    report["crowded"] = needs[-1].spilled
     report["refused"] = fails(lambda: broken[(1,)](torch.empty(32)))
     hasty[(1,)](torch.empty(32), launch_pdl=True)
     print(json.dumps(report | {"noticed": early}))

@@ -42,13 +42,6 @@ def test_dependent_launches_wait_before_they_read(report: dict) -> None:
     assert report["early"] == [] and report["noticed"] == ["hasty"]
 
 
-def test_two_tiles_of_rows_fit(report: dict) -> None:
-    """float16 and bfloat16, D = 64 and 128, with positions of queries and without; a tree's registers do not fit."""
-    assert len(report["two tiles"]) == 4
-    assert all(spilled == 0 and shared <= 227 * 1024 for spilled, shared in report["two tiles"])
-    assert report["crowded"] > 0
-
-
 def test_a_broken_kernel_is_refused(report: dict) -> None:
     assert report["refused"]
 

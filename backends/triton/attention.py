@@ -1,9 +1,8 @@
 """Attention in one Triton kernel: decoding, trees and prefill; full, or sink + recent; contiguous or paged caches.
 
 A program takes a tile of rows, one row for each query and head of one KV group (so keys are read once for the whole
-group), or two tiles of unlike size, and a share of the keys. With few tiles the keys are split over programs, and a
-second launch merges the parts (parts.py). Many queries in order go to prompt_attention.py. docs/kernels/attention.md
-has the reasons.
+group), and a share of the keys. With few tiles the keys are split over programs, and a second launch merges the parts
+(parts.py). Many queries in order go to prompt_attention.py. docs/kernels/attention.md has the reasons.
 """
 
 from collections.abc import Sequence
@@ -131,9 +130,8 @@ def plan_of(
     if by_parts or not (batch * heads * num_queries and num_keys and value_size):
         return Plan((*lse, value_size), lse, None, by_parts=by_parts)
     rows = heads // groups * num_queries
-    is_plain = window is None and keys_where is None and table is None  # trees come with positions of keys
-    blocks = blocks_of(dtype, rows, batch * groups, num_keys, max(size, value_size), is_plain)
-    tiles = -(-rows // (blocks.tile + blocks.more))
+    blocks = blocks_of(dtype, rows, batch * groups, num_keys, max(size, value_size))
+    tiles = -(-rows // blocks.tile)
     seen_keys = num_keys if window is None or keys_where is not None else min(num_keys, sum(window) + blocks.block)
     splits = splits_of(blocks, device, tiles * batch * groups, -(-seen_keys // blocks.block))
     tokens_first = splits == 1 and num_queries > 1 and strides[1:] == (size, heads * size, 1)
@@ -146,8 +144,7 @@ def plan_of(
         ALIGN=align, STREAMING=window is not None, QUERY_AT=where is not None, KEY_AT=keys_where is not None,
         TREE=nodes > 0, PAGE=0 if table is None else key[0][2],
         GAPS=window is not None and may_have_gaps(where, num_queries), SHARE=heads // groups,
-        SPLIT=splits > 1, TOKENS_FIRST=tokens_first, MORE=blocks.more, **launch_options(blocks, size, value_size),
-        **dependent(device),
+        SPLIT=splits > 1, TOKENS_FIRST=tokens_first, **launch_options(blocks, size, value_size), **dependent(device),
     )  # fmt: skip
     lines = batch * heads * num_queries
     output = (batch, num_queries, heads) if tokens_first else lse
@@ -162,55 +159,40 @@ def _kernel(
     where_batch, keys_where_batch, table_batch, num_queries, num_keys, groups, nodes, scale, sink, recent,
     ALIGN: tl.constexpr, STREAMING: tl.constexpr, QUERY_AT: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr,
     PAGE: tl.constexpr, GAPS: tl.constexpr, SHARE: tl.constexpr, SPLIT: tl.constexpr, TILE: tl.constexpr,
-    MORE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr,
-    VALUE_SIZE: tl.constexpr, TOKENS_FIRST: tl.constexpr, DEPENDENT: tl.constexpr,
+    BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
+    TOKENS_FIRST: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     wait_for_earlier(DEPENDENT)
     tile, split, pair = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    batch, group, row = (pair // groups).to(tl.int64), pair % groups, tile * (TILE + MORE)
+    batch, group = (pair // groups).to(tl.int64), pair % groups
     q, at, token, head = rows_of(
-        query, where, batch, group, row, num_queries, num_keys, q_batch, q_head, q_token, q_size, where_batch,
+        query, where, batch, group, tile, num_queries, num_keys, q_batch, q_head, q_token, q_size, where_batch,
         QUERY_AT, SHARE, TILE, D, SIZE,
     )  # fmt: skip
     if PAGE == 0:
         key += batch * k_batch
         value += batch * v_batch
     lowest, first, last = extremes(at, token, num_queries, num_keys, QUERY_AT)
-    more_q, more_at, more_token, more_head = q, at, token, head
-    if MORE:
-        more_q, more_at, more_token, more_head = rows_of(
-            query, where, batch, group, row + TILE, num_queries, num_keys, q_batch, q_head, q_token, q_size,
-            where_batch, QUERY_AT, SHARE, MORE, D, SIZE,
-        )  # fmt: skip
-        more_lowest, more_first, more_last = extremes(more_at, more_token, num_queries, num_keys, QUERY_AT)
-        lowest, first = tl.minimum(lowest, more_lowest), tl.minimum(first, more_first)
-        last = tl.maximum(last, more_last)
-    highest, total, result, more_highest, more_total, more_result = attend(
-        q, at, token, more_q, more_at, more_token, lowest, first, last, key + group * k_head, value + group * v_head,
+    highest, total, result = attend(
+        q, at, token, lowest, first, last, key + group * k_head, value + group * v_head,
         keys_where + batch * keys_where_batch, tree, table + batch * table_batch, split, tl.num_programs(1),
         k_batch, k_token, k_size, v_batch, v_token, v_size, num_queries, num_keys, nodes, scale, sink, recent,
-        ALIGN, STREAMING, KEY_AT, TREE, PAGE, GAPS, TILE, MORE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+        ALIGN, STREAMING, KEY_AT, TREE, PAGE, GAPS, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
     )  # fmt: skip
     lines = tl.num_programs(2) * SHARE * num_queries
     finish(
         output, lse, parts, highest, total, result, lines, split, tl.num_programs(1), batch, head, token,
         groups * SHARE, num_queries, SPLIT, DV, VALUE_SIZE, TOKENS_FIRST,
     )  # fmt: skip
-    if MORE:
-        finish(
-            output, lse, parts, more_highest, more_total, more_result, lines, split, tl.num_programs(1), batch,
-            more_head, more_token, groups * SHARE, num_queries, SPLIT, DV, VALUE_SIZE, TOKENS_FIRST,
-        )  # fmt: skip
 
 
 @triton.jit
 def rows_of(
-    query, where, batch, group, start, num_queries, num_keys, q_batch, q_head, q_token, q_size, where_batch,
+    query, where, batch, group, tile, num_queries, num_keys, q_batch, q_head, q_token, q_size, where_batch,
     QUERY_AT: tl.constexpr, SHARE: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries, from row `start` of the KV group on: (states [tile, size], positions, tokens, heads); position
-    -1 where there is no row."""
-    row = start + tl.arange(0, TILE)
+    """A tile of queries: (states [tile, size], positions, tokens, heads); position -1 where there is no row."""
+    row = tile * TILE + tl.arange(0, TILE)
     token, head = row // SHARE, group * SHARE + row % SHARE
     is_row, column = token < num_queries, tl.arange(0, SIZE)
     is_number = is_row[:, None] & (column < D)
@@ -225,24 +207,20 @@ def rows_of(
 
 @triton.jit
 def attend(
-    q, at, token, more_q, more_at, more_token, lowest, first, last, key, value, keys_where, tree, table, split, splits,
+    q, at, token, lowest, first, last, key, value, keys_where, tree, table, split, splits,
     k_page, k_token, k_size, v_page, v_token, v_size, num_queries, num_keys, nodes, scale, sink, recent,
     ALIGN: tl.constexpr, STREAMING: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr, PAGE: tl.constexpr,
-    GAPS: tl.constexpr, TILE: tl.constexpr, MORE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
-    DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
+    GAPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The tile's softmax over this split's share of the keys: (largest score, sum, weighted values), then the second
-    tile's.
+    """The tile's softmax over this split's share of the keys: (largest score, sum, weighted values).
 
-    lowest, first, last: of the rows of both tiles
     GAPS: between the windows of a tile's rows there may be keys that no row sees
-    MORE: rows of the second tile; 0: there is none, and what is given and comes back for it means nothing
     """
     column, value_column = tl.arange(0, SIZE), tl.arange(0, VALUE_SIZE)
-    highest, total, result = _nothing(TILE, VALUE_SIZE)
-    more_highest, more_total, more_result = highest, total, result
-    if MORE:
-        more_highest, more_total, more_result = _nothing(MORE, VALUE_SIZE)
+    highest = tl.full((TILE,), float("-inf"), tl.float32)
+    total = tl.zeros((TILE,), tl.float32)
+    result = tl.zeros((TILE, VALUE_SIZE), tl.float32)
     sinks_end, start_seen, end = span(first, last, num_keys, sink, recent, ALIGN, STREAMING, KEY_AT)
     first_block, sink_blocks = start_seen // BLOCK, tl.cdiv(sinks_end, BLOCK)
     blocks = sink_blocks + tl.maximum(tl.cdiv(end, BLOCK) - first_block, 0)
@@ -270,9 +248,6 @@ def attend(
             key + k_line[None, :] + column[:, None] * k_size, mask=is_key[None, :] & (column < D)[:, None], other=0.0
         )
         scores = tl.dot(q, k, input_precision="ieee")
-        more_scores = scores
-        if MORE:  # now, so that its softmax runs beside the first tile's product with the values
-            more_scores = tl.dot(more_q, k, input_precision="ieee")
         v = tl.load(
             value + v_line[:, None] + value_column * v_size, mask=is_key[:, None] & (value_column < DV), other=0.0
         )
@@ -289,20 +264,7 @@ def attend(
             scores, at, token, v, key_at, place, whole, tree, highest, total, result, num_queries, num_keys, nodes,
             scale, sink, recent, ALIGN, STREAMING, KEY_AT, TREE, PAGE, GAPS,
         )  # fmt: skip
-        if MORE:
-            more_highest, more_total, more_result = _step(
-                more_scores, more_at, more_token, v, key_at, place, whole, tree, more_highest, more_total,
-                more_result, num_queries, num_keys, nodes, scale, sink, recent, ALIGN, STREAMING, KEY_AT, TREE, PAGE,
-                GAPS,
-            )  # fmt: skip
-    return highest, total, result, more_highest, more_total, more_result
-
-
-@triton.jit
-def _nothing(TILE: tl.constexpr, VALUE_SIZE: tl.constexpr):
-    """A tile's softmax over no keys."""
-    highest = tl.full((TILE,), float("-inf"), tl.float32)
-    return highest, tl.zeros((TILE,), tl.float32), tl.zeros((TILE, VALUE_SIZE), tl.float32)
+    return highest, total, result
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import torch
 
 class Blocks(NamedTuple):
     """tile: rows of queries a program; block: keys a step; waves: programs a multiprocessor that keys are split for;
-    least: steps of a program at least; more: rows of a second tile, which shares the keys that a program has loaded."""
+    least: steps of a program at least."""
 
     tile: int
     block: int
@@ -20,12 +20,10 @@ class Blocks(NamedTuple):
     stages: int
     waves: int
     least: int = 2
-    more: int = 0
 
 
 MAX_SPLITS = 64
 ANY = 1 << 30
-TWO_TILES = Blocks(128, 64, 8, 3, 1, more=64)  # for what fills the first and no more than both
 # (rows of a KV group, KV heads of the whole batch, keys, head size): the first line that is nowhere smaller is taken.
 _HALF = (  # numbers of two bytes
     ((16, 16, 1_280, 128), Blocks(16, 128, 8, 2, 1, least=1)),
@@ -45,15 +43,10 @@ _HALF = (  # numbers of two bytes
 _SINGLE = Blocks(64, 32, 4, 2, 2)  # float32 products take no tensor cores
 
 
-def blocks_of(dtype: torch.dtype, rows: int, pairs: int, keys: int, size: int, is_plain: bool = False) -> Blocks:
-    """For `rows` rows of queries in each of `pairs` KV heads of the whole batch, over so many keys.
-
-    is_plain: keys in order under the causal mask alone; with most others two tiles need more registers than there are
-    """
+def blocks_of(dtype: torch.dtype, rows: int, pairs: int, keys: int, size: int) -> Blocks:
+    """For `rows` rows of queries in each of `pairs` KV heads of the whole batch, over so many keys."""
     if dtype == torch.float32:
         return _SINGLE._replace(tile=min(_SINGLE.tile, max(16, 1 << (rows - 1).bit_length())))
-    if is_plain and TWO_TILES.tile < rows <= TWO_TILES.tile + TWO_TILES.more and size <= 128:
-        return TWO_TILES
     given = (rows, pairs, keys, size)
     return next(blocks for most, blocks in _HALF if all(g <= m for g, m in zip(given, most, strict=True)))
 

@@ -123,7 +123,7 @@ def _compare(
     tile, pair = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)  # the longest rows first
     batch, group = (pair // groups).to(tl.int64), pair % groups
     q, at, token, head = rows_of(
-        query, where, batch, group, tile * TILE, num_queries, num_keys, q_batch, q_head, q_token, q_size, where_batch,
+        query, where, batch, group, tile, num_queries, num_keys, q_batch, q_head, q_token, q_size, where_batch,
         QUERY_AT, SHARE, TILE, D, SIZE,
     )  # fmt: skip
     is_row = token < num_queries

@@ -127,26 +127,26 @@ def mixed(
     batch, group = (pair // groups).to(tl.int64), pair % groups
     splits, place = tl.num_programs(1), tl.load(places + group)
     q, at, token, head = rows_of(
-        query, where, batch, group, tile * TILE, num_queries, full_keys, q_batch, q_head, q_token, q_size, where_batch,
+        query, where, batch, group, tile, num_queries, full_keys, q_batch, q_head, q_token, q_size, where_batch,
         QUERY_AT, SHARE, TILE, D, SIZE,
     )  # fmt: skip
     if place >= 0:
         lowest, first, last = extremes(at, token, num_queries, full_keys, QUERY_AT)
-        highest, total, result, _, _, _ = attend(
-            q, at, token, q, at, token, lowest, first, last, full_key + batch * fk_batch + place * fk_head,
+        highest, total, result = attend(
+            q, at, token, lowest, first, last, full_key + batch * fk_batch + place * fk_head,
             full_value + batch * fv_batch + place * fv_head, full_where + batch * full_batch, places, places,
             split, splits, 0, fk_token, fk_size, 0, fv_token, fv_size, num_queries, full_keys, 0, scale, 0, 0,
-            1, False, FULL_AT, False, 0, False, TILE, 0, BLOCK, D, DV, SIZE, VALUE_SIZE,
+            1, False, FULL_AT, False, 0, False, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
         )  # fmt: skip
     else:
         # Without positions the cache may be taken for a shorter prompt: the mask knows distances, and who is a sink.
         near = at if STREAM_AT else at - (full_keys - keys)
         lowest, first, last = extremes(near, token, num_queries, keys, STREAM_AT)
-        highest, total, result, _, _, _ = attend(
-            q, near, token, q, near, token, lowest, first, last, key + batch * k_batch + (-1 - place) * k_head,
+        highest, total, result = attend(
+            q, near, token, lowest, first, last, key + batch * k_batch + (-1 - place) * k_head,
             value + batch * v_batch + (-1 - place) * v_head, stream_where + batch * stream_batch, places, places,
             split, splits, 0, k_token, k_size, 0, v_token, v_size, num_queries, keys, 0, scale, sink, recent,
-            ALIGN, True, STREAM_AT, False, 0, GAPS, TILE, 0, BLOCK, D, DV, SIZE, VALUE_SIZE,
+            ALIGN, True, STREAM_AT, False, 0, GAPS, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
         )  # fmt: skip
     lines = tl.num_programs(2) * SHARE * num_queries
     finish(

@@ -56,7 +56,7 @@ def attention_calls(rng: np.random.Generator) -> Iterator[Call]:
         yield [part.astype(dtype) for part in states(rng, 16, far.size, 128, heads=24)], around | where
     yield [part.astype(np.float16) for part in states(rng, 16, 1000, 96, heads=10)], {}  # 80 rows
     yield [part.astype(np.float16) for part in states(rng, 10, 4300, 64)], {}  # many parts
-    yield [part.astype(np.float16) for part in states(rng, 15, 300, 64, heads=20)], {}  # 150 rows a group: two tiles
+    yield [part.astype(np.float16) for part in states(rng, 15, 300, 64, heads=20)], {}  # 150 rows a group
     query, key, value = states(rng, 3, 5 * 16, 32)
     pages = [part.reshape(2, 2, 5, 16, 32).swapaxes(1, 2).reshape(10, 2, 16, 32) for part in (key, value)]
     table = np.array([[3, 0, 9, 4], [1, 8, -1, -1]])

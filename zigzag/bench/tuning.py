@@ -124,7 +124,6 @@ SMALL = [Blocks(*each) for each in product((16,), (64, 128), (4, 8), (3, 4), (1,
 MANY = [Blocks(*each) for each in product((16,), (32, 64, 128), (2, 4, 8), (2, 3), (1, 8))]
 FEW = [Blocks(*each) for each in product((32, 64), (64, 128), (4, 8), (3,), (1, 2))]
 SEVERAL_ROWS = [Blocks(*each) for each in product((64, 128), (64, 128), (4, 8), (2, 3), (1, 2))]
-TWO_TILES = [Blocks(128, *each, waves=1, more=64) for each in product((32, 64, 128), (8,), (2, 3, 4))]
 LARGE = [Blocks(*each) for each in product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4), (1,))]
 ONE = [Launch(*each) for each in product((4, 8, 16), (512, 1024), (4, 8), (2, 3, 4))]
 SEVERAL = [Launch(*each) for each in product((8, 16, 32), (128, 256), (4, 8), (3, 5, 7))]
@@ -139,7 +138,7 @@ CLASSES = {
         FEW, [Attention(1, 96, 8, 5, 8_192), Attention(1, 96, 8, 5, 32_768), Attention(8, 96, 8, 5, 8_192)]
     ),
     "five tokens, few heads": Class(FEW, [Attention(1, 32, 8, 5, 8_192), Attention(1, 32, 8, 5, 32_768)]),
-    "sixteen tokens": Class(SEVERAL_ROWS + TWO_TILES, [Attention(1, heads, 8, 16, 32_768) for heads in (96, 32)]),
+    "sixteen tokens": Class(SEVERAL_ROWS, [Attention(1, heads, 8, 16, 32_768) for heads in (96, 32)]),
     "prompt": Class(LARGE, [Attention(1, 32, 8, 8_192, 8_192), Attention(1, 32, 8, 32_768, 32_768, STREAMING)]),
     "experts, gate and up, one token": Class(ONE, _experts("ACTIVATE", 1)),
     "experts, down, one token": Class(ONE, _experts("COMBINE", 1)),

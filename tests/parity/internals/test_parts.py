@@ -1,4 +1,4 @@
-"""Programs of the Triton attention kernel that have two tiles of rows, and the workspace of rows of split keys."""
+"""Rows in several tiles, their keys split or not, and the workspace of the parts of split keys."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from zigzag import reference  # noqa: E402
 from zigzag.backends import triton as triton_ops  # noqa: E402
 from zigzag.backends.triton import blocks as triton_blocks  # noqa: E402
-from zigzag.backends.triton.blocks import TWO_TILES, Blocks, blocks_of, mixed_blocks_of  # noqa: E402
+from zigzag.backends.triton.blocks import Blocks, blocks_of  # noqa: E402
 from zigzag.backends.triton.parts import workspace  # noqa: E402
 from zigzag.conformance.arrays import DEVICE, DTYPES, to_numpy  # noqa: E402
 from zigzag.conformance.tolerance import EPSILON  # noqa: E402
@@ -23,7 +23,7 @@ triton_mixed = import_module("zigzag.backends.triton.mixed_attention")
 
 pytestmark = pytest.mark.skipif(bool(triton_ops.unavailable()), reason=triton_ops.unavailable() or "it is available")
 
-SMALL = Blocks(16, 16, 4, 2, 1, least=1, more=32)  # a program's second tile may be empty, and the larger one
+SMALL = Blocks(16, 16, 4, 2, 1, least=1)
 Plans = list[Any]
 
 
@@ -79,15 +79,15 @@ def test_workspace() -> None:
         (12, 16, "bfloat16"),  # 192 rows
         (12, 16, "float16"),
         (12, 16, "float32"),
-        (10, 15, "float16"),  # 150, the last 42 of the second tile are none
-        (3, 43, "float32"),  # 129: one row in the second tile
+        (10, 15, "float16"),  # 150, the last 42 of the third tile are none
+        (3, 43, "float32"),  # 129: one row in the third tile
     ],
 )
-def test_every_row_of_both_tiles(share: int, queries: int, dtype: str, multiprocessors: int, plans) -> None:
+def test_every_row_of_three_tiles(share: int, queries: int, dtype: str, multiprocessors: int, plans) -> None:
     """Each query sees a key more than the one before it; sizes are no powers of two; one split, and several."""
     if dtype not in DTYPES["triton"]:
         pytest.skip("the interpreter has no products of bfloat16")
-    made = plans(multiprocessors, TWO_TILES if dtype == "float32" else None)  # the table has one tile for it
+    made = plans(multiprocessors)
     shapes = (2, 2 * share, queries, 40), (2, 2, 300, 40), (2, 2, 300, 24)
     query, key, value = states(queries, getattr(torch, dtype), *shapes)
     found = triton_ops.attention(query, key, value)
@@ -100,7 +100,7 @@ def test_every_row_of_both_tiles(share: int, queries: int, dtype: str, multiproc
     )
     assert not any(agree(found, other, value) for other in others)
     plan = made[0]
-    assert plan.walk.options["TILE"] == 128 and plan.walk.options["MORE"] == 64 and plan.walk.grid[0] == 1
+    assert plan.walk.options["TILE"] == 64 and plan.walk.grid[0] == 3
     assert (plan.walk.grid[1] > 1) == (plan.merge is not None) == (multiprocessors > 1)
 
 
@@ -123,74 +123,19 @@ def test_one_wrong_number_does_not_agree(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 64])
-def test_several_programs_of_two_tiles(multiprocessors: int, plans) -> None:
-    """105 rows in programs of 48: the last one's tiles are part full and empty."""
+def test_many_tiles(multiprocessors: int, plans) -> None:
+    """105 rows in programs of 16: the last one's tile is part full."""
     made = plans(multiprocessors, SMALL)
     query, key, value = states(0, torch.float32, (2, 6, 35, 16), (2, 2, 100, 16), (2, 2, 100, 16))
     true = reference.attention(*map(to_numpy, (query, key, value)))
     assert agree(triton_ops.attention(query, key, value), true, value)
-    assert made[0].walk.grid[0] == 3 and (made[0].walk.grid[1] > 1) == (multiprocessors > 1)
-
-
-def test_tokens_first_of_both_tiles(plans) -> None:
-    made = plans(1, SMALL)
-    query, key, value = states(1, torch.float32, (2, 20, 6, 16), (2, 2, 100, 16), (2, 2, 100, 16))
-    query = query.transpose(1, 2)
-    found = triton_ops.attention(query, key, value)
-    assert agree(found, reference.attention(*map(to_numpy, (query, key, value))), value)
-    assert made[0].tokens_first and found[0].transpose(1, 2).is_contiguous()
-
-
-FALLING = np.stack([np.arange(90, 70, -1), np.r_[np.arange(40, 20, -2), np.full(10, -1)]])  # later rows see less
-CASES = {
-    "positions": {"query_positions": FALLING},
-    "apart": {"query_positions": FALLING, "sink": 3, "recent": 5},
-    "window": {"sink": 3, "recent": 20},
-    "aligned": {"sink": 4, "recent": 20, "align": 4},
-    "ring": {"query_positions": FALLING, "key_positions": np.random.default_rng(5).permutation(np.arange(-3, 97))},
-    "tree": {"parents": [-1, 0, 0, 1, 1, 2, -1, 6, 7, 8, 6, 10, 3, 3, 12, 14, 14, 2]},
-}
-
-
-@pytest.mark.parametrize("multiprocessors", [1, 64])
-@pytest.mark.parametrize("case", CASES)
-def test_any_mask(case: str, multiprocessors: int, plans) -> None:
-    """The kernel is right for all of them; the table gives two tiles where they are quick."""
-    plans(multiprocessors, SMALL)
-    query, key, value = states(2, torch.float32, (2, 6, 20, 16), (2, 2, 100, 16), (2, 2, 100, 16))
-    arrays = list(map(to_numpy, (query, key, value)))
-    found = triton_ops.attention(query, key, value, **placed(CASES[case]))
-    assert agree(found, reference.attention(*arrays, **CASES[case]), value)
-    assert not agree(found, reference.attention(*arrays), value)
-
-
-def test_keys_that_no_row_of_a_tile_sees_may_hold_anything(plans) -> None:
-    """Rows of the first tile are late, those of the second early; between their windows lie NaN."""
-    plans(1, SMALL)
-    query, key, value = states(3, torch.float32, (1, 1, 40, 16), (1, 1, 100, 16), (1, 1, 100, 16))
-    at = np.r_[np.arange(80, 96), np.arange(10, 34)]
-    true = reference.attention(*map(to_numpy, (query, key, value)), query_positions=at, sink=2, recent=6)
-    key[:, :, 40:70] = value[:, :, 40:70] = torch.nan
-    for where in ({}, {"key_positions": np.arange(100)}):
-        given = placed({"query_positions": at, "sink": 2, "recent": 6, **where})
-        assert agree(triton_ops.attention(query, key, value, **given), true, value)
-
-
-def test_pages(plans) -> None:
-    plans(64, SMALL)
-    query, key, value = states(4, torch.float32, (2, 6, 20, 16), (9, 2, 16, 16), (9, 2, 16, 16))
-    table = np.array([[3, 0, 8, 4], [1, 7, 2, 5]])
-    true = reference.attention(*map(to_numpy, (query, key, value)), block_table=table)
-    found, other = (
-        triton_ops.attention(query, key, value, **placed({"block_table": each})) for each in (table, table[::-1].copy())
-    )
-    assert agree(found, true, value) and not agree(other, true, value)
+    assert made[0].walk.grid[0] == 7 and (made[0].walk.grid[1] > 1) == (multiprocessors > 1)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 64])
 def test_parts_of_mixed_heads(multiprocessors: int, plans) -> None:
     """Several tiles of rows, keys of the full heads in order and those of the others a window; split or not."""
-    made = plans(multiprocessors, Blocks(16, 16, 4, 2, 1, least=1))
+    made = plans(multiprocessors, SMALL)
     query, key, value = states(5, torch.float32, (2, 6, 20, 16), (2, 2, 100, 16), (2, 2, 100, 24))
     at = np.arange(80, 100)
     arrays = query, key[:, 1:], value[:, 1:], key[:, :1, -60:], value[:, :1, -60:]
@@ -217,46 +162,17 @@ def test_plans_have_room_for_all_parts(multiprocessors: int, plans) -> None:
         assert plan.workspace == (2 * 6 * 20 * splits * (32 + 2) if splits > 1 else 0)
 
 
-HALF, LARGEST = torch.bfloat16, TWO_TILES.tile + TWO_TILES.more
-
-
 @pytest.mark.parametrize(
-    ("dtype", "rows", "size", "is_plain", "tiles"),
+    ("dtype", "rows", "size", "tile"),
     [
-        (HALF, 128, 128, True, (128, 0)),
-        (HALF, 129, 128, True, (128, 64)),
-        (torch.float16, LARGEST, 96, True, (128, 64)),
-        (HALF, LARGEST + 1, 128, True, (128, 0)),
-        (HALF, LARGEST, 128, False, (64, 0)),
-        (HALF, 129, 128, False, (64, 0)),
-        (HALF, 128, 128, False, (128, 0)),
-        (HALF, LARGEST + 1, 128, False, (128, 0)),
-        (HALF, LARGEST, 129, True, (64, 0)),
-        (torch.float32, LARGEST, 128, True, (64, 0)),
+        (torch.bfloat16, 128, 128, 128),
+        (torch.bfloat16, 129, 128, 64),
+        (torch.float16, 192, 96, 64),
+        (torch.bfloat16, 193, 128, 128),
+        (torch.bfloat16, 192, 129, 64),
+        (torch.float32, 192, 128, 64),
     ],
 )
-def test_who_gets_two_tiles(dtype: Any, rows: int, size: int, is_plain: bool, tiles: tuple[int, int]) -> None:
-    found = blocks_of(dtype, rows, 8, 32_768, size, is_plain)
-    assert (found.tile, found.more) == tiles
-    assert mixed_blocks_of(found).more == 0
-
-
-@pytest.mark.parametrize(
-    ("options", "more"),
-    [
-        ({}, 64),
-        ({"query_positions": np.arange(24, 40)}, 64),
-        ({"sink": 0, "recent": 64}, 0),
-        ({"query_positions": np.arange(24, 40), "key_positions": np.arange(40)}, 0),
-        ({"parents": [-1] * 16}, 0),
-        ({"parents": []}, 64),
-        ({"block_table": np.zeros((1, 1), dtype=np.int32)}, 0),
-    ],
-)
-def test_other_masks_get_one_tile(options: dict[str, Any], more: int, plans) -> None:
-    """Compiled for two tiles most need more registers than there are (tests/test_triton_compile.py has a tree)."""
-    made = plans(4)
-    query, key, value = states(7, torch.float16, (1, 12, 16, 16), (1, 1, 40, 16), (1, 1, 40, 16))
-    found = triton_ops.attention(query, key, value, **placed(options))
-    assert made[0].walk.options["MORE"] == more
-    assert agree(found, reference.attention(*map(to_numpy, (query, key, value)), **options), value)
+def test_tiles_without_rows_of_padding(dtype: Any, rows: int, size: int, tile: int) -> None:
+    """192 rows would fill one and a half tiles of 128."""
+    assert blocks_of(dtype, rows, 8, 32_768, size).tile == tile

@@ -26,12 +26,12 @@ from zigzag.backends.triton.arguments import (
     may_have_gaps,
     positions_for_kernel,
 )
-from zigzag.backends.triton.blocks import blocks_of, splits_of
+from zigzag.backends.triton.blocks import blocks_of, splits_of, trusted
 from zigzag.backends.triton.dtypes import check_dtype
 from zigzag.backends.triton.kept import MOST, Launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.backends.triton.masks import causal, extremes, in_window, related, span, window_start, within
-from zigzag.backends.triton.parts import finish, merging, workspace
+from zigzag.backends.triton.parts import finish, merging, width_of, workspace
 from zigzag.reference.checks import check_window
 
 
@@ -131,6 +131,7 @@ def plan_of(
         return Plan((*lse, value_size), lse, None, by_parts=by_parts)
     rows = heads // groups * num_queries
     blocks = blocks_of(dtype, rows, batch * groups, num_keys, max(size, value_size))
+    blocks = trusted(dtype, blocks, width_of(size), width_of(value_size))
     tiles = -(-rows // blocks.tile)
     seen_keys = num_keys if window is None or keys_where is not None else min(num_keys, sum(window) + blocks.block)
     splits = splits_of(blocks, device, tiles * batch * groups, -(-seen_keys // blocks.block))

@@ -51,6 +51,15 @@ def blocks_of(dtype: torch.dtype, rows: int, pairs: int, keys: int, size: int) -
     return next(blocks for most, blocks in _HALF if all(g <= m for g, m in zip(given, most, strict=True)))
 
 
+def trusted(dtype: torch.dtype, blocks: Blocks, *widths: int) -> Blocks:
+    """The blocks, or smaller tiles where numbers of half precision are read 32 wide (docs/decisions/0009-narrow-heads.md).
+
+    widths: of queries and values in the kernel, powers of two
+    """
+    doubtful = dtype != torch.float32 and blocks.tile >= 64 and blocks.warps == 4 and 32 in widths
+    return blocks._replace(tile=32) if doubtful else blocks
+
+
 def mixed_blocks_of(blocks: Blocks) -> Blocks:
     """For two walks over keys in one kernel, each with shared memory of its own for the keys under way."""
     tile = min(64, blocks.tile)

@@ -97,6 +97,8 @@ def _measure(
     where, keys_where, tree = positions_for_kernel(query, num_keys, *positions)
     tile = min(32 if query.dtype == torch.float32 else 128, max(16, triton.next_power_of_2(share * num_queries)))
     width = width_of(value_size)
+    if tile == 64 and 32 in (width, width_of(size)):
+        tile = 32  # as `trusted` in blocks.py, which says why
     _compare[(triton.cdiv(share * num_queries, tile), batch * groups)](
         query, key, value, gradient, result, *or_unused(query, where, keys_where, tree),
         *query.stride(), *key.stride(), *value.stride(), *gradient.stride(),

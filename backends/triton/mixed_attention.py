@@ -25,12 +25,12 @@ from zigzag.backends.triton.arguments import (
     may_have_gaps,
 )
 from zigzag.backends.triton.attention import Plan, attend, attention, planned, rows_of
-from zigzag.backends.triton.blocks import blocks_of, mixed_blocks_of, splits_of
+from zigzag.backends.triton.blocks import blocks_of, mixed_blocks_of, splits_of, trusted
 from zigzag.backends.triton.dtypes import check_dtype
 from zigzag.backends.triton.kept import MOST, Launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
 from zigzag.backends.triton.masks import extremes
-from zigzag.backends.triton.parts import finish, merging, workspace
+from zigzag.backends.triton.parts import finish, merging, width_of, workspace
 from zigzag.reference.mixed_attention import Calls, by_two_calls
 
 two_calls = partial(by_two_calls, Calls(attention, positions_of, join_heads))
@@ -93,7 +93,8 @@ def plan_of(
     (_, num_full, num_keys, _), num_streaming, value_size = full_key[0], key[0][1], full_value[0][3]
     groups = num_full + num_streaming
     share = heads // groups
-    blocks = mixed_blocks_of(blocks_of(dtype, share * num_queries, batch * num_full, num_keys, max(size, value_size)))
+    blocks = blocks_of(dtype, share * num_queries, batch * num_full, num_keys, max(size, value_size))
+    blocks = trusted(dtype, mixed_blocks_of(blocks), width_of(size), width_of(value_size))
     tiles = -(-share * num_queries // blocks.tile)
     # The full heads have nearly all the work: their keys are split as if the others were not there.
     splits = splits_of(blocks, device, tiles * batch * num_full, -(-num_keys // blocks.block))

@@ -14,7 +14,6 @@ from zigzag.backends.eager.arrays import Array
 
 LIBRARY = "libcuda.so.1"  # on Linux; elsewhere CuPy launches
 HOPPER = 90  # compute capability
-GRANTED = 48 * 1024  # bytes of shared memory that a kernel gets without asking
 _SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 
@@ -46,7 +45,7 @@ def queue(kernel: Any, grid: tuple[int, ...], threads: int, arguments: tuple[Any
     shared: bytes of shared memory of a block, beside what the kernel's text names.
     """
     cuda = import_module("cupy").cuda
-    if shared > GRANTED:
+    if shared:  # with what its text names it may be more than the 48 KiB that a kernel gets without asking
         _grant(kernel, cuda.runtime.getDevice(), shared)
     launch = _driver() if capability() >= HOPPER else None
     if launch is None:

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from zigzag import reference  # noqa: E402
 from zigzag.backends import triton as triton_ops  # noqa: E402
 from zigzag.backends.triton import blocks as triton_blocks  # noqa: E402
-from zigzag.backends.triton.blocks import Blocks, blocks_of  # noqa: E402
+from zigzag.backends.triton.blocks import Blocks, blocks_of, trusted  # noqa: E402
 from zigzag.backends.triton.parts import workspace  # noqa: E402
 from zigzag.conformance.arrays import DEVICE, DTYPES, to_numpy  # noqa: E402
 from zigzag.conformance.tolerance import EPSILON  # noqa: E402
@@ -74,21 +74,27 @@ def test_workspace() -> None:
 
 @pytest.mark.parametrize("multiprocessors", [1, 40])
 @pytest.mark.parametrize(
-    ("share", "queries", "dtype"),
+    ("share", "queries", "dtype", "sizes", "tile"),
     [
-        (12, 16, "bfloat16"),  # 192 rows
-        (12, 16, "float16"),
-        (12, 16, "float32"),
-        (10, 15, "float16"),  # 150, the last 42 of the third tile are none
-        (3, 43, "float32"),  # 129: one row in the third tile
+        (12, 16, "bfloat16", (64, 64), 64),  # 192 rows
+        (12, 16, "float16", (72, 80), 64),
+        (12, 16, "float32", (40, 24), 64),
+        (12, 16, "float16", (40, 24), 32),
+        (12, 16, "bfloat16", (24, 40), 32),
+        (10, 15, "float16", (64, 64), 64),  # 150, the last 42 of the third tile are none
+        (3, 43, "float32", (40, 24), 64),  # 129: one row in the third tile
+        (5, 12, "float16", (40, 24), 32),  # 60 rows
+        (5, 12, "float16", (72, 64), 64),
     ],
 )
-def test_every_row_of_three_tiles(share: int, queries: int, dtype: str, multiprocessors: int, plans) -> None:
+def test_every_row_of_several_tiles(
+    share: int, queries: int, dtype: str, sizes: tuple[int, int], tile: int, multiprocessors: int, plans
+) -> None:
     """Each query sees a key more than the one before it; sizes are no powers of two; one split, and several."""
     if dtype not in DTYPES["triton"]:
         pytest.skip("the interpreter has no products of bfloat16")
     made = plans(multiprocessors)
-    shapes = (2, 2 * share, queries, 40), (2, 2, 300, 40), (2, 2, 300, 24)
+    shapes = (2, 2 * share, queries, sizes[0]), (2, 2, 300, sizes[0]), (2, 2, 300, sizes[1])
     query, key, value = states(queries, getattr(torch, dtype), *shapes)
     found = triton_ops.attention(query, key, value)
     arrays = [to_numpy(each) for each in (query, key, value)]
@@ -100,7 +106,7 @@ def test_every_row_of_three_tiles(share: int, queries: int, dtype: str, multipro
     )
     assert not any(agree(found, other, value) for other in others)
     plan = made[0]
-    assert plan.walk.options["TILE"] == 64 and plan.walk.grid[0] == 3
+    assert plan.walk.options["TILE"] == tile and plan.walk.grid[0] == -(-share * queries // tile)
     assert (plan.walk.grid[1] > 1) == (plan.merge is not None) == (multiprocessors > 1)
 
 
@@ -176,3 +182,17 @@ def test_plans_have_room_for_all_parts(multiprocessors: int, plans) -> None:
 def test_tiles_without_rows_of_padding(dtype: Any, rows: int, size: int, tile: int) -> None:
     """192 rows would fill one and a half tiles of 128."""
     assert blocks_of(dtype, rows, 8, 32_768, size).tile == tile
+
+
+def test_heads_that_are_read_32_wide() -> None:
+    """Tiles of 64 rows in four warps gave wrong values there (docs/decisions/0009-narrow-heads.md)."""
+    doubtful = Blocks(64, 64, 4, 3, 1)
+    half, single = torch.bfloat16, torch.float32
+    assert trusted(half, doubtful, 32, 64) == trusted(half, doubtful, 128, 32) == Blocks(32, 64, 4, 3, 1)
+    for dtype, blocks, widths in (
+        (half, doubtful, (16, 64)),
+        (half, doubtful._replace(warps=8), (32, 32)),
+        (half, doubtful._replace(tile=32), (32, 32)),
+        (single, doubtful, (32, 32)),
+    ):
+        assert trusted(dtype, blocks, *widths) == blocks

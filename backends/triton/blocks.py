@@ -52,7 +52,7 @@ def blocks_of(dtype: torch.dtype, rows: int, pairs: int, keys: int, size: int) -
 
 
 def trusted(dtype: torch.dtype, blocks: Blocks, *widths: int) -> Blocks:
-    """The blocks, or smaller tiles where numbers of half precision are read 32 wide (docs/decisions/0009-narrow-heads.md).
+    """The blocks, or smaller tiles where halves are read 32 wide: see docs/decisions/0009-narrow-heads.md.
 
     widths: of queries and values in the kernel, powers of two
     """

@@ -113,6 +113,15 @@ def test_honoured_as_by_transformers(name: str) -> None:
         assert generate(BARE, some, temperature=0, generation_config=asked).new_tokens != want
 
 
+def test_a_prompt_that_no_processor_reads_is_not_copied() -> None:
+    """Of 131,072 tokens that takes milliseconds in every call."""
+    place = Place.of([1, 2], 9, {5}, "cpu")
+    assert (place.start, place.eos) == (2, [5])
+    assert configured(GenerationConfig(min_new_tokens=None), [place], 9) == [[]] and "prompt" not in vars(place)
+    (found,) = configured(GenerationConfig(encoder_no_repeat_ngram_size=2), [place], 9)
+    assert len(found) == 1 and place.prompt.tolist() == [[1, 2]]
+
+
 def test_new_tokens_go_before_all_tokens() -> None:
     """As in transformers min_length is not looked at beside min_new_tokens."""
     place = Place.of([1, 2], 9, {5}, "cpu")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,25 +17,27 @@ from zigzag.reference.errors import ArgumentError
 class Place:
     """Where a processor will work.
 
-    prompt: [1, T] the row's, on the device; end: most tokens of the row; eos: the tokens that end it, None for none
+    tokens: the row's prompt; end: most tokens of the row; eos: the tokens that end it, None for none
     """
 
-    prompt: Any
+    tokens: list[int]
     end: int
     eos: list[int] | None
+    device: Any
 
     @classmethod
     def of(cls, prompt: list[int], end: int, eos: Collection[int], device: Any) -> "Place":
-        return cls(torch.tensor([prompt], device=device), end, sorted(eos) or None)
+        return cls(prompt, end, sorted(eos) or None, device)
+
+    @cached_property
+    def prompt(self) -> Any:
+        """[1, T] on the device, made where a processor asks for it: of a long prompt that takes milliseconds."""
+        return torch.tensor([self.tokens], device=self.device)
 
     @property
     def start(self) -> int:
         """Tokens of the prompt."""
-        return int(self.prompt.shape[1])
-
-    @property
-    def device(self) -> Any:
-        return self.prompt.device
+        return len(self.tokens)
 
 
 Make = Callable[[Any, Place], Any]

@@ -10,7 +10,7 @@ from zigzag import HeadPlan, LayerPlan, OutOfMemoryError
 from zigzag.running import memory, pieces
 from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host
-from zigzag.running.memory import check_fits, need_of
+from zigzag.running.memory import Given, check_fits, need_of
 from zigzag.running.pieces import token_bytes
 from zigzag.running.runner import Runner
 
@@ -102,6 +102,46 @@ def test_generate_refuses_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> N
         zigzag.generate(model, [[1, 2, 3], [4]], max_new_tokens=7, spare=9)
     assert asked == [((2, 3 + 7 + 9), {"spare": 9, "keep_hidden": False})]
     assert dict(vars(model.model)).keys() == before.keys() and isinstance(OutOfMemoryError("x"), MemoryError)
+
+
+def test_what_a_given_cache_has_is_not_needed_again(monkeypatch: pytest.MonkeyPatch, host: Host) -> None:
+    """Neither its bytes, nor a piece as large as if its tokens were new; what it has beyond gives nothing back."""
+    all_of = need_of(host, None, 1, 100, spare=5, keep_hidden=False)
+    given = Given(tokens=90, bytes=all_of.row - 1000)
+    need = need_of(host, None, 1, 100, spare=5, keep_hidden=False, given=given)
+    assert need.total == 1000 + 10 * token_bytes(host.config, 8)
+    more = Given(tokens=200, bytes=2 * all_of.row)
+    assert need_of(host, None, 1, 100, spare=5, keep_hidden=False, given=more).total == token_bytes(host.config, 8)
+    free(monkeypatch, need.total)
+    check_fits(host, None, 1, 100, spare=5, keep_hidden=False, given=given)
+    free(monkeypatch, need.total - 1)
+    with pytest.raises(
+        OutOfMemoryError, match=r"of which a given cache has .* go on with fewer tokens, or give no cache"
+    ):
+        check_fits(host, None, 1, 100, spare=5, keep_hidden=False, given=given)
+    host.prefill_chunk_size, long = 1000, Given(tokens=10, bytes=1)
+    free(monkeypatch, need_of(host, None, 1, 5000, spare=5, keep_hidden=False, given=long).total - 1)
+    with pytest.raises(OutOfMemoryError, match="prefill_chunk_size=512 would fit"):
+        check_fits(host, None, 1, 5000, spare=5, keep_hidden=False, given=long)
+
+
+def test_generate_asks_before_a_given_cache_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves it as it was."""
+    model = tiny_glm4_moe(2)
+    cache = zigzag.generate(model, [[1, 2, 3]], max_new_tokens=4, temperature=0, eos_token_id=[]).cache
+    before, asked = [list(row) for row in cache.tokens], []
+
+    def refused(*args, **options) -> None:
+        asked.append((args[2:], options))
+        raise OutOfMemoryError("too much")
+
+    monkeypatch.setattr("zigzag.generation.loop.check_fits", refused)
+    with pytest.raises(OutOfMemoryError, match="too much"):
+        zigzag.generate(model, [[1, 2, 3]], max_new_tokens=50, spare=9, cache=cache)
+    given = Given(len(before[0]), zigzag.cache_bytes(cache.cache))
+    assert given.tokens > 3 and given.bytes > 0
+    assert asked == [((1, 3 + 50 + 9), {"spare": 9, "keep_hidden": False, "given": given})]
+    assert cache.tokens == before
 
 
 @pytest.mark.parametrize("graphs", [None, False])

@@ -33,9 +33,10 @@ from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ModelError
 from zigzag.reference.trees import node_depths
+from zigzag.running.attach import cache_bytes
 from zigzag.running.host import Host, execution_device
 from zigzag.running.interception import attachment_of
-from zigzag.running.memory import check_fits, told_what_helps
+from zigzag.running.memory import Given, check_fits, told_what_helps
 from zigzag.running.opening import open_runner
 from zigzag.running.runner import Runner
 
@@ -242,11 +243,16 @@ class _Loop:
         )
 
     def _open(self, host: Host) -> Runner:
+        longest = max(row.end for row in self.rows) + self.spare
+        needed = partial(
+            check_fits, host, self.plan, len(self.rows), longest, spare=self.spare, keep_hidden=self.wants_hidden
+        )
         if self.cache is not None:
+            tokens = min(map(len, self.cache.tokens), default=0)
+            needed(given=Given(tokens, cache_bytes(self.cache.cache)))
             self.cache.host = host
             return self.cache
-        longest = max(row.end for row in self.rows) + self.spare
-        check_fits(host, self.plan, len(self.rows), longest, spare=self.spare, keep_hidden=self.wants_hidden)
+        needed()
         return open_runner(
             host,
             self.plan,

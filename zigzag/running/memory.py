@@ -1,4 +1,4 @@
-"""Whether a call fits the device's memory, told before anything is computed.
+"""Whether a call fits the device's memory, told before anything is computed; also where a given cache would grow.
 
 What is counted: keys and values of all rows, a piece of a prompt (`pieces`), and the final states of the prompts where
 a drafter reads them. What torch cannot use for want of one large enough piece of memory is not known here: an error
@@ -22,11 +22,22 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a cache that is given holds already: tokens of its shortest row, and bytes of keys and values."""
+
+    tokens: int
+    bytes: int
+
+
+NOTHING = Given(0, 0)
+
+
+@dataclass(frozen=True)
 class Need:
     """Bytes that a call needs beside the weights.
 
     row: of a row's keys and values; rows; piece: of so many prompt tokens at once, each of `token`; states: of final
-    states that are collected
+    states that are collected; held: what of the keys and values a given cache has already
     """
 
     row: int
@@ -34,23 +45,31 @@ class Need:
     piece: int
     token: int
     states: int
+    held: int = 0
 
     @property
     def total(self) -> int:
-        return self.row * self.rows + self.piece * self.token + self.states
+        return max(0, self.row * self.rows - self.held) + self.piece * self.token + self.states
 
 
-def check_fits(host: Host, plan: Plan | None, rows: int, tokens: int, *, spare: int, keep_hidden: bool) -> None:
+def check_fits(
+    host: Host, plan: Plan | None, rows: int, tokens: int, *, spare: int, keep_hidden: bool, given: Given = NOTHING
+) -> None:
     """OutOfMemoryError, with what would fit, where rows of so many tokens do not fit a GPU."""
     if host.device.type != "cuda":
         return
-    need = need_of(host, plan, rows, tokens, spare=spare, keep_hidden=keep_hidden)
+    need = need_of(host, plan, rows, tokens, spare=spare, keep_hidden=keep_hidden, given=given)
     free = free_bytes(host.device)
     if need.total > free:
+        parts = {
+            f"keys and values {_gib(need.row * rows)}": True,
+            f"of which a given cache has {_gib(need.held)}": need.held > 0,
+            f"{need.piece:,} prompt tokens at once {_gib(need.piece * need.token)}": True,
+            f"final states for the drafter {_gib(need.states)}": need.states > 0,
+        }
         raise OutOfMemoryError(
-            f"generate: {rows} rows of up to {tokens:,} tokens need {_gib(need.total)} beside the weights (keys and "
-            f"values {_gib(need.row * rows)}, {need.piece:,} prompt tokens at once {_gib(need.piece * need.token)}"
-            f"{f', final states for the drafter {_gib(need.states)}' if need.states else ''}), but {host.device} has "
+            f"generate: {rows} rows of up to {tokens:,} tokens need {_gib(need.total)} beside the weights "
+            f"({', '.join(part for part, is_there in parts.items() if is_there)}), but {host.device} has "
             f"{_gib(free)} free: {_way_out(host, need, free, tokens, spare)}"
         )
 
@@ -68,15 +87,18 @@ def told_what_helps() -> Iterator[None]:
         raise
 
 
-def need_of(host: Host, plan: Plan | None, rows: int, tokens: int, *, spare: int, keep_hidden: bool) -> Need:
+def need_of(
+    host: Host, plan: Plan | None, rows: int, tokens: int, *, spare: int, keep_hidden: bool, given: Given = NOTHING
+) -> Need:
     """What rows of so many tokens, drafts included, need."""
-    size = host.model.dtype.itemsize
+    size, new = host.model.dtype.itemsize, max(1, tokens - given.tokens)
     return Need(
         row=row_bytes(host, place(plan, host.layers, own_windows=True), tokens, spare),
         rows=rows,
-        piece=min(host.piece_size(tokens), rows * tokens),
+        piece=min(host.piece_size(tokens), rows * new),
         token=token_bytes(host.config, size),
         states=rows * tokens * host.config.hidden_size * size if keep_hidden else 0,
+        held=given.bytes,
     )
 
 
@@ -99,9 +121,11 @@ def free_bytes(device: torch.device) -> int:
 
 def _way_out(host: Host, need: Need, free: int, tokens: int, spare: int) -> str:
     """What would fit: a smaller piece, fewer full layers, fewer rows; in this order."""
-    left = (free - need.row * need.rows - need.states) // need.token
+    left = (free - max(0, need.row * need.rows - need.held) - need.states) // need.token
     if left >= SMALLEST:
         return f"prefill_chunk_size={1 << (left.bit_length() - 1)} would fit"
+    if need.held:
+        return "go on with fewer tokens, or give no cache and a plan with fewer full layers"
     layers = host.layers
     window = Window(128, 896)
     for num_full in range(len(layers.full) - 1, -1, -1):

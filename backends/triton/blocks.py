@@ -56,8 +56,12 @@ def trusted(dtype: torch.dtype, blocks: Blocks, *widths: int) -> Blocks:
 
     widths: of queries and values in the kernel, powers of two
     """
-    doubtful = dtype != torch.float32 and blocks.tile >= 64 and blocks.warps == 4 and 32 in widths
-    return blocks._replace(tile=32) if doubtful else blocks
+    return blocks._replace(tile=32) if is_doubtful(dtype, blocks.tile, blocks.warps, *widths) else blocks
+
+
+def is_doubtful(dtype: torch.dtype, tile: int, warps: int, *widths: int) -> bool:
+    """Whether products of so many rows gave wrong values once, or might, as `trusted` says."""
+    return dtype != torch.float32 and tile >= 64 and warps == 4 and 32 in widths
 
 
 def mixed_blocks_of(blocks: Blocks) -> Blocks:

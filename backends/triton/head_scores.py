@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zigzag.backends.triton.arguments import batch_strides, factor_of, layouts, or_unused, positions_for_kernel
 from zigzag.backends.triton.attention import rows_of
+from zigzag.backends.triton.blocks import is_doubtful
 from zigzag.backends.triton.dtypes import check_dtypes
 from zigzag.backends.triton.masks import causal, extremes, in_window, related, span, window_start
 from zigzag.backends.triton.parts import width_of
@@ -97,8 +98,9 @@ def _measure(
     where, keys_where, tree = positions_for_kernel(query, num_keys, *positions)
     tile = min(32 if query.dtype == torch.float32 else 128, max(16, triton.next_power_of_2(share * num_queries)))
     width = width_of(value_size)
-    if tile == 64 and 32 in (width, width_of(size)):
-        tile = 32  # as `trusted` in blocks.py, which says why
+    warps = 8 if tile * width >= 4096 else 4
+    if is_doubtful(query.dtype, tile, warps, width, width_of(size)):
+        tile = 32
     _compare[(triton.cdiv(share * num_queries, tile), batch * groups)](
         query, key, value, gradient, result, *or_unused(query, where, keys_where, tree),
         *query.stride(), *key.stride(), *value.stride(), *gradient.stride(),
@@ -107,7 +109,7 @@ def _measure(
         MEASURE=op, ALIGN=window[2], QUERY_AT=where is not None, KEY_AT=keys_where is not None, TREE=tree is not None,
         SHARE=share, TILE=tile, BLOCK=64 if max(size, value_size) <= 128 and query.dtype != torch.float32 else 32,
         D=size, DV=value_size, SIZE=width_of(size), VALUE_SIZE=width,
-        num_warps=8 if tile * width >= 4096 else 4, num_stages=2,
+        num_warps=warps, num_stages=2,
     )  # fmt: skip
     return result
 

@@ -1,5 +1,7 @@
 """What a call needs, by hand; what is said where it does not fit; what is left after memory ran out."""
 
+import random
+
 import pytest
 import torch
 from models import tiny_glm4_moe, tiny_llama
@@ -10,7 +12,7 @@ from zigzag import HeadPlan, LayerPlan, OutOfMemoryError
 from zigzag.running import memory, pieces
 from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host
-from zigzag.running.memory import Given, check_fits, need_of
+from zigzag.running.memory import check_fits, need_of
 from zigzag.running.pieces import token_bytes
 from zigzag.running.runner import Runner
 
@@ -34,56 +36,64 @@ def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 def test_bytes_by_hand(host: Host) -> None:
     assert (host.layers.num_kv_heads, host.layers.head_size) == (GROUPS, SIZE)
     slot = 2 * SIZE * 8  # a key and a value of one head in float64
-    full = need_of(host, None, 3, 100, spare=5, keep_hidden=False)
+    full = need_of(host, None, 3, 100, prompt=100, spare=5, keep_hidden=False)
     assert full.row == 4 * 100 * GROUPS * slot and full.rows == 3 and full.states == 0
     assert full.total == 3 * full.row + 64 * token_bytes(host.config, 8)
-    assert need_of(host, HALF, 3, 100, spare=5, keep_hidden=False).row == (2 * 100 + 2 * (4 + 12 + 5)) * GROUPS * slot
-    assert need_of(host, HALF, 3, 10, spare=5, keep_hidden=False).row == 4 * 10 * GROUPS * slot
+    assert (
+        need_of(host, HALF, 3, 100, prompt=100, spare=5, keep_hidden=False).row
+        == (2 * 100 + 2 * (4 + 12 + 5)) * GROUPS * slot
+    )
+    assert need_of(host, HALF, 3, 10, prompt=10, spare=5, keep_hidden=False).row == 4 * 10 * GROUPS * slot
     heads = HeadPlan(((True, False), (False, False), (True, True), (True, True)), 4, 12)
-    assert need_of(host, heads, 1, 100, spare=5, keep_hidden=False).row == (5 * 100 + 3 * 21) * slot
-    assert need_of(host, None, 3, 100, spare=0, keep_hidden=True).states == 3 * 100 * host.config.hidden_size * 8
-    assert need_of(host, None, 1, 10, spare=0, keep_hidden=False).piece == 10, "no piece is larger than the prompts"
+    assert need_of(host, heads, 1, 100, prompt=100, spare=5, keep_hidden=False).row == (5 * 100 + 3 * 21) * slot
+    assert (
+        need_of(host, None, 3, 100, prompt=100, spare=0, keep_hidden=True).states
+        == 3 * 100 * host.config.hidden_size * 8
+    )
+    assert need_of(host, None, 1, 10, prompt=10, spare=0, keep_hidden=False).piece == 10, (
+        "no piece is larger than the prompts"
+    )
 
 
 def test_what_fits_is_let_through(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    need = need_of(host, HALF, 3, 100, spare=5, keep_hidden=False).total
+    need = need_of(host, HALF, 3, 100, prompt=100, spare=5, keep_hidden=False).total
     free(monkeypatch, need)
-    check_fits(host, HALF, 3, 100, spare=5, keep_hidden=False)
+    check_fits(host, HALF, 3, 100, prompt=100, spare=5, keep_hidden=False)
     free(monkeypatch, need - 1)
     with pytest.raises(OutOfMemoryError, match="GiB"):
-        check_fits(host, HALF, 3, 100, spare=5, keep_hidden=False)
+        check_fits(host, HALF, 3, 100, prompt=100, spare=5, keep_hidden=False)
     host.device = torch.device("cpu")
-    check_fits(host, HALF, 3, 100, spare=5, keep_hidden=False)
+    check_fits(host, HALF, 3, 100, prompt=100, spare=5, keep_hidden=False)
 
 
 def said(host: Host, plan, rows: int, tokens: int) -> str:
     with pytest.raises(OutOfMemoryError) as error:
-        check_fits(host, plan, rows, tokens, spare=5, keep_hidden=False)
+        check_fits(host, plan, rows, tokens, prompt=tokens, spare=5, keep_hidden=False)
     return str(error.value)
 
 
 def test_a_smaller_piece_is_named_first_and_fits(monkeypatch: pytest.MonkeyPatch, host: Host) -> None:
     host.prefill_chunk_size = 1000
-    need = need_of(host, None, 3, 5000, spare=5, keep_hidden=False)
+    need = need_of(host, None, 3, 5000, prompt=5000, spare=5, keep_hidden=False)
     free(monkeypatch, need.total - 1)
     assert "prefill_chunk_size=512 would fit" in said(host, None, 3, 5000)
     host.prefill_chunk_size = 512
-    check_fits(host, None, 3, 5000, spare=5, keep_hidden=False)
+    check_fits(host, None, 3, 5000, prompt=5000, spare=5, keep_hidden=False)
 
 
 def test_then_a_plan_that_fits(monkeypatch: pytest.MonkeyPatch, host: Host) -> None:
     plan = LayerPlan(("full",) * 2 + ("streaming",) * 2, 128, 896)
-    free(monkeypatch, need_of(host, plan, 3, 50_000, spare=5, keep_hidden=False).total)
+    free(monkeypatch, need_of(host, plan, 3, 50_000, prompt=50_000, spare=5, keep_hidden=False).total)
     assert "at most 2 of 4 layers full (sink 128 and recent 896) would fit" in said(host, None, 3, 50_000)
-    check_fits(host, plan, 3, 50_000, spare=5, keep_hidden=False)
+    check_fits(host, plan, 3, 50_000, prompt=50_000, spare=5, keep_hidden=False)
 
 
 def test_then_fewer_rows(monkeypatch: pytest.MonkeyPatch, host: Host) -> None:
     plan = LayerPlan(("streaming",) * 4, 128, 896)
-    need = need_of(host, plan, 5, 2000, spare=5, keep_hidden=False)
+    need = need_of(host, plan, 5, 2000, prompt=2000, spare=5, keep_hidden=False)
     free(monkeypatch, 3 * need.row + 64 * need.token)
     assert "at most 3 rows at once would fit" in said(host, plan, 5, 2000)
-    check_fits(host, plan, 3, 2000, spare=5, keep_hidden=False)
+    check_fits(host, plan, 3, 2000, prompt=2000, spare=5, keep_hidden=False)
     free(monkeypatch, 10)
     assert "a smaller model" in said(host, plan, 5, 2000)
 
@@ -100,33 +110,32 @@ def test_generate_refuses_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> N
     before = dict(vars(model.model))
     with pytest.raises(OutOfMemoryError, match="too much"):
         zigzag.generate(model, [[1, 2, 3], [4]], max_new_tokens=7, spare=9)
-    assert asked == [((2, 3 + 7 + 9), {"spare": 9, "keep_hidden": False})]
+    assert asked == [((2, 3 + 7 + 9), {"spare": 9, "keep_hidden": False, "prompt": 3})]
     assert dict(vars(model.model)).keys() == before.keys() and isinstance(OutOfMemoryError("x"), MemoryError)
 
 
 def test_what_a_given_cache_has_is_not_needed_again(monkeypatch: pytest.MonkeyPatch, host: Host) -> None:
     """Neither its bytes, nor a piece as large as if its tokens were new; what it has beyond gives nothing back."""
-    all_of = need_of(host, None, 1, 100, spare=5, keep_hidden=False)
-    given = Given(tokens=90, bytes=all_of.row - 1000)
-    need = need_of(host, None, 1, 100, spare=5, keep_hidden=False, given=given)
+    how = {"spare": 5, "keep_hidden": False}
+    row = need_of(host, None, 1, 100, prompt=95, **how).row
+    need = need_of(host, None, 1, 100, prompt=10, held=row - 1000, **how)
     assert need.total == 1000 + 10 * token_bytes(host.config, 8)
-    more = Given(tokens=200, bytes=2 * all_of.row)
-    assert need_of(host, None, 1, 100, spare=5, keep_hidden=False, given=more).total == token_bytes(host.config, 8)
+    assert need_of(host, None, 1, 100, prompt=0, held=2 * row, **how).total == token_bytes(host.config, 8)
     free(monkeypatch, need.total)
-    check_fits(host, None, 1, 100, spare=5, keep_hidden=False, given=given)
+    check_fits(host, None, 1, 100, prompt=10, held=row - 1000, **how)
     free(monkeypatch, need.total - 1)
     with pytest.raises(
         OutOfMemoryError, match=r"of which a given cache has .* go on with fewer tokens, or give no cache"
     ):
-        check_fits(host, None, 1, 100, spare=5, keep_hidden=False, given=given)
-    host.prefill_chunk_size, long = 1000, Given(tokens=10, bytes=1)
-    free(monkeypatch, need_of(host, None, 1, 5000, spare=5, keep_hidden=False, given=long).total - 1)
+        check_fits(host, None, 1, 100, prompt=10, held=row - 1000, **how)
+    host.prefill_chunk_size = 1000
+    free(monkeypatch, need_of(host, None, 1, 5000, prompt=4000, held=1, **how).total - 1)
     with pytest.raises(OutOfMemoryError, match="prefill_chunk_size=512 would fit"):
-        check_fits(host, None, 1, 5000, spare=5, keep_hidden=False, given=long)
+        check_fits(host, None, 1, 5000, prompt=4000, held=1, **how)
 
 
 def test_generate_asks_before_a_given_cache_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And leaves it as it was."""
+    """How much of the prompt is not in it counts, not how much it holds; and it stays as it was."""
     model = tiny_glm4_moe(2)
     cache = zigzag.generate(model, [[1, 2, 3]], max_new_tokens=4, temperature=0, eos_token_id=[]).cache
     before, asked = [list(row) for row in cache.tokens], []
@@ -136,12 +145,30 @@ def test_generate_asks_before_a_given_cache_grows(monkeypatch: pytest.MonkeyPatc
         raise OutOfMemoryError("too much")
 
     monkeypatch.setattr("zigzag.generation.loop.check_fits", refused)
-    with pytest.raises(OutOfMemoryError, match="too much"):
-        zigzag.generate(model, [[1, 2, 3]], max_new_tokens=50, spare=9, cache=cache)
-    given = Given(len(before[0]), zigzag.cache_bytes(cache.cache))
-    assert given.tokens > 3 and given.bytes > 0
-    assert asked == [((1, 3 + 50 + 9), {"spare": 9, "keep_hidden": False, "given": given})]
-    assert cache.tokens == before
+    for prompt, missing in (([1, 2, 3], 0), ([*before[0], 5, 6], 2), ([1, 2, 4, 4, 4], 3), ([4, 4], 2)):
+        with pytest.raises(OutOfMemoryError, match="too much"):
+            zigzag.generate(model, [prompt], max_new_tokens=50, spare=9, cache=cache)
+        rest = {"spare": 9, "keep_hidden": False, "prompt": missing, "held": zigzag.cache_bytes(cache.cache)}
+        assert asked.pop() == ((1, len(prompt) + 50 + 9), rest) and rest["held"] > 0
+        assert cache.tokens == before
+
+
+def test_a_given_cache_gets_the_memory_that_it_needs_and_no_more() -> None:
+    """A fixed one, on a CPU as on a GPU; it moves once, and what it held is still there."""
+    model = tiny_llama(4, dtype=torch.float64)
+    prompt = draw(random.Random(7), 40)
+    with torch.inference_mode():
+        with Host(model) as host:
+            runner = Runner(host, FixedStore(None, host.layers, host.device, capacity=48, graphs=False))
+            runner.fill([prompt])
+        result = zigzag.generate(
+            model, [prompt], cache=runner, max_new_tokens=400, temperature=0, eos_token_id=[], spare=5
+        )
+    assert runner.store.capacity == 40 + 400 + 5
+    assert (
+        result.new_tokens
+        == zigzag.generate(model, [prompt], max_new_tokens=400, temperature=0, eos_token_id=[]).new_tokens
+    )
 
 
 @pytest.mark.parametrize("graphs", [None, False])

@@ -138,8 +138,10 @@ def _methods(device: torch.device, batch: int) -> attention.Methods:
 def _flash_attention3(device: torch.device, batch: int) -> Adapted | str:
     """On views of the same caches, which one sequence allows."""
     peer = flash_attention3(device, batch, queries=1)
-    if isinstance(peer, str) or batch > 1:
-        return peer if isinstance(peer, str) else "it takes sequences one behind the other: copies that do not fit"
+    if isinstance(peer, str):
+        return peer
+    if batch > 1:
+        return "it takes sequences one behind the other: copies that do not fit"
     adapt, attend, back_one = peer.adapt, peer.call, peer.back
 
     def adapted(queries: Tensor, *caches: Tensor) -> tuple[Layers]:

@@ -27,7 +27,7 @@ class Place:
 
     @classmethod
     def of(cls, prompt: list[int], end: int, eos: Collection[int], device: Any) -> "Place":
-        return cls(prompt, end, sorted(eos) or None, device)
+        return cls(prompt.copy(), end, sorted(eos) or None, device)  # the row's own list grows
 
     @cached_property
     def prompt(self) -> Any:

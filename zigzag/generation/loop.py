@@ -36,7 +36,7 @@ from zigzag.reference.trees import node_depths
 from zigzag.running.attach import cache_bytes
 from zigzag.running.host import Host, execution_device
 from zigzag.running.interception import attachment_of
-from zigzag.running.memory import Given, check_fits, told_what_helps
+from zigzag.running.memory import check_fits, told_what_helps
 from zigzag.running.opening import open_runner
 from zigzag.running.runner import Runner
 
@@ -242,23 +242,27 @@ class _Loop:
             None if self.logprobs is None else self.logprobs.fetched(),
         )
 
+    @property
+    def _longest(self) -> int:
+        """Most tokens of a row, drafts included."""
+        return max(row.end for row in self.rows) + self.spare
+
     def _open(self, host: Host) -> Runner:
-        longest = max(row.end for row in self.rows) + self.spare
         needed = partial(
-            check_fits, host, self.plan, len(self.rows), longest, spare=self.spare, keep_hidden=self.wants_hidden
+            check_fits, host, self.plan, len(self.rows), self._longest, spare=self.spare, keep_hidden=self.wants_hidden
         )
         if self.cache is not None:
-            tokens = min(map(len, self.cache.tokens), default=0)
-            needed(given=Given(tokens, cache_bytes(self.cache.cache)))
             self.cache.host = host
+            missing = self.cache.missing([row.tokens for row in self.rows])
+            needed(prompt=missing, held=cache_bytes(self.cache.cache))
             return self.cache
-        needed()
+        needed(prompt=max(row.start for row in self.rows))
         return open_runner(
             host,
             self.plan,
             spare=self.spare,
             keep_hidden=self.wants_hidden,
-            capacity=longest,
+            capacity=self._longest,
             trees=self.drafts_trees,
         )
 
@@ -274,6 +278,7 @@ class _Loop:
 
     def _prefill(self) -> None:
         begin = time.perf_counter()
+        self.target.reserve(self._longest)
         self.target.fill([row.tokens[:-1] for row in self.rows], told=self.on_prefill)
         self.target.host.wait()
         self.statistics.seconds_prefill = time.perf_counter() - begin

@@ -85,7 +85,7 @@ class FixedStore:
 
     def run(self, call: Call, feed: Feed) -> Output:
         from_start = not self.written[feed.rows].any()
-        self._reserve(int(feed.lengths.max()))
+        self._make_room(int(feed.lengths.max()))
         self.written[feed.rows] = np.maximum(self.written[feed.rows], feed.lengths)
         places = torch.from_numpy(self._places(feed.positions, feed.lengths))
         width = feed.ids.shape[1]
@@ -139,7 +139,7 @@ class FixedStore:
 
     def adopt(self, length: int, states: Iterable[tuple[Tensor, Tensor]], rows: int) -> None:
         """Hold keys and values [B, G, length, D] of every layer, computed elsewhere; after `restart`."""
-        self._reserve(length)
+        self._make_room(length)
         self.written[:] = length
         positions = np.tile(np.arange(length), (rows, 1))
         self._receive(torch.from_numpy(self._places(positions, self.written)).to(self.device), from_start=True)
@@ -151,15 +151,20 @@ class FixedStore:
         full = np.where(positions < 0, self.capacity, positions)
         return np.stack([positions, full, *(ring.slots_of(positions, lengths) for ring in self.rings.values())])
 
-    def _reserve(self, tokens: int) -> None:
+    def reserve(self, tokens: int) -> None:
+        """Have room for so many tokens of a row; steps are captured again where the buffers move."""
         if tokens <= self.capacity:
             return
-        capacity = tokens + max(256, tokens // 4)
         for layer in self.layers:
             if not isinstance(layer, RingLayer):
-                layer.grow(capacity)  # where memory is too short for one, the others are only larger than they need be
-        self.capacity = capacity
+                layer.grow(tokens)  # where memory is too short for one, the others are only larger than they need be
+        self.capacity = tokens
         self.steps.forget()
+
+    def _make_room(self, tokens: int) -> None:
+        """`reserve`, with some for later where nobody said how many there will be."""
+        if tokens > self.capacity:
+            self.reserve(tokens + max(256, tokens // 4))
 
     def check_padding(self, positions: Counts) -> None:
         """Padding goes to nobody's slot, whatever there is of it."""

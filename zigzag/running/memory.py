@@ -1,8 +1,8 @@
 """Whether a call fits the device's memory, told before anything is computed; also where a given cache would grow.
 
 What is counted: keys and values of all rows, a piece of a prompt (`pieces`), and the final states of the prompts where
-a drafter reads them. What torch cannot use for want of one large enough piece of memory is not known here: an error
-that comes later says what would help.
+a drafter reads them. Not counted: that a layer of a given cache is there twice while it grows. What torch cannot use
+for want of one large enough piece of memory is not known here: an error that comes later says what would help.
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,6 @@ from zigzag.running.model_layers import Placement, place
 from zigzag.running.pieces import SMALLEST, token_bytes
 
 GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a cache that is given holds already: tokens of its shortest row, and bytes of keys and values."""
-
-    tokens: int
-    bytes: int
-
-
-NOTHING = Given(0, 0)
 
 
 @dataclass(frozen=True)
@@ -53,12 +42,23 @@ class Need:
 
 
 def check_fits(
-    host: Host, plan: Plan | None, rows: int, tokens: int, *, spare: int, keep_hidden: bool, given: Given = NOTHING
+    host: Host,
+    plan: Plan | None,
+    rows: int,
+    tokens: int,
+    *,
+    prompt: int,
+    spare: int,
+    keep_hidden: bool,
+    held: int = 0,
 ) -> None:
-    """OutOfMemoryError, with what would fit, where rows of so many tokens do not fit a GPU."""
+    """OutOfMemoryError, with what would fit, where rows of so many tokens do not fit a GPU.
+
+    prompt: tokens of a row that are to be computed before its first new one; held: bytes that a given cache has
+    """
     if host.device.type != "cuda":
         return
-    need = need_of(host, plan, rows, tokens, spare=spare, keep_hidden=keep_hidden, given=given)
+    need = need_of(host, plan, rows, tokens, prompt=prompt, spare=spare, keep_hidden=keep_hidden, held=held)
     free = free_bytes(host.device)
     if need.total > free:
         parts = {
@@ -88,17 +88,25 @@ def told_what_helps() -> Iterator[None]:
 
 
 def need_of(
-    host: Host, plan: Plan | None, rows: int, tokens: int, *, spare: int, keep_hidden: bool, given: Given = NOTHING
+    host: Host,
+    plan: Plan | None,
+    rows: int,
+    tokens: int,
+    *,
+    prompt: int,
+    spare: int,
+    keep_hidden: bool,
+    held: int = 0,
 ) -> Need:
-    """What rows of so many tokens, drafts included, need."""
-    size, new = host.model.dtype.itemsize, max(1, tokens - given.tokens)
+    """What rows of so many tokens, drafts included, need; as in `check_fits`."""
+    size = host.model.dtype.itemsize
     return Need(
         row=row_bytes(host, place(plan, host.layers, own_windows=True), tokens, spare),
         rows=rows,
-        piece=min(host.piece_size(tokens), rows * new),
+        piece=min(host.piece_size(tokens), rows * max(1, prompt)),
         token=token_bytes(host.config, size),
         states=rows * tokens * host.config.hidden_size * size if keep_hidden else 0,
-        held=given.bytes,
+        held=held,
     )
 
 

@@ -115,6 +115,16 @@ class Runner:
             if told is not None:
                 told(fed.done, fed.all)
 
+    def missing(self, sequences: Sequence[list[int]]) -> int:
+        """Most tokens of a row that `fill` would feed."""
+        held = self.tokens or [[] for _ in sequences]
+        return max(len(new) - _common(old, new, len(new)) for old, new in zip(held, sequences, strict=True))
+
+    def reserve(self, tokens: int) -> None:
+        """Have memory for so many tokens of a row and no more, where the store would take some for later."""
+        if isinstance(self.store, FixedStore):
+            self.store.reserve(tokens)
+
     def adopt(self, sequences: Sequence[list[int]], states: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Hold `sequences`, all of one length, with keys and values [B, G, T, D] of every layer computed elsewhere."""
         if not isinstance(self.store, FixedStore):

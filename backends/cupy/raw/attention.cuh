@@ -1,4 +1,4 @@
-// Of both attention kernels, which are launched with the same arguments.
+// Of all attention kernels, which are launched with the same arguments.
 
 #define ATTENTION_PARAMETERS \
     const element* __restrict__ query, const element* __restrict__ key, const element* __restrict__ value, \

@@ -1,4 +1,4 @@
-// The second launch of both attention kernels where keys were split over blocks: it joins the parts of each row.
+// The second launch of all attention kernels where keys were split over blocks: it joins the parts of each row.
 // Constants: ROWS and VALUE_SIZE of the first launch; SPLITS: its splits or more, a power of two; THREADS of a block;
 // PARTS of a row that a warp joins alone.
 //

@@ -1,4 +1,4 @@
-"""The second launch of both attention kernels where keys were split over blocks (attention_merge.cu)."""
+"""The second launch of all attention kernels where keys were split over blocks (attention_merge.cu)."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ SOURCE = kernels.source_of("attention_merge.cu")
 def merge_parts(
     output: Array, lse: Array, parts: Array, sums: Array, groups: int, splits: int, block_rows: int
 ) -> None:
-    """Fills output [B, H, T, Dv] and lse [B, H, T] from what the blocks of either kernel left."""
+    """Fills output [B, H, T, Dv] and lse [B, H, T] from what the blocks of the first left."""
     batch, heads, num_queries, value_size = output.shape
     share, width = heads // groups, 1 << (splits - 1).bit_length()
     rows = share * num_queries

@@ -9,6 +9,7 @@ from test_runner import draw
 
 import zigzag
 from zigzag import HeadPlan, LayerPlan, OutOfMemoryError
+from zigzag.caches.fixed import FixedLayer
 from zigzag.running import memory, pieces
 from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host
@@ -153,22 +154,32 @@ def test_generate_asks_before_a_given_cache_grows(monkeypatch: pytest.MonkeyPatc
         assert cache.tokens == before
 
 
-def test_a_given_cache_gets_the_memory_that_it_needs_and_no_more() -> None:
-    """A fixed one, on a CPU as on a GPU; it moves once, and what it held is still there."""
-    model = tiny_llama(4, dtype=torch.float64)
-    prompt = draw(random.Random(7), 40)
+@pytest.mark.parametrize("most", [None, 500])
+def test_a_given_cache_moves_once(most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed one, on a CPU as on a GPU, with room for later if there is memory; what it held is still there.
+
+    most: tokens that a layer has memory for, where not the first one asks
+    """
+    model, prompt, how = tiny_llama(4, dtype=torch.float64), draw(random.Random(7), 40), {"temperature": 0, "spare": 5}
+    grow, asked = FixedLayer.grow, []
+
+    def limited(layer: FixedLayer, size: int) -> None:
+        asked.append(size)
+        if most is not None and len(asked) > 1 and size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        grow(layer, size)
+
+    monkeypatch.setattr(FixedLayer, "grow", limited)
     with torch.inference_mode():
         with Host(model) as host:
             runner = Runner(host, FixedStore(None, host.layers, host.device, capacity=48, graphs=False))
             runner.fill([prompt])
-        result = zigzag.generate(
-            model, [prompt], cache=runner, max_new_tokens=400, temperature=0, eos_token_id=[], spare=5
-        )
-    assert runner.store.capacity == 40 + 400 + 5
-    assert (
-        result.new_tokens
-        == zigzag.generate(model, [prompt], max_new_tokens=400, temperature=0, eos_token_id=[]).new_tokens
-    )
+        result = zigzag.generate(model, [prompt], cache=runner, max_new_tokens=400, eos_token_id=[], **how)
+    needed = 40 + 400 + 5
+    later = needed + max(256, needed // 4)
+    assert asked == (4 * [later] if most is None else [later, later, *3 * [needed]])
+    assert runner.store.capacity == (later if most is None else needed)
+    assert result.new_tokens == zigzag.generate(model, [prompt], max_new_tokens=400, eos_token_id=[], **how).new_tokens
 
 
 @pytest.mark.parametrize("graphs", [None, False])
@@ -284,19 +295,15 @@ def test_an_empty_cache_is_empty_again(kind: str, rows: int) -> None:
 
 
 def test_buffers_that_cannot_grow_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of two full layers has no room: the first is only larger, and the runner goes on."""
-    import random
-
+    """The second of two full layers has no room, nor for less: the first is only larger, and the runner goes on."""
     from test_runner import assert_right
-
-    from zigzag.caches.fixed import FixedLayer
 
     model, text = tiny_llama(2, dtype=torch.float64), draw(random.Random(1), 30)
     grow, calls = FixedLayer.grow, []
 
     def short(self, size: int) -> None:
         calls.append(size)
-        if len(calls) == 2:
+        if len(calls) in (2, 3):
             raise torch.OutOfMemoryError("none left")
         grow(self, size)
 

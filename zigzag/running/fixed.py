@@ -85,7 +85,7 @@ class FixedStore:
 
     def run(self, call: Call, feed: Feed) -> Output:
         from_start = not self.written[feed.rows].any()
-        self._make_room(int(feed.lengths.max()))
+        self.reserve(int(feed.lengths.max()))
         self.written[feed.rows] = np.maximum(self.written[feed.rows], feed.lengths)
         places = torch.from_numpy(self._places(feed.positions, feed.lengths))
         width = feed.ids.shape[1]
@@ -139,7 +139,7 @@ class FixedStore:
 
     def adopt(self, length: int, states: Iterable[tuple[Tensor, Tensor]], rows: int) -> None:
         """Hold keys and values [B, G, length, D] of every layer, computed elsewhere; after `restart`."""
-        self._make_room(length)
+        self.reserve(length)
         self.written[:] = length
         positions = np.tile(np.arange(length), (rows, 1))
         self._receive(torch.from_numpy(self._places(positions, self.written)).to(self.device), from_start=True)
@@ -152,19 +152,23 @@ class FixedStore:
         return np.stack([positions, full, *(ring.slots_of(positions, lengths) for ring in self.rings.values())])
 
     def reserve(self, tokens: int) -> None:
-        """Have room for so many tokens of a row; steps are captured again where the buffers move."""
+        """Have room for so many tokens of a row, and for some later ones where there is memory for these too.
+
+        Buffers move, and steps are captured again.
+        """
         if tokens <= self.capacity:
             return
-        for layer in self.layers:
-            if not isinstance(layer, RingLayer):
-                layer.grow(tokens)  # where memory is too short for one, the others are only larger than they need be
-        self.capacity = tokens
-        self.steps.forget()
+        try:
+            self._grow(tokens + max(256, tokens // 4))
+        except torch.OutOfMemoryError:
+            self._grow(tokens)
 
-    def _make_room(self, tokens: int) -> None:
-        """`reserve`, with some for later where nobody said how many there will be."""
-        if tokens > self.capacity:
-            self.reserve(tokens + max(256, tokens // 4))
+    def _grow(self, capacity: int) -> None:
+        for layer in self.layers:
+            if not isinstance(layer, RingLayer) and layer.size < capacity:
+                layer.grow(capacity)  # where memory is too short for one, the others are only larger than they need be
+        self.capacity = capacity
+        self.steps.forget()
 
     def check_padding(self, positions: Counts) -> None:
         """Padding goes to nobody's slot, whatever there is of it."""

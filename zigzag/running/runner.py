@@ -121,7 +121,7 @@ class Runner:
         return max(len(new) - _common(old, new, len(new)) for old, new in zip(held, sequences, strict=True))
 
     def reserve(self, tokens: int) -> None:
-        """Have memory for so many tokens of a row and no more, where the store would take some for later."""
+        """Have memory for so many tokens of a row, so that a fixed cache moves once and not piece by piece."""
         if isinstance(self.store, FixedStore):
             self.store.reserve(tokens)
 

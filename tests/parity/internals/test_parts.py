@@ -196,3 +196,35 @@ def test_heads_that_are_read_32_wide() -> None:
         (single, doubtful, (32, 32)),
     ):
         assert trusted(dtype, blocks, *widths) == blocks
+
+
+@pytest.mark.parametrize(("sizes", "tile"), [((24, 64), 32), ((64, 24), 32), ((64, 64), 64)])
+def test_mixed_heads_that_are_read_32_wide(sizes: tuple[int, int], tile: int, plans) -> None:
+    made = plans(4)
+    shapes = (1, 12, 8, sizes[0]), (1, 2, 40, sizes[0]), (1, 2, 40, sizes[1])
+    query, key, value = states(8, torch.float16, *shapes)
+    arrays = query, key[:, :1], value[:, :1], key[:, 1:], value[:, 1:]
+    options = {"full_groups": (True, False), "sink": 2, "recent": 30}
+    found = triton_ops.mixed_attention(*arrays, **options)
+    assert made[0].walk.options["TILE"] == tile
+    assert agree(found, reference.mixed_attention(*map(to_numpy, arrays), **options), value)
+
+
+@pytest.mark.parametrize(
+    ("size", "value_size", "queries", "tile", "warps"),
+    [(24, 16, 64, 32, 4), (24, 16, 128, 32, 4), (64, 24, 64, 32, 4), (64, 24, 128, 128, 8), (64, 64, 64, 64, 8)],
+)
+def test_scores_of_heads_that_are_read_32_wide(
+    size: int, value_size: int, queries: int, tile: int, warps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, given = import_module("zigzag.backends.triton.head_scores"), []
+
+    class Noted:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *arguments, **options: given.append((grid, options))
+
+    monkeypatch.setattr(scores, "_compare", Noted())
+    query, key, value = states(9, torch.float16, (1, 1, queries, size), (1, 1, 200, size), (1, 1, 200, value_size))
+    triton_ops.output_deviation(query, key, value, sink=2, recent=8)
+    ((grid, options),) = given
+    assert (options["TILE"], options["num_warps"], grid[0]) == (tile, warps, queries // tile)

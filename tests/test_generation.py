@@ -305,7 +305,7 @@ def test_nothing_is_sent_to_the_device_behind_a_forward(
 ) -> None:
     """It would wait there until the forward ends, and the verdict would be asked for only then."""
     behind, sent, rounds = [False], [], []
-    feed, fetched = Runner.feed, verdict._fetched
+    feed, fetched = Runner.feed, verdict.Pending.fetched
 
     def fed(self: Runner, *given, **options):
         output = feed(self, *given, **options)
@@ -318,7 +318,7 @@ def test_nothing_is_sent_to_the_device_behind_a_forward(
         return fetched(*given)
 
     monkeypatch.setattr(Runner, "feed", fed)
-    monkeypatch.setattr(verdict, "_fetched", got)
+    monkeypatch.setattr(verdict.Pending, "fetched", got)
     for name in ("from_numpy", "tensor"):
         made = getattr(torch, name)
         monkeypatch.setattr(

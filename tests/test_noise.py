@@ -9,6 +9,7 @@ from zigzag.generation.noise import PURPOSES, uniform_block, uniforms
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from zigzag.generation import uniform_blocks  # noqa: E402
 from zigzag.generation.uniform_blocks import UniformBlocks  # noqa: E402
 
 seeds = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5)
@@ -47,18 +48,6 @@ def test_large_seeds_are_told_apart() -> None:
     assert len({float(uniforms([2**63 + n], 0, 1, "verify")[0, 0]) for n in range(50)}) == 50
 
 
-class Counting(UniformBlocks):
-    """Remembers what went to the device."""
-
-    def __init__(self, *given, **named) -> None:
-        super().__init__(*given, **named)
-        self.uploads: list[torch.Size] = []
-
-    def _uploaded(self, values: torch.Tensor) -> torch.Tensor:
-        self.uploads.append(values.shape)
-        return super()._uploaded(values)
-
-
 @settings(max_examples=40)
 @given(data=st.data(), seeds=seeds, purpose=purposes, rounds=st.integers(1, 4), slots=st.integers(1, 6))
 def test_each_round_gets_its_numbers(data, seeds: list[int], purpose: str, rounds: int, slots: int) -> None:
@@ -73,18 +62,20 @@ def test_each_round_gets_its_numbers(data, seeds: list[int], purpose: str, round
         assert np.array_equal(blocks(rows, round_, count).numpy(), uniforms(rows, round_, count, purpose))
 
 
-def test_uploads_are_few() -> None:
+def test_uploads_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """One for a block, one when rows go, none in the other rounds."""
-    blocks = Counting("verify", "cpu", slots=5, rounds=16)
+    uploads: list[torch.Size] = []
+    monkeypatch.setattr(uniform_blocks, "to_device", lambda values, device: (uploads.append(values.shape), values)[1])
+    blocks = UniformBlocks("verify", "cpu", slots=5, rounds=16)
     for round_ in range(20):
         rows, count = [7, 8, 9] if round_ < 4 else [7, 9], 1 + round_ % 5
         assert np.array_equal(blocks(rows, round_, count).numpy(), uniforms(rows, round_, count, "verify"))
-    assert blocks.uploads == [(16, 3, 5), (2,), (16, 2, 5)]
+    assert uploads == [(16, 3, 5), (2,), (16, 2, 5)]
     blocks([7, 9], 20, 6)  # more slots than the block has
-    assert blocks.uploads[3:] == [(16, 2, 6)]
+    assert uploads[3:] == [(16, 2, 6)]
     blocks([9], 21, 6)
     blocks([9, 4], 21, 6)  # a row that is not in the block
-    assert blocks.uploads[4:] == [(1,), (16, 2, 6)]
+    assert uploads[4:] == [(1,), (16, 2, 6)]
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # a prototype, it says

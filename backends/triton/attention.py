@@ -130,7 +130,7 @@ def plan_of(
     if by_parts or not (batch * heads * num_queries and num_keys and value_size):
         return Plan((*lse, value_size), lse, None, by_parts=by_parts)
     rows = heads // groups * num_queries
-    blocks = blocks_of(dtype, rows, batch * groups, num_keys, max(size, value_size))
+    blocks = blocks_of(dtype, device, rows, batch * groups, num_keys, max(size, value_size))
     blocks = trusted(dtype, blocks, width_of(size), width_of(value_size))
     tiles = -(-rows // blocks.tile)
     seen_keys = num_keys if window is None or keys_where is not None else min(num_keys, sum(window) + blocks.block)

@@ -1,7 +1,7 @@
 """How the attention kernel is cut into programs: a table by shape class, found by `python -m zigzag.cli.tuning`.
 
-Nothing is timed when the kernel runs. The table was made on an H100, in the runs that docs/kernels/attention.md names;
-other Hopper cards have the same multiprocessors, and other cards take it as it is.
+Nothing is timed when the kernel runs. The table was made on an H100 and an H200, in the runs that
+docs/kernels/attention.md names; other cards take the H100's.
 """
 
 from functools import cache
@@ -28,8 +28,6 @@ ANY = 1 << 30
 _HALF = (  # numbers of two bytes
     ((16, 16, 1_280, 128), Blocks(16, 128, 8, 2, 1, least=1)),
     ((16, 16, ANY, 96), Blocks(16, 128, 8, 3, 1)),
-    ((8, 16, ANY, 128), Blocks(16, 128, 4, 3, 1)),
-    ((16, 16, ANY, 128), Blocks(16, 64, 4, 3, 1)),
     ((16, 128, ANY, 128), Blocks(16, 128, 4, 3, 1)),
     ((16, ANY, ANY, 128), Blocks(16, 64, 2, 2, 1)),
     ((32, 16, ANY, 128), Blocks(32, 128, 4, 3, 1)),
@@ -40,15 +38,17 @@ _HALF = (  # numbers of two bytes
     ((16, ANY, ANY, ANY), Blocks(16, 32, 4, 2, 2)),
     ((ANY, ANY, ANY, ANY), Blocks(64, 32, 4, 2, 2)),
 )
+_HALF_H200 = {(64, ANY, ANY, 128): Blocks(64, 128, 4, 3, 1)}  # as fast to compute, faster to read: more under way
 _SINGLE = Blocks(64, 32, 4, 2, 2)  # float32 products take no tensor cores
 
 
-def blocks_of(dtype: torch.dtype, rows: int, pairs: int, keys: int, size: int) -> Blocks:
+def blocks_of(dtype: torch.dtype, device: torch.device, rows: int, pairs: int, keys: int, size: int) -> Blocks:
     """For `rows` rows of queries in each of `pairs` KV heads of the whole batch, over so many keys."""
     if dtype == torch.float32:
         return _SINGLE._replace(tile=min(_SINGLE.tile, max(16, 1 << (rows - 1).bit_length())))
     given = (rows, pairs, keys, size)
-    return next(blocks for most, blocks in _HALF if all(g <= m for g, m in zip(given, most, strict=True)))
+    most, blocks = next(line for line in _HALF if all(g <= m for g, m in zip(given, line[0], strict=True)))
+    return _HALF_H200.get(most, blocks) if "H200" in card(device) else blocks
 
 
 def trusted(dtype: torch.dtype, blocks: Blocks, *widths: int) -> Blocks:
@@ -74,6 +74,12 @@ def splits_of(blocks: Blocks, device: torch.device, programs: int, key_blocks: i
     """How many programs share the keys of a tile: enough to fill the card, each with some blocks of keys."""
     wanted = blocks.waves * multiprocessors(device) // max(1, programs)
     return max(1, min(MAX_SPLITS, wanted, key_blocks // blocks.least))
+
+
+@cache
+def card(device: torch.device) -> str:
+    """Its name; empty where there is none."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
 @cache

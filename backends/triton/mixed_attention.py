@@ -93,7 +93,7 @@ def plan_of(
     (_, num_full, num_keys, _), num_streaming, value_size = full_key[0], key[0][1], full_value[0][3]
     groups = num_full + num_streaming
     share = heads // groups
-    blocks = blocks_of(dtype, share * num_queries, batch * num_full, num_keys, max(size, value_size))
+    blocks = blocks_of(dtype, device, share * num_queries, batch * num_full, num_keys, max(size, value_size))
     blocks = trusted(dtype, mixed_blocks_of(blocks), width_of(size), width_of(value_size))
     tiles = -(-share * num_queries // blocks.tile)
     # The full heads have nearly all the work: their keys are split as if the others were not there.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from zigzag.generation.ahead import Ahead
 from zigzag.generation.conditions import check_cache, check_drafter, check_rope, drafts_trees
 from zigzag.generation.configured import Place, configured
 from zigzag.generation.criteria import Criteria
@@ -22,13 +23,14 @@ from zigzag.generation.inputs import check_options, token_rows, whole
 from zigzag.generation.logprobs import LogProbs
 from zigzag.generation.noise import row_seeds
 from zigzag.generation.processors import Processors, listed
+from zigzag.generation.result import Generation
 from zigzag.generation.row import Row, check_tokens
 from zigzag.generation.rules import PhaseRule, Rule, as_rule
 from zigzag.generation.settings import settings
 from zigzag.generation.statistics import Statistics
 from zigzag.generation.streamer import Stream
 from zigzag.generation.uniform_blocks import ROUNDS, UniformBlocks
-from zigzag.generation.verdict import Judged, judge
+from zigzag.generation.verdict import Judged, Pending, judge
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ModelError
@@ -39,24 +41,7 @@ from zigzag.running.interception import attachment_of
 from zigzag.running.memory import check_fits, told_what_helps
 from zigzag.running.opening import open_runner
 from zigzag.running.runner import Runner
-
-
-@dataclass
-class Generation:
-    """What `generate` returns.
-
-    sequences: prompt and new tokens of each row, without padding; new_tokens: the new ones alone
-    finish_reasons: "eos", "length" or "stopped" of each row; "cancelled" if the caller stopped it
-    cache: of a single row, for `generate(..., cache=)`; None for batches
-    logprobs: of each row's new tokens, if they were asked for
-    """
-
-    sequences: list[list[int]]
-    new_tokens: list[list[int]]
-    finish_reasons: list[str]
-    statistics: Statistics
-    cache: Runner | None = None
-    logprobs: list[list[float]] | None = None
+from zigzag.running.transfers import to_device
 
 
 def generate(
@@ -271,10 +256,14 @@ class _Loop:
         longest = 0 if self.drafter is None else self.drafter.longest
         rounds = min(ROUNDS, self.rows[0].room)  # each gives every row a token
         self.uniforms = UniformBlocks("verify", self.target.device, slots=longest + 1, rounds=rounds)
+        reads_logits = self.criteria.read_scores or self.logprobs is not None  # behind a round
+        alone = self.drafter is None and not self.distribution.processors and not reads_logits
+        self.ahead = Ahead(self.target, wanted=alone)
         round_ = 0
         while self.alive:
             self._round(round_)
             round_ += 1
+        self.ahead.drop()
 
     def _prefill(self) -> None:
         begin = time.perf_counter()
@@ -287,29 +276,42 @@ class _Loop:
         clock = [time.perf_counter()]
         draft = self._draft(round_)
         clock.append(time.perf_counter())
-        fed, counts = self._on_device(draft)
-        below_root = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
-        logits = self.target.feed(fed, parents=below_root).logits
+        fed, counts, logits = self._fed(draft)
         clock.append(time.perf_counter())
         logits = self.distribution.processed(
             logits, [row.index for row in self.alive], [row.tokens for row in self.alive], draft.rows, draft.tree
         )
-        self._commit(draft, self._judged(draft, fed[:, 1:], counts, logits, round_), logits)
+        pending = self._judged(draft, fed[:, 1:], counts, logits, round_)
         clock.append(time.perf_counter())
-        self.statistics.seconds_draft += clock[1] - clock[0]
-        self.statistics.seconds_verify += clock[2] - clock[1]
-        self.statistics.seconds_rest += clock[3] - clock[2]
+        if min(row.room for row in self.alive) > 1:
+            self.ahead.begin(pending.first)
+        clock.append(time.perf_counter())
+        self._commit(draft, pending.fetched(), logits)
+        clock.append(time.perf_counter())
+        drafting, verifying, judging, beginning, committing = np.diff(clock).tolist()
+        self.statistics.seconds_draft += drafting
+        self.statistics.seconds_verify += verifying + beginning
+        self.statistics.seconds_rest += judging + committing
         self.statistics.forwards += 1
+
+    def _fed(self, draft: Draft) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(what `_on_device` gives, logits [B, K + 1, V]): of the forward that is under way, or of one more."""
+        logits = self.ahead.take()
+        if logits is not None:
+            none = torch.zeros(len(logits), 1, dtype=torch.int64, device=logits.device)
+            return none, none[:, 0], logits
+        fed, counts = self._on_device(draft)
+        below_root = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
+        return fed, counts, self.target.feed(fed, parents=below_root).logits
 
     def _on_device(self, draft: Draft) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, K + 1] the rows' last tokens and their drafts, and [B] how many these are.
 
-        In one transfer before the forward: one behind it would wait until the forward ends, on a GPU, and the verdict
-        would be asked for only then.
+        In one transfer before the forward.
         """
         roots = np.array([[row.tokens[-1]] for row in self.alive])
         sent = np.concatenate([roots, np.maximum(draft.token_ids, 0), draft.counts[:, None]], axis=1)
-        received = torch.from_numpy(sent).to(self.target.device)
+        received = to_device(torch.from_numpy(sent), self.target.device)
         return received[:, :-1].contiguous(), received[:, -1].contiguous()
 
     def _draft(self, round_: int) -> Draft:
@@ -326,7 +328,7 @@ class _Loop:
 
     def _judged(
         self, draft: Draft, ids: torch.Tensor, counts: torch.Tensor, logits: torch.Tensor, round_: int
-    ) -> Judged:
+    ) -> Pending:
         rules = self.rule.by_row([row.inside for row in self.alive])
         if self.distribution.temperature == 0 and all(rule.lossless for rule in rules):
             coins = torch.empty(len(rules), ids.shape[1] + 1, device=ids.device)  # nobody looks at them
@@ -354,7 +356,9 @@ class _Loop:
             row.inside = self.rule.enters(row.inside, tokens)
             row.tokens += tokens
             step.append(tokens)
-        self.target.keep(nodes, held)
+        if any(row.reason for row in self.alive):
+            self.ahead.take()  # in vain
+        self.target.keep(nodes, held, ahead=self.ahead.fed)
         if self.logprobs is not None:
             self.logprobs.add([row.index for row in self.alive], nodes, step, logits)
         if self.drafter is not None:

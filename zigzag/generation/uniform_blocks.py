@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zigzag.generation.noise import uniform_block
+from zigzag.running.transfers import to_device
 
 ROUNDS = 64  # in a block
 
@@ -46,14 +47,10 @@ class UniformBlocks:
         if any(seed not in places for seed in seeds):
             self._held = []  # to be drawn for these rows
         elif seeds != self._held:
-            self._index = self._uploaded(torch.tensor([places[seed] for seed in seeds], dtype=torch.int64))
+            self._index = to_device(torch.tensor([places[seed] for seed in seeds], dtype=torch.int64), self.device)
 
     def _draw(self, seeds: list[int], round_: int, count: int) -> None:
         self.slots = max(self.slots, count)
         self._first, self._held, self._index = round_, seeds, None
         drawn: NDArray[Any] = uniform_block(seeds, range(round_, round_ + self.rounds), self.slots, self.purpose)
-        self._block = self._uploaded(torch.from_numpy(drawn))
-
-    def _uploaded(self, values: Tensor) -> Tensor:
-        """On the device; from pinned memory, which the allocator keeps until the copy is done."""
-        return values.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else values
+        self._block = to_device(torch.from_numpy(drawn), self.device)

@@ -1,6 +1,7 @@
 """What a round's verification says: the tokens that each row emits, and which drafts they are."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from zigzag.generation.drafting.draft import Draft
 from zigzag.generation.rules import Rule
 from zigzag.reference.errors import ArgumentError
 from zigzag.reference.verification import Verdict
+from zigzag.running.transfers import ToHost
 
 
 class Judged(NamedTuple):
@@ -18,6 +20,49 @@ class Judged(NamedTuple):
 
     emitted: list[list[int]]
     paths: list[list[int]]
+
+
+class Part(NamedTuple):
+    """The verdict on the rows of one rule, on its way to the host.
+
+    rows: which these are; answers: of each its tokens, its accepted nodes (of a tree, `nodes` columns), how many, and,
+    where that is `checked`, whether a draft had probability 0
+    """
+
+    rows: list[int]
+    answers: ToHost
+    nodes: int
+    checked: bool
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A round's verdict, given to the device and not yet read.
+
+    first: [B, 1] the first token that each row emits, -1 where there is none, on the device; None where rows have
+        several rules
+    """
+
+    parts: list[Part]
+    first: Tensor | None
+    drafter: str
+
+    def fetched(self) -> Judged:
+        """ArgumentError if a token has probability 0 in the row that it was drawn from."""
+        count = sum(len(part.rows) for part in self.parts)
+        judged = Judged([[]] * count, [[]] * count)
+        for part in self.parts:
+            answers = part.answers.fetched()
+            if part.checked and any([answer.pop() for answer in answers]):
+                raise ArgumentError(
+                    f"{self.drafter} drafted a token to which its probs give probability 0 or NaN: they must be the "
+                    f"distribution that the token was drawn from"
+                )
+            for row, answer in zip(part.rows, answers, strict=True):
+                taken = answer.pop()
+                judged.emitted[row] = answer[: taken + 1]
+                judged.paths[row] = answer[-part.nodes :][:taken] if part.nodes else list(range(taken))
+        return judged
 
 
 def judge(
@@ -29,50 +74,38 @@ def judge(
     coins: Tensor,
     distribution: Distribution,
     drafter: str,
-) -> Judged:
-    """Verify the drafts, each row by its rule; rows of one rule together.
+) -> Pending:
+    """Verify the drafts, each row by its rule; rows of one rule together. Nothing here waits for the device.
 
     ids: [B, K] the drafts on the device; counts: [B] how many these are; coins: [B, K + 1]
     logits: [B, K + 1, V] of the target, processed
     drafter: its name, for errors
-
-    Raises ArgumentError if a token has probability 0 in the row that it was drawn from.
     """
-    emitted: list[list[int]] = [[] for _ in rules]
-    paths: list[list[int]] = [[] for _ in rules]
+    parts, first = [], None
     for rule in {id(r): r for r in rules}.values():
         mine = [i for i, r in enumerate(rules) if r is rule]
-        some = slice(None) if len(mine) == len(rules) else torch.tensor(mine, device=ids.device)
+        all_of_them = len(mine) == len(rules)
+        some = slice(None) if all_of_them else torch.tensor(mine, device=ids.device)
         probs = None if draft.probs is None else draft.probs[some]
         verdict = rule.verify(
             ids[some], probs, logits[some], distribution, coins[some], counts[some], draft.parents, draft.replacement
         )
         drawn = draft.parents is None or draft.replacement  # else a sibling may come from outside its row
-        answers = _fetched(verdict, probs if drawn else None, ids[some], counts[some], drafter)
-        for i, answer in zip(mine, answers, strict=True):
-            taken = answer.pop()
-            emitted[i] = answer[: taken + 1]
-            nodes = range(taken) if verdict.accepted_nodes is None else answer[-verdict.accepted_nodes.shape[1] :]
-            paths[i] = list(nodes[:taken])
-    return Judged(emitted, paths)
+        parts.append(_sent(mine, verdict, probs if drawn else None, ids[some], counts[some]))
+        if all_of_them:
+            first = verdict.output_token_ids[:, :1]
+    return Pending(parts, first, drafter)
 
 
-def _fetched(
-    verdict: Verdict, draft_probs: Tensor | None, ids: Tensor, counts: Tensor, drafter: str
-) -> list[list[int]]:
-    """Each row's tokens, then its accepted nodes (of a tree), then how many: one transfer from the device."""
-    parts = [verdict.output_token_ids]
+def _sent(rows: list[int], verdict: Verdict, draft_probs: Tensor | None, ids: Tensor, counts: Tensor) -> Part:
+    """All that the host wants to know of these rows, in one transfer."""
+    columns = [verdict.output_token_ids]
+    nodes = 0 if verdict.accepted_nodes is None else verdict.accepted_nodes.shape[1]
     if verdict.accepted_nodes is not None:
-        parts.append(verdict.accepted_nodes)
-    parts.append(verdict.num_accepted[:, None])
+        columns.append(verdict.accepted_nodes)
+    columns.append(verdict.num_accepted[:, None])
     if draft_probs is not None:
         own = draft_probs.gather(-1, ids[..., None])[..., 0]
         read = torch.arange(ids.shape[1], device=ids.device) < counts[:, None]
-        parts.append((read & ~(own > 0)).any(dim=1, keepdim=True).long())
-    rows = torch.cat(parts, dim=1).tolist()
-    if draft_probs is not None and any([row.pop() for row in rows]):
-        raise ArgumentError(
-            f"{drafter} drafted a token to which its probs give probability 0 or NaN: they must be the distribution "
-            f"that the token was drawn from"
-        )
-    return rows
+        columns.append((read & ~(own > 0)).any(dim=1, keepdim=True).long())
+    return Part(rows, ToHost(torch.cat(columns, dim=1)), nodes, draft_probs is not None)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zigzag.reference.errors import CacheError, ModelError
 from zigzag.running.host import Output
+from zigzag.running.transfers import pinned, to_device
 
 log = logging.getLogger("zigzag")
 _capturing = Lock()  # torch captures on one stream, whichever thread it is
@@ -59,9 +60,9 @@ class Steps:
         shape = tuple(ids.shape)
         step = self._step(shape, forward, ids, places, hidden)
         if step is None:
-            return forward(ids, places.to(ids.device), hidden)
+            return forward(ids, to_device(places, ids.device), hidden)
         step.ids.copy_(ids)
-        step.places.copy_(places, non_blocking=True)
+        step.places.copy_(pinned(places, ids.device), non_blocking=True)
         if (step.hidden is None) != (hidden is None):
             raise CacheError(
                 f"a step of shape {list(shape)} was captured {'with' if hidden is None else 'without'} states"

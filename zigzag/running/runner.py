@@ -209,14 +209,22 @@ class Runner:
             self._states.append(output.states)
         return output
 
-    def keep(self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> None:
+    @property
+    def feeds_ahead(self) -> bool:
+        """Whether a token may be fed before it is known that those before it stay, and be taken back for nothing."""
+        return isinstance(self.store, FixedStore) and self.store.spare > 0 and not self.keep_hidden
+
+    def keep(self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], *, ahead: int = 0) -> None:
         """Of what was fed since the last `keep`, each row keeps some tokens; the rest is dropped.
 
         nodes: of each row the places among the tokens fed, ascending, root to leaf; tokens: what they are
+        ahead: so many tokens of each row, fed last, the next `keep` decides about; all before them are kept
         """
         counts = [len(row) for row in nodes]
         if counts != [len(row) for row in tokens]:
             raise ArgumentError(f"keep: a token for each node is needed, got {[len(r) for r in tokens]} for {counts}")
+        if ahead and (not self.feeds_ahead or any(count != self.fed - ahead for count in counts)):
+            raise CacheError(f"keep: {ahead} tokens fed ahead go on where all before them stay, in a fixed cache alone")
         self.check_valid()
         with self._void_on_error():
             self.store.keep(nodes, self.fed, self.lengths + np.array(counts, dtype=np.int64))
@@ -225,6 +233,7 @@ class Runner:
             for b, row in enumerate(nodes):
                 self._fresh[b].append(states[b, list(row)])
         self._settle(tokens)
+        self.fed = ahead
 
     def reset(self) -> None:
         """Hold nothing, as a new runner; also after something broke off."""

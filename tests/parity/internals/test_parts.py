@@ -181,7 +181,17 @@ def test_plans_have_room_for_all_parts(multiprocessors: int, plans) -> None:
 )
 def test_tiles_without_rows_of_padding(dtype: Any, rows: int, size: int, tile: int) -> None:
     """192 rows would fill one and a half tiles of 128."""
-    assert blocks_of(dtype, rows, 8, 32_768, size).tile == tile
+    assert blocks_of(dtype, torch.device("cpu"), rows, 8, 32_768, size).tile == tile
+
+
+@pytest.mark.parametrize(
+    ("card", "rows", "block"),
+    [("NVIDIA H100 80GB HBM3", 60, 64), ("NVIDIA H200", 60, 128), ("NVIDIA H200", 65, 64), ("NVIDIA H200", 12, 128)],
+)
+def test_the_card_chooses_the_blocks(card: str, rows: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An H200 reads faster and computes as fast: 60 rows have more keys under way there."""
+    monkeypatch.setattr(triton_blocks, "card", lambda device: card if device.type == "cuda" else "")
+    assert blocks_of(torch.bfloat16, torch.device("cuda"), rows, 8, 32_768, 128).block == block
 
 
 def test_heads_that_are_read_32_wide() -> None:

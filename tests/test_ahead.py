@@ -1,5 +1,6 @@
 """Forwards that begin before the host has read the token that they feed: the same tokens, and nothing left behind."""
 
+import os
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,9 @@ from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host
 from zigzag.running.runner import Runner
+
+ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+GPU = pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU, and --device cuda")
 
 
 @pytest.fixture
@@ -149,3 +153,20 @@ def test_what_it_refuses() -> None:
             runner.take_back([1])
         runner.keep([[0]], [[5]])
         assert runner.tokens == [[1, 2, 3, 4, 5]] and runner.fed == 0
+
+
+@GPU
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("plan", PLANS)
+def test_graphs_ahead(plan: str, temperature: float, order: list[str]) -> None:
+    """The next replay writes where the last one's logits are: these are judged before. Without spare slots none is."""
+    model, options = target().float().cuda(), {"plan": PLANS[plan], "temperature": temperature, "max_new_tokens": 60}
+    ahead = generate(model, prompts(), **options)
+    assert order[:3] == ["fed", "fed", "read"]
+    order.clear()
+    alone = generate(model, prompts(), **options, spare=0)
+    assert order == ["fed", "read"] * (len(order) // 2)
+    assert ahead.sequences == alone.sequences
+    ends = [alone.new_tokens[0][20]]
+    first, second = (generate(model, prompts(), **options, spare=spare, eos_token_id=ends) for spare in (64, 0))
+    assert first.sequences == second.sequences

@@ -91,7 +91,8 @@ def parts(python: str, sanitizer: str) -> list[Part]:
         )
         for name, backend, environment in suites
     ]
-    files = ("tests/test_fixed_runner.py", "tests/test_noise.py")
+    names = ("test_fixed_runner", "test_noise", "test_ahead", "running/test_transfers")
+    files = [f"tests/{name}.py" for name in names]
     steps = (*files, "-k", "graphs or beside_transformers or waits", "--device", "cuda")
     found.append(Part("decoding steps as CUDA graphs", ((python, "-m", "pytest", "-q", *steps),)))
     models = ("tests/test_gpu_models.py", "--device", "cuda")

@@ -24,6 +24,7 @@ triton_mixed = import_module("zigzag.backends.triton.mixed_attention")
 pytestmark = pytest.mark.skipif(bool(triton_ops.unavailable()), reason=triton_ops.unavailable() or "it is available")
 
 SMALL = Blocks(16, 16, 4, 2, 1, least=1)
+KEYS = 600  # enough for two programs of two blocks each, whichever card it is
 Plans = list[Any]
 
 
@@ -94,12 +95,12 @@ def test_every_row_of_several_tiles(
     if dtype not in DTYPES["triton"]:
         pytest.skip("the interpreter has no products of bfloat16")
     made = plans(multiprocessors)
-    shapes = (2, 2 * share, queries, sizes[0]), (2, 2, 300, sizes[0]), (2, 2, 300, sizes[1])
+    shapes = (2, 2 * share, queries, sizes[0]), (2, 2, KEYS, sizes[0]), (2, 2, KEYS, sizes[1])
     query, key, value = states(queries, getattr(torch, dtype), *shapes)
     found = triton_ops.attention(query, key, value)
     arrays = [to_numpy(each) for each in (query, key, value)]
     assert agree(found, reference.attention(*arrays), value)
-    last = np.arange(300 - queries, 300)
+    last = np.arange(KEYS - queries, KEYS)
     others = (
         reference.attention(*arrays, query_positions=np.maximum(last - share // 2, last[0])),  # some see fewer keys
         reference.attention(arrays[0][:, :, ::-1], *arrays[1:]),

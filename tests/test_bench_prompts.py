@@ -23,6 +23,7 @@ from zigzag.bench.cases import Row  # noqa: E402
 from zigzag.bench.step import TINY, slice_of_air, step_bytes  # noqa: E402
 from zigzag.cli.app import app  # noqa: E402
 from zigzag.plans.layers import LayerPlan  # noqa: E402
+from zigzag.reference.errors import OutOfMemoryError  # noqa: E402
 from zigzag.running.attach import cache_bytes  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -61,6 +62,10 @@ def fake(tokens: list[list[int]], seconds: float = 1.0, cache: int | None = None
 
 def no_memory(*args: Any, **options: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nsecond line")
+
+
+def seen_coming(*args: Any, **options: Any) -> Any:
+    raise OutOfMemoryError("generate: 9 rows need 9 GiB beside the weights")
 
 
 def test_every_method_gives_a_row() -> None:
@@ -445,6 +450,8 @@ def test_the_largest_batch(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.eager == 2e6 and set(asked) == {(16, 2)}
     monkeypatch.setattr(batches, "of_zigzag", runs(5))
     assert later.measure()[0].remark == "8 rows computed, 5 fit, 6 do not"
+    monkeypatch.setattr(batches, "of_zigzag", runs(6, seen_coming))
+    assert later.measure()[0].remark == "8 rows computed, 6 fit, 7 do not"
     monkeypatch.setattr(batches, "of_zigzag", runs(99))
     assert later.measure()[0].remark == "8 rows computed, 9 fit"
     monkeypatch.setattr(batches, "of_zigzag", runs(0))

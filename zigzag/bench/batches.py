@@ -28,6 +28,7 @@ from zigzag.bench.step import step_bytes
 from zigzag.bench.timing import copy_rate, matrix_rate, reason
 from zigzag.models.decoder import CausalLM
 from zigzag.plans.layers import LayerPlan
+from zigzag.reference.errors import OutOfMemoryError
 from zigzag.running.attach import kv_size
 from zigzag.running.pieces import bound_of
 
@@ -134,7 +135,7 @@ def _largest(model: CausalLM, plan: LayerPlan | None, labels: dict[str, Any]) ->
         try:
             prompts = random_prompts(model, rows, tokens)
             ended[rows] = measured(of_zigzag(plan), model, prompts, LARGEST_NEW, runs=1, warm=WARM // 8)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, OutOfMemoryError):  # come, or seen coming
             pass
         give_back(model)
         return rows in ended

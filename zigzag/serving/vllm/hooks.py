@@ -1,0 +1,61 @@
+"""Where vLLM learns of plans: its configuration is checked, its layers are chosen, its caches have a manager.
+
+Two methods of vLLM are replaced, each by one that does nothing else where no plan was asked for.
+"""
+
+from typing import Any
+
+from zigzag.serving.vllm import private
+from zigzag.serving.vllm.options import plan_of
+
+_installed = False
+
+
+def install() -> None:
+    """Once a process. A vLLM that lacks what is needed is left alone, until a plan is asked for."""
+    global _installed
+    if not _installed:
+        _check_configurations()
+        if not private.missing():
+            _choose_layers()
+            _register_caches()
+    _installed = True
+
+
+def _check_configurations() -> None:
+    """Refuse before weights are loaded: a configuration is made before them, in the first process."""
+    from vllm.config import VllmConfig
+
+    before = VllmConfig.__post_init__
+
+    def __post_init__(self: Any, *given: Any) -> None:
+        plan = plan_of(self.additional_config)
+        if plan is not None:
+            private.check()
+        before(self, *given)
+        if plan is not None and self.model_config is not None:
+            from zigzag.serving.vllm.refusals import check_config
+
+            check_config(self, plan)
+
+    VllmConfig.__post_init__ = __post_init__
+
+
+def _choose_layers() -> None:
+    from vllm.model_executor.layers.attention.attention import Attention
+
+    from zigzag.serving.vllm.layers import class_of
+
+    def __new__(cls: type, *given: Any, prefix: str = "", **options: Any) -> Any:
+        return object.__new__(class_of(cls, prefix) if prefix else cls)
+
+    Attention.__new__ = __new__
+
+
+def _register_caches() -> None:
+    from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+
+    from zigzag.serving.vllm.spec import StreamingManager, StreamingSpec
+
+    KVCacheSpecRegistry._ensure_registered()
+    KVCacheSpecRegistry.register(StreamingSpec, StreamingManager)

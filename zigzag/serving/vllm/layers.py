@@ -1,0 +1,79 @@
+"""The layers of a model that stream: vLLM's own `Attention` with another backend and another cache."""
+
+from typing import Any
+
+from vllm.config import get_current_vllm_config
+from vllm.model_executor.layers.attention.attention import Attention
+from vllm.model_executor.models.utils import extract_layer_index
+from vllm.v1.kv_cache_interface import KVCacheSpec, get_kv_quant_mode
+
+from zigzag.plans.layers import LayerPlan
+from zigzag.reference.errors import PlanError
+from zigzag.serving.groups import Use, grouping
+from zigzag.serving.vllm.cpu_attention import StreamingBackend
+from zigzag.serving.vllm.options import plan_of
+from zigzag.serving.vllm.spec import StreamingSpec
+
+PLAIN = {  # arguments of `Attention` that change what a query sees, and what they must be
+    "alibi_slopes": None,
+    "use_alibi_sqrt": None,
+    "logits_soft_cap": None,
+    "per_layer_sliding_window": None,
+    "kv_sharing_target_layer_name": None,
+    "attn_backend": None,
+    "sinks": None,
+}
+
+
+def class_of(cls: type, prefix: str) -> type:
+    """What `Attention` makes for the layer with this name: itself, or a layer that streams.
+
+    Raises PlanError where the plan lets a layer stream whose attention is of another kind.
+    """
+    plan = plan_of(get_current_vllm_config().additional_config)
+    if plan is None or not plan.is_streaming(extract_layer_index(prefix)):
+        return cls
+    if cls is not Attention:
+        raise PlanError(f"zigzag: {prefix} is a {cls.__name__}, and only vLLM's plain Attention can stream")
+    return StreamingAttention
+
+
+class StreamingAttention(Attention):
+    """Sees and keeps the plan's sinks and its recent tokens."""
+
+    def __init__(self, *given: Any, prefix: str = "", **options: Any) -> None:
+        for name, plain in PLAIN.items():
+            if options.get(name, plain) != plain:
+                raise PlanError(f"zigzag: {prefix} has {name} = {options[name]!r}, so it cannot stream: make it full")
+        config = get_current_vllm_config()
+        self._plan = plan_of(config.additional_config)
+        super().__init__(*given, prefix=prefix, **options | {"attn_backend": StreamingBackend})
+        assert self._plan is not None
+        self.layer = extract_layer_index(prefix)
+        self.window = self.impl.window = self._plan.window(self.layer)
+
+    def get_kv_cache_spec(self, vllm_config: Any) -> KVCacheSpec:
+        block = vllm_config.cache_config.block_size
+        return StreamingSpec(
+            block_size=block,
+            num_kv_heads=self.num_kv_heads,
+            head_size=self.head_size,
+            head_size_v=self.head_size_v,
+            dtype=self.kv_cache_torch_dtype,
+            kv_quant_mode=get_kv_quant_mode(self.kv_cache_dtype),
+            sliding_window=self.window.recent,
+            sink=self.window.sink,
+            align=self.window.align,
+            part=part_of(self._plan, self.layer, block, vllm_config),
+        )
+
+
+def part_of(plan: LayerPlan, layer: int, block: int, vllm_config: Any) -> int:
+    """The set of streaming layers that this one belongs to."""
+    window = plan.window(layer)
+    assert window is not None
+    use = Use.of(
+        vllm_config.model_config.max_model_len, block, window.sink, window.recent, vllm_config.max_in_flight_tokens
+    )
+    chosen = grouping(plan.num_full, plan.num_layers - plan.num_full, use)
+    return chosen.part_of(plan.streaming_layers.index(layer))

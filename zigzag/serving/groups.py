@@ -10,6 +10,8 @@ an example.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from zigzag.plans.layers import LayerPlan
+
 PADDED = 1.1  # most pages that a plan may cost over those of its layers alone
 
 
@@ -70,6 +72,27 @@ def grouping(num_full: int, num_streaming: int, use: Use) -> Grouping:
     if good:
         return min(good, key=lambda each: (each.groups, each.pages, len(each.parts)))
     return min(found, key=lambda each: (each.pages, each.groups))
+
+
+def of_plan(plan: LayerPlan, tokens: int, block: int, chunk: int) -> tuple[Grouping, Use]:
+    """The grouping for rows of up to `tokens` tokens, and what each layer uses; for the last two see `Use.of`."""
+    use = Use.of(tokens, block, plan.sink, plan.recent, chunk)
+    return grouping(plan.num_full, plan.num_layers - plan.num_full, use), use
+
+
+def told(plan: LayerPlan, tokens: int, block: int, chunk: int) -> str:
+    """What is chosen, why, and how many more rows fit."""
+    if not plan.streams:
+        return "all layers are full: nothing changes"
+    chosen, use = of_plan(plan, tokens, block, chunk)
+    alone = plan.num_full * use.full + (plan.num_layers - plan.num_full) * use.streaming
+    without = plan.num_layers * use.full
+    return (
+        f"{plan.num_full} of {plan.num_layers} layers are full: blocks of {chosen.size} layers, groups of full ones "
+        f"{chosen.full}, of streaming ones {chosen.streaming}; a row of {tokens:,} tokens takes {chosen.pages:,} pages "
+        f"of one layer and {block} tokens ({alone:,} without padding), without a plan {without:,}: "
+        f"{without / chosen.pages:.2f} times as many rows fit"
+    )
 
 
 def _cuts(count: int) -> Iterator[tuple[int, ...]]:

@@ -118,10 +118,11 @@ class StreamingImpl(CPUAttentionBackendImpl):
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
         """Write the new tokens' keys and values to their slots; -1: nowhere."""
-        real = slot_mapping >= 0
-        block, place = slot_mapping[real] // kv_cache.shape[2], slot_mapping[real] % kv_cache.shape[2]
-        both = torch.cat([key[: len(real)][real], value[: len(real)][real]], dim=-1)
-        kv_cache[block, :, place] = both.to(kv_cache.dtype)
+        count = min(len(key), len(slot_mapping))  # either may be padded
+        slots, both = slot_mapping[:count], torch.cat([key[:count], value[:count]], dim=-1)
+        real = slots >= 0
+        block, place = slots[real] // kv_cache.shape[2], slots[real] % kv_cache.shape[2]
+        kv_cache[block, :, place] = both[real].to(kv_cache.dtype)
 
 
 class StreamingBackend(CPUAttentionBackend):

@@ -3,11 +3,14 @@
 Two methods of vLLM are replaced, each by one that does nothing else where no plan was asked for.
 """
 
+import logging
 from typing import Any
 
+from zigzag.serving.groups import told
 from zigzag.serving.vllm import private
 from zigzag.serving.vllm.options import plan_of
 
+log = logging.getLogger("vllm.plugins.zigzag")  # below vLLM's own, whose settings hold for it
 _installed = False
 
 
@@ -37,6 +40,8 @@ def _check_configurations() -> None:
             from zigzag.serving.vllm.refusals import check_config
 
             check_config(self, plan)
+            longest, chunk = self.model_config.max_model_len, self.max_in_flight_tokens
+            log.info("zigzag: %s", told(plan, longest, self.cache_config.block_size, chunk))
 
     VllmConfig.__post_init__ = __post_init__
 

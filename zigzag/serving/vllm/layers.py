@@ -8,10 +8,11 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.kv_cache_interface import KVCacheSpec, get_kv_quant_mode
 
 from zigzag.plans.layers import LayerPlan
+from zigzag.plans.window import Window
 from zigzag.reference.errors import PlanError
-from zigzag.serving.groups import Use, grouping
+from zigzag.serving.groups import of_plan
 from zigzag.serving.vllm.cpu_attention import StreamingBackend
-from zigzag.serving.vllm.options import plan_of
+from zigzag.serving.vllm.options import plan_of, served_plan
 from zigzag.serving.vllm.spec import StreamingSpec
 
 PLAIN = {  # arguments of `Attention` that change what a query sees, and what they must be
@@ -46,14 +47,12 @@ class StreamingAttention(Attention):
             if options.get(name, plain) != plain:
                 raise PlanError(f"zigzag: {prefix} has {name} = {options[name]!r}, so it cannot stream: make it full")
         config = get_current_vllm_config()
-        self._plan = plan_of(config.additional_config)
         super().__init__(*given, prefix=prefix, **options | {"attn_backend": StreamingBackend})
-        assert self._plan is not None
-        self.layer = extract_layer_index(prefix)
-        self.window = self.impl.window = self._plan.window(self.layer)
+        plan = served_plan(config.additional_config)
+        self.impl.window = Window(plan.sink, plan.recent, plan.align)
 
     def get_kv_cache_spec(self, vllm_config: Any) -> KVCacheSpec:
-        block = vllm_config.cache_config.block_size
+        block, plan = vllm_config.cache_config.block_size, served_plan(vllm_config.additional_config)
         return StreamingSpec(
             block_size=block,
             num_kv_heads=self.num_kv_heads,
@@ -61,19 +60,14 @@ class StreamingAttention(Attention):
             head_size_v=self.head_size_v,
             dtype=self.kv_cache_torch_dtype,
             kv_quant_mode=get_kv_quant_mode(self.kv_cache_dtype),
-            sliding_window=self.window.recent,
-            sink=self.window.sink,
-            align=self.window.align,
-            part=part_of(self._plan, self.layer, block, vllm_config),
+            sliding_window=plan.recent,
+            sink=plan.sink,
+            align=plan.align,
+            part=part_of(plan, extract_layer_index(self.layer_name), block, vllm_config),
         )
 
 
 def part_of(plan: LayerPlan, layer: int, block: int, vllm_config: Any) -> int:
     """The set of streaming layers that this one belongs to."""
-    window = plan.window(layer)
-    assert window is not None
-    use = Use.of(
-        vllm_config.model_config.max_model_len, block, window.sink, window.recent, vllm_config.max_in_flight_tokens
-    )
-    chosen = grouping(plan.num_full, plan.num_layers - plan.num_full, use)
+    chosen, _ = of_plan(plan, vllm_config.model_config.max_model_len, block, vllm_config.max_in_flight_tokens)
     return chosen.part_of(plan.streaming_layers.index(layer))

@@ -26,6 +26,14 @@ def plan_of(additional_config: Any) -> LayerPlan | None:
     return _read(path, path.stat().st_mtime_ns if path.exists() else 0)
 
 
+def served_plan(additional_config: Any) -> LayerPlan:
+    """The plan of a layer that streams, so there is one."""
+    plan = plan_of(additional_config)
+    if plan is None:
+        raise ArgumentError("zigzag: a layer was to stream, and the configuration names no plan: make both anew")
+    return plan
+
+
 @lru_cache(4)
 def _read(path: Path, changed: int) -> LayerPlan:
     """Every layer of a model asks for it."""

@@ -3,6 +3,7 @@
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from zigzag.reference.errors import BackendError
 
@@ -56,11 +57,11 @@ def missing() -> str:
     """The first part of vLLM that is not where it was; empty if all are there."""
     for module, names in LEANS_ON.items():
         try:
-            found = import_module(module)
+            found: Any = import_module(module)
         except ImportError:
             return module
         for name in names:
-            part = found
+            part: Any = found
             for step in name.split("."):
                 part = getattr(part, step, None)
                 if part is None:

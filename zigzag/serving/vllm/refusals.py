@@ -26,6 +26,8 @@ def _of_the_model(model: Any, plan: LayerPlan) -> Iterator[str]:
         yield f"it is for {plan.num_layers} layers, the model has {layers}: make one for this model"
     if plan.num_kv_heads not in (None, heads):
         yield f"it is for {plan.num_kv_heads} KV heads, the model has {heads}: make one for this model"
+    if plan.streams and plan.recent == 0:
+        yield "it keeps no recent tokens, so a query would not see itself: give recent"
     if model.use_mla:
         yield "the model has latent attention (MLA), whose layers have one cache for all heads"
     kinds = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})

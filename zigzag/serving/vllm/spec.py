@@ -28,11 +28,11 @@ class StreamingSpec(SlidingWindowSpec):
 
     @property
     def sink_blocks(self) -> int:
-        return -(-self.sink // self.block_size)
+        return int(-(-self.sink // self.block_size))
 
     def max_admission_blocks_per_request(self, max_in_flight_tokens: int, max_model_len: int) -> int:
         window: int = super().max_admission_blocks_per_request(max_in_flight_tokens, max_model_len)
-        return min(self.sink_blocks + window, -(-max_model_len // self.block_size))
+        return min(self.sink_blocks + window, int(-(-max_model_len // self.block_size)))
 
     def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
         return all(spec == self for spec in kv_cache_specs.values())
@@ -68,7 +68,7 @@ class StreamingManager(SlidingWindowManager):
             request_id, num_tokens, new_computed_blocks, total_computed_tokens, *given, **options
         )
         skipped = self.get_num_skipped_tokens(total_computed_tokens) // self.block_size
-        return count + self._get_num_evictable_blocks(new_computed_blocks[: min(self.sink_blocks, skipped)])
+        return count + int(self._get_num_evictable_blocks(new_computed_blocks[: min(self.sink_blocks, skipped)]))
 
     def add_local_computed_blocks(
         self,
@@ -94,14 +94,13 @@ class StreamingManager(SlidingWindowManager):
         max_length: int,
         kv_cache_group_ids: list[int],
         block_pool: BlockPool,
-        kv_cache_spec: KVCacheSpec,
+        kv_cache_spec: StreamingSpec,
         drop_eagle_block: bool,
         alignment_tokens: int,
         dcp_world_size: int = 1,
         pcp_world_size: int = 1,
     ) -> tuple[tuple[list[KVCacheBlock], ...], int]:
         """The longest prefix of which the sinks and the window are cached; less than the sinks must be whole."""
-        assert isinstance(kv_cache_spec, StreamingSpec)
         hashes = resolve_block_hashes(
             block_hashes,
             block_pool.hash_block_size,

@@ -1,0 +1,77 @@
+"""An engine in this process, so that its scheduler can be looked at; what the project's environment expects of it."""
+
+import gc
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.update(
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL="ERROR",
+    VLLM_NO_USAGE_STATS="1",
+    HF_HUB_OFFLINE="1",
+)
+
+from vllm import LLM, SamplingParams
+
+ROOT = Path(__file__).resolve().parents[3]
+EXPECTED = ROOT / "out/serving/expected.json"
+BLOCK = 32
+
+
+def expected() -> dict[str, Any]:
+    return json.loads(EXPECTED.read_text(encoding="utf-8"))
+
+
+def options(plan: str | None, **more: Any) -> dict[str, Any]:
+    """Of `LLM` or `EngineArgs`, but for the model."""
+    base: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "block_size": BLOCK,
+        "max_model_len": 2048,
+        "max_num_batched_tokens": 384,
+    }
+    return {**base, **({"additional_config": {"zigzag": {"plan": plan}}} if plan else {}), **more}
+
+
+def pairs(result: Any) -> Any:
+    """(token, log-probabilities) of a result."""
+    return zip(result.outputs[0].token_ids, result.outputs[0].logprobs, strict=True)
+
+
+class Engine:
+    """`with Engine(model, plan) as engine`: vLLM, gone afterwards."""
+
+    def __init__(self, model: str, plan: str | None, **more: Any) -> None:
+        self.llm: Any = LLM(model, **options(plan, **more))
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.llm = None
+        gc.collect()
+
+    @property
+    def core(self) -> Any:
+        return self.llm.llm_engine.engine_core.engine_core
+
+    @property
+    def managers(self) -> Any:
+        return self.core.scheduler.kv_cache_manager.coordinator.single_type_managers
+
+    def greedy(self, prompts: list[list[int]], new: int) -> list[Any]:
+        """[(tokens, log-probabilities, cached prompt tokens)]"""
+        sampling = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, logprobs=1)
+        results = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
+        return [
+            (
+                list(result.outputs[0].token_ids),
+                [each[token].logprob for token, each in pairs(result)],
+                result.num_cached_tokens,
+            )
+            for result in results
+        ]

@@ -1,0 +1,93 @@
+"""What a plan is not served with is told before weights are loaded, with the reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import expected, options
+from vllm.engine.arg_utils import EngineArgs
+
+from zigzag import LayerPlan
+from zigzag.reference.errors import ArgumentError, BackendError, PlanError
+from zigzag.serving.vllm import private
+from zigzag.serving.vllm.refusals import check_config
+
+MODEL = expected()["tiny-glm"]["model"]
+PLAN = LayerPlan.load(expected()["tiny-glm"]["runs"]["half"]["plan"])
+
+
+def configured(plan: LayerPlan | None, folder: Path, model: str = MODEL, **more: Any) -> Any:
+    path = None
+    if plan is not None:
+        path = folder / "plan.json"
+        plan.save(path)
+    return EngineArgs(
+        model, **options(None if path is None else str(path), max_model_len=512) | more
+    ).create_engine_config()
+
+
+def test_what_is_served(tmp_path: Path) -> None:
+    check_config(configured(PLAN, tmp_path), PLAN)
+    assert configured(None, tmp_path).additional_config == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}}, "drafts by mtp"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype=fp8"),
+        ({"disable_hybrid_kv_cache_manager": True}, "hybrid KV cache manager"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_engines(more: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=told) as refused:
+        configured(PLAN, tmp_path, **more)
+    assert "cannot be served" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        (LayerPlan(("full", "streaming"), 8, 56), "2 layers, the model has 12"),
+        (LayerPlan(PLAN.kinds, 8, 56, num_kv_heads=3), "3 KV heads, the model has 4"),
+        (LayerPlan(PLAN.kinds, 8, 0), "no recent tokens"),
+    ],
+)
+def test_plans(plan: LayerPlan, told: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=told):
+        check_config(configured(None, tmp_path), plan)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"plan": "missing.json"}, "missing.json"),
+        ({"path": "plan.json"}, "must be"),
+        ({"plan": 3}, "must be"),
+        ("plan.json", "must be"),
+        ({"plan": "heads.json"}, "heads.json"),
+    ],
+)
+def test_what_is_given(given: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("heads.json").write_text(json.dumps({"format": "zigzag-head-plan", "version": 1}), encoding="utf-8")
+    with pytest.raises((ArgumentError, PlanError, ValueError), match=told):
+        EngineArgs(MODEL, **options(None), additional_config={"zigzag": given}).create_engine_config()
+
+
+def test_another_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that is gone is one error that names it, where a plan was asked for; else nothing happens."""
+    private.check()
+    monkeypatch.setitem(private.LEANS_ON, "vllm.config", ("VllmConfig.with_nothing",))
+    with pytest.raises(
+        Exception, match=r"0\.32\.0 has no vllm\.config\.VllmConfig\.with_nothing.*tested with 0\.32\.0"
+    ):
+        configured(PLAN, tmp_path)
+    configured(None, tmp_path)
+    monkeypatch.setitem(private.LEANS_ON, "vllm.config.gone", ("anything",))
+    monkeypatch.delitem(private.LEANS_ON, "vllm.config")
+    assert private.missing() == "vllm.config.gone"
+    assert issubclass(BackendError, Exception)

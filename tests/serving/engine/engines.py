@@ -63,10 +63,11 @@ class Engine:
     def managers(self) -> Any:
         return self.core.scheduler.kv_cache_manager.coordinator.single_type_managers
 
-    def greedy(self, prompts: list[list[int]], new: int) -> list[Any]:
-        """[(tokens, log-probabilities, cached prompt tokens)]"""
+    def greedy(self, prompts: list[list[int]], new: int, **more: Any) -> list[Any]:
+        """[(tokens, log-probabilities, cached prompt tokens)]; more: for `LLM.generate`"""
         sampling = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, logprobs=1)
-        results = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        results = self.llm.generate(asked, sampling, use_tqdm=False, **more)
         return [
             (
                 list(result.outputs[0].token_ids),

@@ -1,9 +1,13 @@
 """Tokens and log-probabilities of a served plan are those of `zigzag.generate` under it, whatever vLLM does."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from engines import Engine, expected
+from vllm.lora.request import LoRARequest
 
 CLOSE = 1e-3
 RUNS = [("smollm2", name) for name in ("third", "odd", "thirteen", "none")] + [("tiny-glm", "half")]
@@ -34,6 +38,28 @@ def test_as_without_an_engine(model: str, name: str) -> None:
         warm = engine.greedy(known["prompts"], new)
         assert agree(warm, run)
         assert max(each[2] for each in warm) > max(map(len, known["prompts"])) // 2  # most was cached
+
+
+def test_an_adapter() -> None:
+    """Beside the model itself, whose cached prefixes are not the adapter's."""
+    known, adapted = expected()["smollm2"], expected()["adapted"]
+    run, prompts = known["runs"]["third"], known["prompts"][:3]
+    assert adapted["tokens"] != run["tokens"][:3]
+    with Engine(known["model"], run["plan"], enable_lora=True, max_lora_rank=8) as engine:
+        for request, tokens in (
+            (None, run["tokens"][:3]),
+            (LoRARequest("adapter", 1, adapted["adapter"]), adapted["tokens"]),
+            (None, run["tokens"][:3]),
+        ):
+            assert [each[0] for each in engine.greedy(prompts, len(tokens[0]), lora_request=request)] == tokens
+
+
+def test_two_processes() -> None:
+    """Tensor parallel, each in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("two_processes.py"))], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_drafts_of_ngrams() -> None:

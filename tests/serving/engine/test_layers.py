@@ -65,7 +65,13 @@ def test_nothing_happens_without_a_plan() -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [{"alibi_slopes": [1.0] * 8}, {"logits_soft_cap": 30.0}, {"per_layer_sliding_window": 64}, {"sinks": 1}],
+    [
+        {"alibi_slopes": [1.0] * 8},
+        {"logits_soft_cap": 30.0},
+        {"per_layer_sliding_window": 64},
+        {"sinks": 1},
+        {"chunk_lookback": 2},
+    ],
     ids=str,
 )
 def test_attention_of_another_kind(more: dict[str, Any], planned: VllmConfig) -> None:

@@ -1,5 +1,6 @@
 """The layers of a model that stream: vLLM's own `Attention` with another backend and another cache."""
 
+from inspect import signature
 from typing import Any
 
 from vllm.config import get_current_vllm_config
@@ -15,15 +16,11 @@ from zigzag.serving.vllm.cpu_attention import StreamingBackend
 from zigzag.serving.vllm.options import plan_of, served_plan
 from zigzag.serving.vllm.spec import StreamingSpec
 
-PLAIN = {  # arguments of `Attention` that change what a query sees, and what they must be
-    "alibi_slopes": None,
-    "use_alibi_sqrt": None,
-    "logits_soft_cap": None,
-    "per_layer_sliding_window": None,
-    "kv_sharing_target_layer_name": None,
-    "attn_backend": None,
-    "sinks": None,
-}
+# Arguments of `Attention` that change nothing of what a query sees. Any other makes a layer that cannot stream.
+PLAIN = {
+    "self", "num_heads", "head_size", "scale", "num_kv_heads", "cache_config", "quant_config", "prefix", "attn_type",
+    "mm_prefix_clamp_sliding_window", "head_size_v",
+}  # fmt: skip
 
 
 def class_of(cls: type, prefix: str) -> type:
@@ -43,9 +40,11 @@ class StreamingAttention(Attention):
     """Sees and keeps the plan's sinks and its recent tokens."""
 
     def __init__(self, *given: Any, prefix: str = "", **options: Any) -> None:
-        for name, plain in PLAIN.items():
-            if options.get(name, plain) != plain:
-                raise PlanError(f"zigzag: {prefix} has {name} = {options[name]!r}, so it cannot stream: make it full")
+        asked = signature(Attention.__init__).bind(self, *given, prefix=prefix, **options).arguments
+        asked |= asked.pop("extra_impl_args", {})
+        for name, value in asked.items():
+            if name not in PLAIN and value is not None:
+                raise PlanError(f"zigzag: {prefix} has {name} = {value!r}, so it cannot stream: make it full")
         config = get_current_vllm_config()
         super().__init__(*given, prefix=prefix, **options | {"attn_backend": StreamingBackend})
         plan = served_plan(config.additional_config)

@@ -25,7 +25,7 @@ LANGUAGES = ("python", "sh", "text")  # what runs, what is checked, what is show
 NOT_RUN = "# Not run by the tests"  # first words of a block that needs more than a CPU; its imports run
 COMMANDS = typer.main.get_command(app).commands
 (UsageError,) = typer.BadParameter.__bases__  # of the click that typer brings or imports
-OTHERS = ("cp", "pip", "pytest", "source", "torchrun")  # commands that are not this project's
+OTHERS = ("cp", "pip", "pytest", "source", "torchrun", "vllm")  # commands that are not this project's
 
 
 def fences(text: str, language: str) -> list[str]:
@@ -96,7 +96,7 @@ def commands(text: str) -> Iterator[str]:
 
 def fault_of(words: list[str]) -> str:
     """What is wrong with a command of this project: a name, an option or a value that does not exist; empty if none."""
-    match [words[0].removeprefix(".venv/bin/"), *words[1:]]:
+    match [words[0].removeprefix(".venv/bin/").removeprefix(".venv-vllm/bin/"), *words[1:]]:
         case ["zigzag", *rest] | ["python", "-m", "zigzag", *rest]:
             return fault_of_zigzag(rest)
         case ["make", *rest]:
@@ -107,6 +107,8 @@ def fault_of(words: list[str]) -> str:
             return fault_of_script(ROOT / file, rest)
         case ["python", "-m", "pytest", *rest]:
             return " ".join(f"no {word}" for word in rest if word.endswith(".py") and not (ROOT / word).is_file())
+        case ["python", "-m", "venv", _] | ["pip", *_]:
+            return ""
     return "" if words[0] in OTHERS else f"unknown command {words[0]}"
 
 

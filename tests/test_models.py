@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import zigzag.models.load
 from zigzag import ArgumentError, ModelError, load, load_model
 from zigzag.models.checkpoint import read_config
+from zigzag.models.folder import save_folder
 from zigzag.models.glm import load_both
 from zigzag.models.load import check_weights, smollm2_path
 from zigzag.models.placement import DTYPES
@@ -251,3 +252,34 @@ def test_smollm2() -> None:
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.inference_mode():
         assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " Paris"
+
+
+def test_a_folder_for_other_engines(tmp_path: Path) -> None:
+    """The same model and tokenizer come back; what came from GGUF, too; a folder in use is left alone."""
+    model, tokenizer = smollm2()
+    quantized = model.config.quantization_config
+    save_folder(model, tokenizer, tmp_path / "model")
+    assert model.config.quantization_config is quantized and model.hf_quantizer is not None
+    assert "quantization_config" not in json.loads((tmp_path / "model/config.json").read_text())
+    again, other = load_model(tmp_path / "model")
+    ids = random_ids(1, 20)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+    assert other("Hello world").input_ids == tokenizer("Hello world").input_ids
+    with pytest.raises(ModelError, match="not empty"):
+        save_folder(model, tokenizer, tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="not empty"):
+        save_folder(model, tokenizer, tmp_path / "file")
+    save_folder(tiny_llama(2), tokenizer, tmp_path / "plain")
+    assert load_model(tmp_path / "plain")[0].config.num_hidden_layers == 2
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is as it was."""
+    model, tokenizer = smollm2()
+    quantized, quantizer = model.config.quantization_config, model.hf_quantizer
+    monkeypatch.setattr(type(model), "save_pretrained", lambda *given: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        save_folder(model, tokenizer, tmp_path / "model")
+    assert model.config.quantization_config is quantized and model.hf_quantizer is quantizer

@@ -29,7 +29,7 @@ def batch(seed: int) -> Any:
     counts = [rng.choice([1, 1, length, rng.randint(1, length)]) for length in lengths]
     states = [draw.standard_normal((2, GROUPS, length, SIZE)) for length in lengths]
     queries = [draw.standard_normal((HEADS, count, SIZE)) for count in counts]
-    pages = list(range(1, 200))
+    pages = list(range(1, 199))
     rng.shuffle(pages)
     table = torch.zeros(len(lengths), 16, dtype=torch.int32)
     for row, length in enumerate(lengths):
@@ -51,6 +51,7 @@ def cache_of(given: Any, window: Window, updates: StreamingImpl) -> torch.Tensor
         for number in range(sinks, max(sinks, begin)):
             cache[given.table[row, number]] = torch.nan
             given.table[row, number] = 0
+    assert cache[-1].isnan().all()  # slot -1 is no slot
     return cache
 
 

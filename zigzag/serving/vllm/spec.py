@@ -77,15 +77,10 @@ class StreamingManager(SlidingWindowManager):
         num_local_computed_tokens: int,
         num_external_computed_tokens: int,
     ) -> None:
-        """Hold the sinks and the window of a cached prefix; a connector's tokens are refused before."""
-        skipped = self.get_num_skipped_tokens(num_local_computed_tokens) // self.block_size
-        held = [
-            self._null_block if self.sink_blocks <= n < skipped else block
-            for n, block in enumerate(new_computed_blocks)
-        ]
-        self.block_pool.touch([block for block in held if not block.is_null])
-        self.req_to_blocks[request_id].extend(held)
-        self.num_cached_block[request_id] = len(held)
+        """Hold what `find_longest_cache_hit` found, sinks and window; a connector's tokens are refused before."""
+        self.block_pool.touch([block for block in new_computed_blocks if not block.is_null])
+        self.req_to_blocks[request_id].extend(new_computed_blocks)
+        self.num_cached_block[request_id] = len(new_computed_blocks)
 
     @classmethod
     def find_longest_cache_hit(

@@ -46,6 +46,7 @@ def cache_of(given: Any, window: Window, updates: StreamingImpl) -> torch.Tensor
         places = torch.arange(length)
         slots = given.table[row, places // BLOCK].long() * BLOCK + places % BLOCK
         key, value = (torch.from_numpy(part).transpose(0, 1) for part in given.states[row])
+        key, value = (torch.cat([part, part[:1]]) if row % 3 else part for part in (key, value))
         updates.do_kv_cache_update(None, key, value, cache, torch.cat([slots, torch.tensor([-1])])[: length + row % 2])
         sinks, begin = -(-window.sink // BLOCK), window.first_recent(first) // BLOCK
         for number in range(sinks, max(sinks, begin)):

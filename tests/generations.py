@@ -12,6 +12,8 @@ from zigzag.generation.drafting import (
     EntropyBound,
     ExpectedGain,
     Heuristic,
+    JacobiDrafter,
+    LookaheadDrafter,
     LookupDrafter,
     ModelDrafter,
     streaming_drafter,
@@ -42,6 +44,8 @@ def drafters(model) -> dict:
     return {
         "lookup": LookupDrafter(5),
         "model": ModelDrafter(small, stop=3),
+        "jacobi": JacobiDrafter(5),
+        "lookahead tree": LookaheadDrafter(3, 3, 2),
         "streaming": streaming_drafter(LAYERS, sink=2, recent=8),
         "tree": ModelDrafter(small, parents=TREE),
         "tree with replacement": ModelDrafter(plan=plan, parents=TREE, siblings="with replacement"),

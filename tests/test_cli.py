@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from zigzag.cli import app as cli
 from zigzag.cli.options import print_whole
 from zigzag.files.json_files import write_text
+from zigzag.generation.drafting.named import NAMED
 from zigzag.plans.layers import LayerPlan
 from zigzag.plans.scores import HeadScores
 
@@ -120,10 +121,15 @@ def test_errors_are_one_line(
     assert not (tmp_path / "x.json").exists()
 
 
-@pytest.mark.parametrize("drafter", ["none", "lookup", "streaming"])
+def test_drafters_by_name() -> None:
+    assert {*NAMED, "none", "mtp", "model"} == {*cli.DRAFTERS}
+
+
+@pytest.mark.parametrize("drafter", ["none", *NAMED])
 def test_generate_says_what_was_accepted(drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "load", lambda model, device: smollm2())
-    arguments = ["generate", "1 2 3 4 1 2 3 4 1 2", "--drafter", drafter, "--rule", "block", "--new-tokens", "8"]
+    arguments = ["generate", "1 2 3 4 1 2 3 4 1 2", "--drafter", drafter, "--new-tokens", "8"]
+    arguments += ["--rule", "residual" if drafter == "lookahead" else "block"]  # its drafts are a tree
     result = RUN.invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
     assert "8 tokens in" in result.output and "the cache holds" in result.output

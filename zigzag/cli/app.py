@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
 console = Console()
 
-DrafterName = Enum("DrafterName", {d: d for d in ("none", "lookup", "streaming", "mtp", "model")}, type=str)
-CHAIN_RULES = {name: rule for name, rule in RULES.items() if rule.chain}  # no drafter here drafts a tree
+DRAFTERS = ("none", "lookup", "jacobi", "lookahead", "streaming", "mtp", "model")
+DrafterName = Enum("DrafterName", {d: d for d in DRAFTERS}, type=str)
+CHAIN_RULES = {name: rule for name, rule in RULES.items() if rule.chain}  # only lookahead's drafts are a tree
 RuleName = Enum("RuleName", {r: r for r in CHAIN_RULES}, type=str)
 RULE_HELP = f"Acceptance rule; lossy: {', '.join(name for name, rule in CHAIN_RULES.items() if not rule.lossless)}."
 Method = Enum("Method", {m: m for m in ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")}, type=str)

@@ -41,7 +41,7 @@ from zigzag.running.interception import attachment_of
 from zigzag.running.memory import check_fits, told_what_helps
 from zigzag.running.opening import open_runner
 from zigzag.running.runner import Runner
-from zigzag.running.transfers import to_device
+from zigzag.running.transfers import ToHost, to_device
 
 
 def generate(
@@ -84,8 +84,8 @@ def generate(
     input_ids: integers [B, T], B lists of tokens of any lengths, or what a tokenizer gives
     attention_mask: as input_ids, 0 for padding on either side
     plan: LayerPlan or HeadPlan to run under; default: the attached one, else full attention
-    drafter: "lookup" (n-grams of the text itself), "streaming" (the model with all layers streaming), a draft model,
-        any `zigzag.generation.drafting.Drafter`, or None for plain decoding
+    drafter: "lookup" (n-grams of the text itself), "jacobi" or "lookahead" (the model's own guesses), "streaming" (the
+        model with all layers streaming), a draft model, any `zigzag.generation.drafting.Drafter`, or None for none
     rule: an acceptance rule by name ("residual", "block", "exact", "greedy", ...), a Rule or a PhaseRule
     num_draft_tokens: of a drafter given by name or as a model
     max_new_tokens: of each row; where generation_config says nothing 128
@@ -194,6 +194,7 @@ class _Loop:
     def __post_init__(self) -> None:
         self.alive = list(self.rows)
         self.wants_hidden = getattr(self.drafter, "wants_hidden", False)
+        self.wants_predictions = getattr(self.drafter, "wants_predictions", False)
         self.drafts_trees = drafts_trees(self.drafter)
         law = "one-hot" if self.drafter is None else self.drafter.law
         self.rule.check(law, self.drafts_trees, self.distribution.temperature)
@@ -281,18 +282,19 @@ class _Loop:
         logits = self.distribution.processed(
             logits, [row.index for row in self.alive], [row.tokens for row in self.alive], draft.rows, draft.tree
         )
+        predicted = ToHost(logits.argmax(dim=-1)) if self.wants_predictions else None
         pending = self._judged(draft, fed[:, 1:], counts, logits, round_)
         clock.append(time.perf_counter())
         if min(row.room for row in self.alive) > 1:
             self.ahead.begin(pending.first)
         clock.append(time.perf_counter())
-        self._commit(draft, pending.fetched(), logits)
+        judged = pending.fetched()
+        if predicted is not None:
+            for row, tokens in zip(self.alive, predicted.fetched(), strict=True):
+                row.predictions = tokens
+        self._commit(draft, judged, logits)
         clock.append(time.perf_counter())
-        drafting, verifying, judging, beginning, committing = np.diff(clock).tolist()
-        self.statistics.seconds_draft += drafting
-        self.statistics.seconds_verify += verifying + beginning
-        self.statistics.seconds_rest += judging + committing
-        self.statistics.forwards += 1
+        self.statistics.spent(*np.diff(clock).tolist())
 
     def _fed(self, draft: Draft) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(what `_on_device` gives, logits [B, K + 1, V]): of the forward that is under way, or of one more."""
@@ -321,7 +323,8 @@ class _Loop:
         texts, seeds = [row.tokens for row in self.alive], [row.seed for row in self.alive]
         hidden = self.target.take_hidden() if self.wants_hidden else None
         to_probs = partial(self.distribution.next_token, [row.index for row in self.alive])
-        draft = self.drafter.draft(Request(texts, most, seeds, round_, to_probs, hidden))
+        predictions = [row.predictions for row in self.alive] if self.wants_predictions and round_ else None
+        draft = self.drafter.draft(Request(texts, most, seeds, round_, to_probs, hidden, predictions))
         draft.check(self.drafter, len(texts), self.vocabulary)
         self.statistics.draft_steps += int(draft.counts.max(initial=0))
         return draft if draft.parents is not None else until_stop(draft, self.eos)

@@ -1,7 +1,7 @@
 """One text on its way through `generate`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zigzag.reference.errors import ArgumentError
 
@@ -13,6 +13,7 @@ class Row:
     index: of the row in what comes back; tokens: prompt and new ones; start: of the new ones; end: most tokens
     seed: of its noise; inside: whether it is inside the phase of a `PhaseRule`
     reason: why it ended; empty while it goes on
+    predictions: as `Request.predictions`, where the drafter wants them
     """
 
     index: int
@@ -22,6 +23,7 @@ class Row:
     seed: int
     inside: bool
     reason: str = ""
+    predictions: list[int] = field(default_factory=list)
 
     @property
     def room(self) -> int:

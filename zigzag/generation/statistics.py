@@ -37,6 +37,13 @@ class Statistics:
             self.accepted[i] += i < accepted
             self.reached[i] += i <= accepted
 
+    def spent(self, drafting: float, verifying: float, judging: float, beginning: float, committing: float) -> None:
+        """Seconds of a round; beginning: of the next one's forward, where that is given to the device ahead."""
+        self.seconds_draft += drafting
+        self.seconds_verify += verifying + beginning
+        self.seconds_rest += judging + committing
+        self.forwards += 1
+
     @property
     def tokens_per_verification(self) -> float:
         """Emitted tokens per round, the recovered or bonus one included: 1 without drafts."""

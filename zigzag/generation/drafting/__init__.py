@@ -1,6 +1,7 @@
 """Drafters: where drafts come from, and when they end. `draft.py` says what a drafter is."""
 
 from zigzag.generation.drafting.draft import Draft, Drafter, Request
+from zigzag.generation.drafting.jacobi import JacobiDrafter, LookaheadDrafter
 from zigzag.generation.drafting.lookup import LookupDrafter
 from zigzag.generation.drafting.model import ModelDrafter, streaming_drafter
 from zigzag.generation.drafting.mtp import MtpDrafter
@@ -14,6 +15,8 @@ __all__ = [
     "ExpectedGain",
     "Fixed",
     "Heuristic",
+    "JacobiDrafter",
+    "LookaheadDrafter",
     "LookupDrafter",
     "ModelDrafter",
     "MtpDrafter",

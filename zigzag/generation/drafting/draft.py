@@ -77,6 +77,8 @@ class Request:
         `to_probs(logits, sequences)`, sequences with the drafts so far
     hidden: for drafters with `wants_hidden`: of each row [n, hidden] the target's final states at the positions that
         were computed since the last draft
+    predictions: for drafters with `wants_predictions`: of each row [K + 1] the target's likeliest token after each
+        token of the last verification, the row's last token before it first, then its drafts; None before the first
     """
 
     sequences: Sequence[list[int]]
@@ -85,6 +87,7 @@ class Request:
     round_: int
     to_probs: Any
     hidden: Sequence[Any] | None = None
+    predictions: Sequence[list[int]] | None = None
 
 
 class Drafter(Protocol):

@@ -1,16 +1,24 @@
 """A drafter from what a user gives `generate`: a name, a model, or a drafter."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from zigzag.generation.drafting.draft import Drafter
+from zigzag.generation.drafting.jacobi import JacobiDrafter, LookaheadDrafter
 from zigzag.generation.drafting.lookup import LookupDrafter
 from zigzag.generation.drafting.model import ModelDrafter, streaming_drafter
 from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ArgumentError
 from zigzag.running.model_layers import layers_of
 
+NAMED: dict[str, Callable[[Decoder, int], Drafter]] = {
+    "lookup": lambda model, count: LookupDrafter(count),
+    "jacobi": lambda model, count: JacobiDrafter(count),
+    "lookahead": lambda model, count: LookaheadDrafter(ngram=count + 1),
+    "streaming": lambda model, count: streaming_drafter(len(layers_of(model).full), stop=count),
+}
 NEEDED = ("law", "longest", "draft", "observe", "select")
 
 
@@ -18,16 +26,14 @@ def as_drafter(drafter: Any, model: Decoder, num_draft_tokens: int) -> Drafter |
     """None for none; ArgumentError for what cannot draft. num_draft_tokens: of a drafter that is made here."""
     if drafter is None:
         return None
-    if isinstance(drafter, str) and drafter == "lookup":
-        return LookupDrafter(num_draft_tokens)
-    if isinstance(drafter, str) and drafter == "streaming":
-        return streaming_drafter(len(layers_of(model).full), stop=num_draft_tokens)
+    if isinstance(drafter, str) and drafter in NAMED:
+        return NAMED[drafter](model, num_draft_tokens)
     if isinstance(drafter, torch.nn.Module):
         return ModelDrafter(drafter, stop=num_draft_tokens)
     if isinstance(drafter, str) or not all(hasattr(drafter, name) for name in NEEDED):
+        names = ", ".join(map(repr, NAMED))
         raise ArgumentError(
-            f"generate: drafter must be 'lookup', 'streaming', a model or a Drafter (with {', '.join(NEEDED)}), got "
-            f"{drafter!r}"
+            f"generate: drafter must be {names}, a model or a Drafter (with {', '.join(NEEDED)}), got {drafter!r}"
         )
     own: Drafter = drafter
     return own

@@ -79,6 +79,11 @@ def test_attention_of_another_kind(more: dict[str, Any], planned: VllmConfig) ->
         layer(1, **more)
 
 
+def test_a_layer_without_a_number(planned: VllmConfig) -> None:
+    with pytest.raises(PlanError, match="is no layer that a plan speaks of"):
+        Attention(8, 32, 0.2, num_kv_heads=4, prefix="encoder.attn")
+
+
 def test_another_class(planned: VllmConfig) -> None:
     class Other(Attention):
         pass

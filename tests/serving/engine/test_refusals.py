@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from zigzag import LayerPlan
 from zigzag.reference.errors import ArgumentError, BackendError, PlanError
-from zigzag.serving.vllm import private
+from zigzag.serving.vllm import hooks, private, refusals
 from zigzag.serving.vllm.refusals import check_config
 
 MODEL = expected()["tiny-glm"]["model"]
@@ -76,6 +77,86 @@ def test_what_is_given(given: Any, told: str, tmp_path: Path, monkeypatch: pytes
     Path("heads.json").write_text(json.dumps({"format": "zigzag-head-plan", "version": 1}), encoding="utf-8")
     with pytest.raises((ArgumentError, PlanError, ValueError), match=told):
         EngineArgs(MODEL, **options(None), additional_config={"zigzag": given}).create_engine_config()
+
+
+def stand_in() -> Any:
+    """What `check_config` reads of a configuration that is served."""
+    text = SimpleNamespace(num_hidden_layers=12, layer_types=None)
+    model = SimpleNamespace(hf_text_config=text, get_total_num_kv_heads=lambda: 4, use_mla=False, is_mm_prefix_lm=False)
+    parallel = SimpleNamespace(
+        pipeline_parallel_size=1, decode_context_parallel_size=1, prefill_context_parallel_size=1
+    )
+    return SimpleNamespace(
+        model_config=model,
+        parallel_config=parallel,
+        cache_config=SimpleNamespace(cache_dtype="auto"),
+        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=False),
+        kv_transfer_config=None,
+        speculative_config=None,
+    )
+
+
+OTHERS = [
+    ("model_config.use_mla", True, "latent attention"),
+    ("model_config.is_mm_prefix_lm", True, "both directions"),
+    ("model_config.hf_text_config.layer_types", ["full_attention", "sliding_attention"], "sliding_attention"),
+    ("model_config.hf_text_config.layer_types", ["full_attention", "linear_attention"], "linear_attention"),
+    ("model_config.hf_text_config.sliding_window", 4096, "sliding windows"),
+    ("kv_transfer_config", object(), "KV connector"),
+    ("parallel_config.decode_context_parallel_size", 2, "decode_context_parallel_size=2"),
+    ("parallel_config.prefill_context_parallel_size", 2, "prefill_context_parallel_size=2"),
+    ("speculative_config", SimpleNamespace(method="eagle3"), "drafts by eagle3"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "told"), OTHERS)
+def test_each_reason(name: str, value: Any, told: str) -> None:
+    made = part = stand_in()
+    check_config(made, PLAN)
+    *path, last = name.split(".")
+    for step in path:
+        part = getattr(part, step)
+    setattr(part, last, value)
+    with pytest.raises(PlanError, match=told):
+        check_config(made, PLAN)
+
+
+def test_a_window_that_is_not_used_is_none() -> None:
+    made = stand_in()
+    made.model_config.hf_text_config.sliding_window = 4096
+    made.model_config.hf_text_config.use_sliding_window = False
+    check_config(made, PLAN)
+
+
+def test_another_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "current_platform", SimpleNamespace(is_cpu=lambda: False, device_type="cuda"))
+    with pytest.raises(PlanError, match="not yet on cuda"):
+        check_config(stand_in(), PLAN)
+
+
+def test_where_no_plan_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers and caches of vLLM are left alone there, and so is everything of one that is built otherwise."""
+    done: list[str] = []
+    for name in ("_choose_layers", "_register_caches"):
+        monkeypatch.setattr(hooks, name, lambda name=name: done.append(name))
+    monkeypatch.setattr(hooks, "_check_configurations", lambda: done.append("configurations"))
+    everything = ["configurations", "_choose_layers", "_register_caches"]
+    for served, wanted in ((False, everything[:1]), (True, everything)):
+        monkeypatch.setattr(hooks, "_installed", False)
+        monkeypatch.setattr(hooks, "is_served_here", lambda served=served: served)
+        done.clear()
+        hooks.install()
+        hooks.install()
+        assert done == wanted
+
+    def gone() -> None:
+        raise ImportError("vllm.config")
+
+    monkeypatch.setattr(hooks, "_installed", False)
+    monkeypatch.setattr(hooks, "_check_configurations", gone)
+    done.clear()
+    hooks.install()
+    assert not done
 
 
 def test_another_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,28 @@ _installed = False
 
 
 def install() -> None:
-    """Once a process. A vLLM that lacks what is needed is left alone, until a plan is asked for."""
+    """Once a process. A vLLM that lacks what is needed, or runs where no plan is served, is left alone.
+
+    But for its configurations: there a plan is refused, with the reason.
+    """
     global _installed
-    if not _installed:
-        _check_configurations()
-        if not private.missing():
-            _choose_layers()
-            _register_caches()
+    if _installed:
+        return
     _installed = True
+    try:
+        _check_configurations()
+    except ImportError as error:  # of a vLLM that is built otherwise: whoever asks for no plan shall not notice
+        log.warning("zigzag: plans cannot be served by this vLLM (%s)", error)
+        return
+    if is_served_here() and not private.missing():
+        _choose_layers()
+        _register_caches()
+
+
+def is_served_here() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
 
 
 def _check_configurations() -> None:

@@ -29,11 +29,19 @@ def class_of(cls: type, prefix: str) -> type:
     Raises PlanError where the plan lets a layer stream whose attention is of another kind.
     """
     plan = plan_of(get_current_vllm_config().additional_config)
-    if plan is None or not plan.is_streaming(extract_layer_index(prefix)):
+    if plan is None or not plan.is_streaming(number_of(prefix)):
         return cls
     if cls is not Attention:
         raise PlanError(f"zigzag: {prefix} is a {cls.__name__}, and only vLLM's plain Attention can stream")
     return StreamingAttention
+
+
+def number_of(prefix: str) -> int:
+    """Which layer of the model has this name."""
+    try:
+        return int(extract_layer_index(prefix))
+    except AssertionError as error:
+        raise PlanError(f"zigzag: {prefix} is no layer that a plan speaks of ({error}): serve without one") from error
 
 
 class StreamingAttention(Attention):
@@ -62,7 +70,7 @@ class StreamingAttention(Attention):
             sliding_window=plan.recent,
             sink=plan.sink,
             align=plan.align,
-            part=part_of(plan, extract_layer_index(self.layer_name), block, vllm_config),
+            part=part_of(plan, number_of(self.layer_name), block, vllm_config),
         )
 
 

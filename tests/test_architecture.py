@@ -37,7 +37,7 @@ FLOORS = (
     {"models", "caches"},
     {"sizes", "running"},
     {"measuring", "generation"},
-    {"chat", "evidence", "serving"},
+    {"chat", "evidence", "recipes", "serving"},
     {"bench", "training"},
     {"cli"},
 )

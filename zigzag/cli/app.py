@@ -14,6 +14,7 @@ from zigzag.cli.bench import bench
 from zigzag.cli.conform import conform
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, OutFile, check_out, progress, run, same_depth
+from zigzag.cli.recipes import recipes
 from zigzag.cli.sizes import show, sizes
 from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.plans.layers import LayerPlan, make_plan
@@ -321,6 +322,7 @@ def evidence(
 
 app.command()(bench)
 app.command()(conform)
+app.command()(recipes)
 app.command()(sizes)
 
 

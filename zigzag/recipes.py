@@ -1,0 +1,208 @@
+"""Systems of draft-then-verify decoding as compositions of what `zigzag.generate` has: a drafter, its shape, a rule.
+
+    arguments = zigzag.recipes.arguments("spectr", draft_model=small)
+    zigzag.generate(model, input_ids, **arguments)
+
+The rows are those of the survey arXiv 2404.14897 up to its date, and some that came after it. Its own table was not at
+hand: sources, shapes and rules are as the systems' papers and code have them. A recipe is a system's drafting and
+verifying with this library's parts, not its training, weights or numbers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zigzag.reference import RULES
+from zigzag.reference.errors import ArgumentError
+
+Made = dict[str, Any]  # arguments of `generate`
+WITH, WITHOUT = "with replacement", "without replacement"
+TREE = (-1, -1, 0, 0, 1, 2)  # two tokens deep, mostly; sorted by level, as a drafter wants it
+CHAINS = (-1, -1, -1, 0, 1, 2, 3, 4, 5)  # three side by side
+LENGTH = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One system.
+
+    paper: where it is described; source: where drafts come from; shape, termination: of a draft
+    rule: by name, as `zigzag.generate` takes it; empty where no rule here is the system's
+    make: the arguments of `generate`, of what `needs` names; None: it does not run here, since it `lacks` something
+    after: it came after the survey
+    """
+
+    paper: str
+    source: str
+    shape: str
+    termination: str
+    rule: str
+    make: Callable[..., Made] | None = None
+    needs: tuple[str, ...] = ()
+    lacks: str = ""
+    after: bool = False
+
+    @property
+    def runs(self) -> bool:
+        return self.make is not None
+
+    @property
+    def lossless(self) -> bool | None:
+        """Whether it emits what the target alone would; None where no rule here is the system's."""
+        return RULES[self.rule].lossless if self.rule else None
+
+
+def _lookup() -> Made:
+    from zigzag.generation.drafting import LookupDrafter
+
+    return {"drafter": LookupDrafter(10), "rule": "exact"}
+
+
+def _jacobi() -> Made:
+    from zigzag.generation.drafting import JacobiDrafter
+
+    return {"drafter": JacobiDrafter(LENGTH), "rule": "exact"}
+
+
+def _lookahead() -> Made:
+    from zigzag.generation.drafting import LookaheadDrafter
+
+    return {"drafter": LookaheadDrafter(), "rule": "residual"}
+
+
+def _small(rule: str = "residual", **options: Any) -> Callable[..., Made]:
+    """Drafts of a small model; options: of ModelDrafter."""
+
+    def make(draft_model: Any) -> Made:
+        from zigzag.generation.drafting import ModelDrafter
+
+        return {"drafter": ModelDrafter(draft_model, **{"stop": LENGTH, **options}), "rule": rule}
+
+    return make
+
+
+def _sequoia(draft_model: Any) -> Made:
+    """The best tree of 12 for drafts of which the first is right in 6 of 10 cases, the second in 2, the third in 1."""
+    from zigzag.reference import best_tree
+
+    parents, _ = best_tree([0.6, 0.2, 0.1], 12)
+    return _small(parents=parents, siblings=WITHOUT)(draft_model)
+
+
+def _streaming(num_layers: int) -> Made:
+    from zigzag.generation.drafting import streaming_drafter
+
+    return {"drafter": streaming_drafter(num_layers, stop=LENGTH), "rule": "residual"}
+
+
+def _mtp(mtp_drafter: Any) -> Made:
+    return {"drafter": mtp_drafter, "rule": "residual"}
+
+
+DRAFT = ("draft_model",)
+HEADS = "trained heads for the model, and the training of them"
+ROW = "drafters in a row"
+EXIT = "drafts from some of the target's own layers"
+RECIPES: Mapping[str, Recipe] = {
+    "blockwise": Recipe("1811.03115", "heads of the target", "chain", "fixed", "top_k", lacks=HEADS),
+    "specdec": Recipe("2203.16487", "a model that drafts in parallel", "chain", "fixed", "", lacks="such a model"),
+    "speculative-decoding": Recipe("2211.17192", "small model", "chain", "fixed", "residual", _small(), DRAFT),
+    "speculative-sampling": Recipe("2302.01318", "small model", "chain", "fixed", "residual", _small(), DRAFT),
+    "bild": Recipe("2302.07863", "small model", "chain", "confidence", "", lacks="its rule, fallback and rollback"),
+    "llma": Recipe("2304.04487", "the text itself", "chain", "fixed", "exact", _lookup),
+    "specinfer": Recipe(
+        "2305.09781",
+        "small model (it merges several)",
+        "tree",
+        "fixed",
+        "residual",
+        _small(parents=TREE, siblings=WITH),
+        DRAFT,
+    ),
+    "jacobi": Recipe("2305.10427", "the target's guesses", "chain", "fixed", "exact", _jacobi),
+    "ppd": Recipe("2307.05908", "early exit", "branches", "fixed", "exact", lacks=EXIT),
+    "staged": Recipe("2308.04623", "models in a row", "tree", "fixed", "residual", lacks=ROW),
+    "draft-and-verify": Recipe("2309.08168", "skipped layers", "chain", "adaptive", "residual", lacks=EXIT),
+    "online-sd": Recipe("2310.07177", "small model", "chain", "fixed", "residual", lacks="training while serving"),
+    "distillspec": Recipe("2310.08461", "distilled model", "chain", "fixed", "residual", lacks="the distillation"),
+    "speed": Recipe("2310.12072", "early exit", "chain", "fixed", "exact", lacks=EXIT),
+    "free": Recipe("EMNLP 2023", "early exit", "chain", "confidence", "", lacks=EXIT),
+    "spectr": Recipe(
+        "2310.15141",
+        "small model",
+        "chains side by side",
+        "fixed",
+        "k_seq",
+        _small("k_seq", parents=CHAINS, siblings=WITH),
+        DRAFT,
+    ),
+    "rest": Recipe("2311.08252", "a datastore", "tree", "fixed", "exact", lacks="the datastore"),
+    "scd": Recipe("ACL 2024", "small model", "chain", "fixed", "", lacks="the contrastive distribution"),
+    "pass": Recipe("2311.13581", "look-ahead tokens", "chain", "fixed", "residual", lacks=HEADS),
+    "cs-drafting": Recipe("2312.11462", "models in a row", "chain", "schedule", "residual", lacks=ROW),
+    "mcsd": Recipe(
+        "2401.06706",
+        "small model",
+        "tree",
+        "fixed",
+        "residual",
+        _small(parents=TREE, siblings=WITHOUT),
+        DRAFT,
+    ),
+    "medusa": Recipe("2401.10774", "heads of the target", "tree", "fixed", "typical", lacks=HEADS),
+    "bita": Recipe("2401.12522", "look-ahead tokens", "tree", "fixed", "exact", lacks=HEADS),
+    "eagle": Recipe("2401.15077", "a head on the target's states", "tree", "fixed", "residual", lacks=HEADS),
+    "glide": Recipe("2402.02082", "small model on the target's KV", "tree", "confidence", "residual", lacks=HEADS),
+    "lookahead": Recipe("2402.02057", "the target's guesses", "tree", "fixed", "residual", _lookahead),
+    "hydra": Recipe("2402.05109", "heads in a row", "tree", "fixed", "typical", lacks=HEADS),
+    "sequoia": Recipe("2402.12374", "small model", "best tree", "fixed", "residual", _sequoia, DRAFT),
+    "ouroboros": Recipe("2402.13720", "small model, phrases", "chains", "fixed", "residual", lacks="its phrases"),
+    "rsd": Recipe(
+        "2402.14160",
+        "small model",
+        "tree",
+        "fixed",
+        "residual",
+        _small(parents=TREE, siblings=WITHOUT),
+        DRAFT,
+    ),
+    "triforce": Recipe("2404.11912", "streaming, then retrieval", "chain", "fixed", "residual", lacks=ROW),
+    "kangaroo": Recipe("2404.18911", "early exit with an adapter", "chain", "confidence", "exact", lacks=EXIT),
+    "streaming": Recipe(
+        "2508.12407",
+        "the target, all layers streaming",
+        "chain",
+        "fixed",
+        "residual",
+        _streaming,
+        ("num_layers",),
+        after=True,
+    ),
+    "mtp": Recipe(
+        "2508.06471", "GLM-4.5's MTP layer", "chain", "fixed", "residual", _mtp, ("mtp_drafter",), after=True
+    ),
+    "block-verification": Recipe(
+        "2403.10444", "small model", "chain", "fixed", "block", _small("block"), DRAFT, after=True
+    ),
+}
+
+
+def arguments(name: str, **given: Any) -> Made:
+    """What `zigzag.generate` is called with for a recipe.
+
+    given: what the recipe `needs`: draft_model (a transformers model with the target's vocabulary), num_layers (of the
+        target), mtp_drafter (`MtpDrafter`)
+
+    Raises ArgumentError for an unknown recipe, one that does not run here, and for too little or too much given.
+    """
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        raise ArgumentError(f"recipes: {name!r} is none of {', '.join(RECIPES)}")
+    if recipe.make is None:
+        runs = ", ".join(other for other, row in RECIPES.items() if row.runs)
+        raise ArgumentError(f"recipes: {name} does not run here, it lacks {recipe.lacks}; there are {runs}")
+    if given.keys() != set(recipe.needs):
+        raise ArgumentError(
+            f"recipes: {name} needs {', '.join(recipe.needs) or 'nothing'}, got {', '.join(given) or 'nothing'}"
+        )
+    return recipe.make(**given)

@@ -18,7 +18,7 @@ RUNS = [name for name, recipe in RECIPES.items() if recipe.runs and "mtp_drafter
 
 
 def made(name: str, model: Any) -> dict[str, Any]:
-    given = {"draft_model": near(model), "num_layers": LAYERS}
+    given = {"draft_model": near(model), "num_layers": LAYERS, "skip": (2,)}
     return arguments(name, **{need: given[need] for need in RECIPES[name].needs})
 
 

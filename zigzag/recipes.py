@@ -95,6 +95,12 @@ def _streaming(num_layers: int) -> Made:
     return {"drafter": streaming_drafter(num_layers, stop=LENGTH), "rule": "residual"}
 
 
+def _skipping(skip: Any) -> Made:
+    from zigzag.generation.drafting import Confidence, ModelDrafter
+
+    return {"drafter": ModelDrafter(skip=skip, stop=Confidence(0.6, 8)), "rule": "residual"}
+
+
 def _mtp(mtp_drafter: Any) -> Made:
     return {"drafter": mtp_drafter, "rule": "residual"}
 
@@ -102,7 +108,7 @@ def _mtp(mtp_drafter: Any) -> Made:
 DRAFT = ("draft_model",)
 HEADS = "trained heads for the model, and the training of them"
 ROW = "drafters in a row"
-EXIT = "drafts from some of the target's own layers"
+EXIT = "heads on the target's first layers"
 RECIPES: Mapping[str, Recipe] = {
     "blockwise": Recipe("1811.03115", "heads of the target", "chain", "fixed", "top_k", lacks=HEADS),
     "specdec": Recipe("2203.16487", "a model that drafts in parallel", "chain", "fixed", "", lacks="such a model"),
@@ -122,7 +128,9 @@ RECIPES: Mapping[str, Recipe] = {
     "jacobi": Recipe("2305.10427", "the target's guesses", "chain", "fixed", "exact", _jacobi),
     "ppd": Recipe("2307.05908", "early exit", "branches", "fixed", "exact", lacks=EXIT),
     "staged": Recipe("2308.04623", "models in a row", "tree", "fixed", "residual", lacks=ROW),
-    "draft-and-verify": Recipe("2309.08168", "skipped layers", "chain", "adaptive", "residual", lacks=EXIT),
+    "draft-and-verify": Recipe(
+        "2309.08168", "the target without layers", "chain", "confidence", "residual", _skipping, ("skip",)
+    ),
     "online-sd": Recipe("2310.07177", "small model", "chain", "fixed", "residual", lacks="training while serving"),
     "distillspec": Recipe("2310.08461", "distilled model", "chain", "fixed", "residual", lacks="the distillation"),
     "speed": Recipe("2310.12072", "early exit", "chain", "fixed", "exact", lacks=EXIT),
@@ -191,7 +199,7 @@ def arguments(name: str, **given: Any) -> Made:
     """What `zigzag.generate` is called with for a recipe.
 
     given: what the recipe `needs`: draft_model (a transformers model with the target's vocabulary), num_layers (of the
-        target), mtp_drafter (`MtpDrafter`)
+        target), skip (layers, as `zigzag.measuring.skipping.choose_skipped` finds them), mtp_drafter (`MtpDrafter`)
 
     Raises ArgumentError for an unknown recipe, one that does not run here, and for too little or too much given.
     """

@@ -1,6 +1,7 @@
 """Taking over a model's attention for a while, so that several runners can run it, each under a plan of its own."""
 
 import logging
+from collections.abc import Collection
 from contextlib import ExitStack
 from threading import get_ident
 from types import TracebackType
@@ -18,6 +19,7 @@ from zigzag.running.interception import NAME, Attend, Interception, attachment_o
 from zigzag.running.model_layers import layers_of
 from zigzag.running.pieces import default_size
 from zigzag.running.rope import first_piece
+from zigzag.running.skipping import skipping
 
 log = logging.getLogger("zigzag")
 _BUSY = "is in the middle of zigzag.generate"
@@ -94,11 +96,12 @@ class Host:
         """Fewest tokens with which a row may begin, where rows have so many in the end."""
         return first_piece(self.config, longest)
 
-    def forward(self, attend: Attend, **inputs: Any) -> Output:
-        """One forward of the model with the attention `attend`."""
+    def forward(self, attend: Attend, skip: Collection[int] = (), **inputs: Any) -> Output:
+        """One forward of the model with the attention `attend`, without the layers `skip`."""
         self._attend = attend
         try:
-            logits = self.model(**inputs).logits
+            with skipping(self.model.get_decoder(), skip):
+                logits = self.model(**inputs).logits
         finally:
             self._attend = None
         states, self._states = self._states, None

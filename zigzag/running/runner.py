@@ -49,12 +49,14 @@ class Runner:
     """One model under one plan with a cache: `feed` tokens, `keep` some of them, `take_back` others.
 
     host: where the model runs; store: what holds keys and values, and knows the plan
-    keep_hidden: collect the final states for `take_hidden`
+    keep_hidden: collect the final states for `take_hidden`; skip: layers that its forwards leave out
     `tokens[b]` are the tokens of row b whose keys and values are in the cache; only this class writes them.
     """
 
-    def __init__(self, host: Host, store: Store, *, keep_hidden: bool = False) -> None:
-        self.host, self.store, self.keep_hidden = host, store, keep_hidden
+    def __init__(
+        self, host: Host, store: Store, *, keep_hidden: bool = False, skip: frozenset[int] = frozenset()
+    ) -> None:
+        self.host, self.store, self.keep_hidden, self.skip = host, store, keep_hidden, skip
         self._restart(0)
 
     def _restart(self, rows: int) -> None:
@@ -340,6 +342,7 @@ class Runner:
         """The model, with this runner's cache."""
         return self.host.forward(
             attention,
+            self.skip,
             input_ids=ids,
             position_ids=positions.clamp(min=0),
             past_key_values=self.cache,

@@ -1,6 +1,6 @@
 """Drafting by a model: a small one, or the target itself under a cheaper plan."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class ModelDrafter:
 
     model: a transformers decoder with the target's vocabulary, but for padding; None: the target itself
     plan: what it runs under; None: full attention
+    skip: layers that it leaves out, as of the target itself (Draft & Verify, arXiv 2309.08168)
     stop: when a draft ends, one of `zigzag.generation.drafting.termination`, or a number of tokens
     parents: draft this tree instead of chains, its nodes sorted by level (as `zigzag.reference.best_tree` gives them)
     siblings: "top": the likeliest tokens, without chance; "without replacement", "with replacement": drawn from q
@@ -37,15 +38,18 @@ class ModelDrafter:
         model: Any = None,
         *,
         plan: LayerPlan | None = None,
+        skip: Collection[int] = (),
         stop: Fixed | int = 4,
         parents: Sequence[int] | None = None,
         siblings: str = "top",
     ) -> None:
-        if model is None and plan is None:
-            raise ArgumentError("ModelDrafter: a draft model is needed, or a plan for the target itself; got neither")
+        if model is None and plan is None and not skip:
+            raise ArgumentError(
+                "ModelDrafter: a draft model is needed, or a plan for the target itself, or layers to skip; got none"
+            )
         if siblings not in SIBLINGS:
             raise ArgumentError(f"ModelDrafter: siblings must be one of {', '.join(SIBLINGS)}, got {siblings!r}")
-        self.model, self.plan, self.siblings = model, plan, siblings
+        self.model, self.plan, self.skip, self.siblings = model, plan, skip, siblings
         self.stop = stop if isinstance(stop, Fixed) else Fixed(stop)
         self.parents = None if parents is None else _sorted_tree(parents)
         self.law: Law = "one-hot" if parents is not None and siblings == "top" else "dense"
@@ -70,7 +74,8 @@ class ModelDrafter:
         """
         self._own = vocabulary_size(host.model)
         self._target = self._own if vocabulary is None else vocabulary
-        self._runner = open_runner(host, self.plan, spare=max(64, self.longest + 1), trees=self.parents is not None)
+        spare, trees = max(64, self.longest + 1), self.parents is not None
+        self._runner = open_runner(host, self.plan, spare=spare, trees=trees, skip=self.skip)
         self.uniforms = UniformBlocks("draft", self.runner.device, slots=self.longest)
 
     def draft(self, request: Request) -> Draft:

@@ -31,6 +31,12 @@ def planned() -> Iterator[VllmConfig]:
         yield made
 
 
+def test_a_name_that_is_given_by_place(planned: VllmConfig) -> None:
+    """Else a layer would be full without a word."""
+    places = (8, 32, 0.2, 4, None, None, None, None, None, None, "model.layers.1.self_attn.attn")
+    assert type(Attention(*places)) is StreamingAttention
+
+
 def layer(number: int, kind: type = Attention, **more: Any) -> Any:
     return kind(8, 32, 0.2, num_kv_heads=4, prefix=f"model.layers.{number}.self_attn.attn", **more)
 
@@ -71,6 +77,7 @@ def test_nothing_happens_without_a_plan() -> None:
         {"per_layer_sliding_window": 64},
         {"sinks": 1},
         {"chunk_lookback": 2},
+        {"attn_type": "encoder_only"},
     ],
     ids=str,
 )

@@ -82,7 +82,8 @@ def test_what_is_given(given: Any, told: str, tmp_path: Path, monkeypatch: pytes
 def stand_in() -> Any:
     """What `check_config` reads of a configuration that is served."""
     text = SimpleNamespace(num_hidden_layers=12, layer_types=None)
-    model = SimpleNamespace(hf_text_config=text, get_total_num_kv_heads=lambda: 4, use_mla=False, is_mm_prefix_lm=False)
+    kinds = dict.fromkeys(("use_mla", "is_mm_prefix_lm", "is_hybrid", "is_attention_free"), False)
+    model = SimpleNamespace(hf_text_config=text, get_total_num_kv_heads=lambda: 4, **kinds)
     parallel = SimpleNamespace(
         pipeline_parallel_size=1, decode_context_parallel_size=1, prefill_context_parallel_size=1
     )
@@ -99,6 +100,8 @@ def stand_in() -> Any:
 OTHERS = [
     ("model_config.use_mla", True, "latent attention"),
     ("model_config.is_mm_prefix_lm", True, "both directions"),
+    ("model_config.is_hybrid", True, "keep a state"),
+    ("model_config.is_attention_free", True, "keep a state"),
     ("model_config.hf_text_config.layer_types", ["full_attention", "sliding_attention"], "sliding_attention"),
     ("model_config.hf_text_config.layer_types", ["full_attention", "linear_attention"], "linear_attention"),
     ("model_config.hf_text_config.sliding_window", 4096, "sliding windows"),

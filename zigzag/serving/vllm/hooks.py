@@ -63,9 +63,10 @@ def _check_configurations() -> None:
 def _choose_layers() -> None:
     from vllm.model_executor.layers.attention.attention import Attention
 
-    from zigzag.serving.vllm.layers import class_of
+    from zigzag.serving.vllm.layers import class_of, prefix_of
 
-    def __new__(cls: type, *given: Any, prefix: str = "", **options: Any) -> Any:
+    def __new__(cls: type, *given: Any, **options: Any) -> Any:
+        prefix = prefix_of(given, options)
         return object.__new__(class_of(cls, prefix) if prefix else cls)
 
     Attention.__new__ = __new__

@@ -1,11 +1,13 @@
 """The layers of a model that stream: vLLM's own `Attention` with another backend and another cache."""
 
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.v1.attention.backend import AttentionType
 from vllm.v1.kv_cache_interface import KVCacheSpec, get_kv_quant_mode
 
 from zigzag.plans.layers import LayerPlan
@@ -18,9 +20,12 @@ from zigzag.serving.vllm.spec import StreamingSpec
 
 # Arguments of `Attention` that change nothing of what a query sees. Any other makes a layer that cannot stream.
 PLAIN = {
-    "self", "num_heads", "head_size", "scale", "num_kv_heads", "cache_config", "quant_config", "prefix", "attn_type",
+    "num_heads", "head_size", "scale", "num_kv_heads", "cache_config", "quant_config", "prefix",
     "mm_prefix_clamp_sliding_window", "head_size_v",
 }  # fmt: skip
+
+
+NAMES = tuple(signature(Attention.__init__).parameters)[1:]
 
 
 def class_of(cls: type, prefix: str) -> type:
@@ -36,6 +41,11 @@ def class_of(cls: type, prefix: str) -> type:
     return StreamingAttention
 
 
+def prefix_of(given: tuple[Any, ...], options: Mapping[str, Any]) -> str:
+    """A layer's name among the arguments of `Attention`; empty where there is none, as when a module is copied."""
+    return str({**dict(zip(NAMES, given, strict=False)), **options}.get("prefix", ""))
+
+
 def number_of(prefix: str) -> int:
     """Which layer of the model has this name."""
     try:
@@ -47,14 +57,13 @@ def number_of(prefix: str) -> int:
 class StreamingAttention(Attention):
     """Sees and keeps the plan's sinks and its recent tokens."""
 
-    def __init__(self, *given: Any, prefix: str = "", **options: Any) -> None:
-        asked = signature(Attention.__init__).bind(self, *given, prefix=prefix, **options).arguments
-        asked |= asked.pop("extra_impl_args", {})
-        for name, value in asked.items():
-            if name not in PLAIN and value is not None:
+    def __init__(self, *given: Any, **options: Any) -> None:
+        prefix = prefix_of(given, options)
+        for name, value in {**dict(zip(NAMES, given, strict=False)), **options}.items():
+            if name not in PLAIN and value is not None and not (name == "attn_type" and value == AttentionType.DECODER):
                 raise PlanError(f"zigzag: {prefix} has {name} = {value!r}, so it cannot stream: make it full")
         config = get_current_vllm_config()
-        super().__init__(*given, prefix=prefix, **options | {"attn_backend": StreamingBackend})
+        super().__init__(*given, **options | {"attn_backend": StreamingBackend})
         plan = served_plan(config.additional_config)
         self.impl.window = Window(plan.sink, plan.recent, plan.align)
 

@@ -17,7 +17,7 @@ LEANS_ON = {
     ),
     "vllm.model_executor.models.utils": ("extract_layer_index",),
     "vllm.platforms": ("current_platform.is_cpu",),
-    "vllm.v1.attention.backend": ("AttentionMetadataBuilder.build", "CommonAttentionMetadata"),
+    "vllm.v1.attention.backend": ("AttentionMetadataBuilder.build", "AttentionType.DECODER", "CommonAttentionMetadata"),
     "vllm.v1.attention.backends.cpu_attn": (
         "CPUAttentionBackend.get_impl_cls",
         "CPUAttentionBackendImpl.do_kv_cache_update",

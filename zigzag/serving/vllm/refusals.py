@@ -33,6 +33,8 @@ def _of_the_model(model: Any, plan: LayerPlan) -> Iterator[str]:
     kinds = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})
     if kinds or (getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)):
         yield f"the model has layers of its own kinds ({', '.join(kinds) or 'sliding windows'})"
+    if model.is_hybrid or model.is_attention_free:
+        yield "the model has layers that keep a state and not keys, of which a plan cannot speak"
     if model.is_mm_prefix_lm:
         yield "the model sees images in both directions"
 

@@ -41,8 +41,6 @@ class FullLayer(DynamicLayer):
 
     def move(self, start: int, index: Tensor) -> None:
         """Put the columns start + `index` [B, A] of each row, ascending, to start, start + 1, ..."""
-        if not self.is_initialized:  # of a layer that is left out
-            return
         where = index[:, None, :, None]
         for states in filled(self):
             tail = states[:, :, start:]

@@ -122,7 +122,7 @@ class GrowingStore:
         where = torch.from_numpy(index).to(self.device) if moved else None
         for full in self.full:
             full.length = start + index.shape[1]
-            if where is not None:
+            if where is not None and full.is_initialized:  # a layer that is left out holds nothing
                 full.move(start, where)
         tail = np.where(dead, -1, np.take_along_axis(self.positions[:, start:], index, axis=1))
         self.positions = np.concatenate([self.positions[:, :start], tail], axis=1)

@@ -342,7 +342,7 @@ class Runner:
         """The model, with this runner's cache."""
         return self.host.forward(
             attention,
-            self.skip,
+            skip=self.skip,
             input_ids=ids,
             position_ids=positions.clamp(min=0),
             past_key_values=self.cache,

@@ -81,6 +81,9 @@ def _small(rule: str = "residual", **options: Any) -> Callable[..., Made]:
     return make
 
 
+_without_replacement = _small(parents=TREE, siblings=WITHOUT)
+
+
 def _sequoia(draft_model: Any) -> Made:
     """The best tree of 12 for drafts of which the first is right in 6 of 10 cases, the second in 2, the third in 1."""
     from zigzag.reference import best_tree
@@ -148,15 +151,7 @@ RECIPES: Mapping[str, Recipe] = {
     "scd": Recipe("ACL 2024", "small model", "chain", "fixed", "", lacks="the contrastive distribution"),
     "pass": Recipe("2311.13581", "look-ahead tokens", "chain", "fixed", "residual", lacks=HEADS),
     "cs-drafting": Recipe("2312.11462", "models in a row", "chain", "schedule", "residual", lacks=ROW),
-    "mcsd": Recipe(
-        "2401.06706",
-        "small model",
-        "tree",
-        "fixed",
-        "residual",
-        _small(parents=TREE, siblings=WITHOUT),
-        DRAFT,
-    ),
+    "mcsd": Recipe("2401.06706", "small model", "tree", "fixed", "residual", _without_replacement, DRAFT),
     "medusa": Recipe("2401.10774", "heads of the target", "tree", "fixed", "typical", lacks=HEADS),
     "bita": Recipe("2401.12522", "look-ahead tokens", "tree", "fixed", "exact", lacks=HEADS),
     "eagle": Recipe("2401.15077", "a head on the target's states", "tree", "fixed", "residual", lacks=HEADS),
@@ -165,15 +160,7 @@ RECIPES: Mapping[str, Recipe] = {
     "hydra": Recipe("2402.05109", "heads in a row", "tree", "fixed", "typical", lacks=HEADS),
     "sequoia": Recipe("2402.12374", "small model", "best tree", "fixed", "residual", _sequoia, DRAFT),
     "ouroboros": Recipe("2402.13720", "small model, phrases", "chains", "fixed", "residual", lacks="its phrases"),
-    "rsd": Recipe(
-        "2402.14160",
-        "small model",
-        "tree",
-        "fixed",
-        "residual",
-        _small(parents=TREE, siblings=WITHOUT),
-        DRAFT,
-    ),
+    "rsd": Recipe("2402.14160", "small model", "tree", "fixed", "residual", _without_replacement, DRAFT),
     "triforce": Recipe("2404.11912", "streaming, then retrieval", "chain", "fixed", "residual", lacks=ROW),
     "kangaroo": Recipe("2404.18911", "early exit with an adapter", "chain", "confidence", "exact", lacks=EXIT),
     "streaming": Recipe(

@@ -12,6 +12,7 @@ from zigzag.reference.experts import apply_experts
 from zigzag.reference.head_scores import gate_gradient, lost_mass, output_deviation
 from zigzag.reference.laws import continued, expected_accepted, law, target_law, total_variation
 from zigzag.reference.mixed_attention import mixed_attention
+from zigzag.reference.ragged_attention import ragged_attention
 from zigzag.reference.routing import route_experts
 from zigzag.reference.rules import LOSSY_RULES, RULES, AcceptanceRule
 from zigzag.reference.sampling import sample, to_probs
@@ -36,6 +37,7 @@ OPS = (
     "merge",
     "gated_attention",
     "mixed_attention",
+    "ragged_attention",
     "lost_mass",
     "output_deviation",
     "gate_gradient",
@@ -100,6 +102,7 @@ __all__ = [
     "mixed_attention",
     "node_depths",
     "output_deviation",
+    "ragged_attention",
     "route_experts",
     "sample",
     "target_law",

@@ -10,6 +10,7 @@ from zigzag.backends.cupy.attention import attention, gated_attention, merge, vi
 from zigzag.backends.cupy.experts import apply_experts
 from zigzag.backends.cupy.head_scores import gate_gradient, lost_mass, output_deviation
 from zigzag.backends.cupy.mixed_attention import mixed_attention
+from zigzag.backends.cupy.ragged_attention import ragged_attention
 from zigzag.backends.cupy.routing import route_experts
 from zigzag.backends.cupy.sampling import sample, to_probs
 from zigzag.backends.cupy.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
@@ -37,6 +38,7 @@ __all__ = [
     "merge",
     "mixed_attention",
     "output_deviation",
+    "ragged_attention",
     "route_experts",
     "sample",
     "to_probs",

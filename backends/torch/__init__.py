@@ -7,6 +7,7 @@ from zigzag.backends.torch.attention import attention, gated_attention, merge, v
 from zigzag.backends.torch.experts import apply_experts
 from zigzag.backends.torch.head_scores import gate_gradient, lost_mass, output_deviation
 from zigzag.backends.torch.mixed_attention import mixed_attention
+from zigzag.backends.torch.ragged_attention import ragged_attention
 from zigzag.backends.torch.routing import route_experts
 from zigzag.backends.torch.sampling import sample, to_probs
 from zigzag.backends.torch.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
@@ -32,6 +33,7 @@ __all__ = [
     "merge",
     "mixed_attention",
     "output_deviation",
+    "ragged_attention",
     "route_experts",
     "sample",
     "to_probs",

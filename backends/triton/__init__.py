@@ -24,6 +24,7 @@ from zigzag.backends.triton.dtypes import DTYPES
 from zigzag.backends.triton.experts import apply_experts
 from zigzag.backends.triton.head_scores import gate_gradient, lost_mass, output_deviation
 from zigzag.backends.triton.mixed_attention import mixed_attention
+from zigzag.backends.triton.ragged_attention import ragged_attention
 from zigzag.backends.triton.routing import route_experts
 from zigzag.backends.triton.sampling import sample, to_probs
 from zigzag.backends.triton.verification import (
@@ -50,6 +51,7 @@ __all__ = [
     "merge",
     "mixed_attention",
     "output_deviation",
+    "ragged_attention",
     "route_experts",
     "sample",
     "to_probs",

@@ -178,7 +178,7 @@ def _kernel(
         q, at, token, lowest, first, last, key + group * k_head, value + group * v_head,
         keys_where + batch * keys_where_batch, tree, table + batch * table_batch, split, tl.num_programs(1),
         k_batch, k_token, k_size, v_batch, v_token, v_size, num_queries, num_keys, nodes, scale, sink, recent,
-        ALIGN, STREAMING, KEY_AT, TREE, PAGE, GAPS, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+        ALIGN, STREAMING, KEY_AT, TREE, PAGE, PAGE > 0, GAPS, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
     )  # fmt: skip
     lines = tl.num_programs(2) * SHARE * num_queries
     finish(
@@ -211,11 +211,12 @@ def attend(
     q, at, token, lowest, first, last, key, value, keys_where, tree, table, split, splits,
     k_page, k_token, k_size, v_page, v_token, v_size, num_queries, num_keys, nodes, scale, sink, recent,
     ALIGN: tl.constexpr, STREAMING: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr, PAGE: tl.constexpr,
-    GAPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
-    SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
+    HOLES: tl.constexpr, GAPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr,
+    DV: tl.constexpr, SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr,
 ):  # fmt: skip
     """The tile's softmax over this split's share of the keys: (largest score, sum, weighted values).
 
+    HOLES: pages may be missing where a row would see them
     GAPS: between the windows of a tile's rows there may be keys that no row sees
     """
     column, value_column = tl.arange(0, SIZE), tl.arange(0, VALUE_SIZE)
@@ -241,7 +242,8 @@ def attend(
         is_key = (place >= begin) & (place < stop)
         if PAGE:
             page = tl.load(table + place // PAGE, mask=is_key, other=-1).to(tl.int64)
-            is_key = is_key & (page >= 0)
+            if HOLES:
+                is_key = is_key & (page >= 0)
             k_line, v_line = page * k_page + place % PAGE * k_token, page * v_page + place % PAGE * v_token
         else:
             k_line, v_line = place.to(tl.int64) * k_token, place.to(tl.int64) * v_token
@@ -263,7 +265,7 @@ def attend(
         whole = (start + BLOCK <= stop) & (start + BLOCK - 1 <= lowest) & (start >= tl.where(is_sink, 0, whole_from))
         highest, total, result = _step(
             scores, at, token, v, key_at, place, whole, tree, highest, total, result, num_queries, num_keys, nodes,
-            scale, sink, recent, ALIGN, STREAMING, KEY_AT, TREE, PAGE, GAPS,
+            scale, sink, recent, ALIGN, STREAMING, KEY_AT, TREE, HOLES, GAPS,
         )  # fmt: skip
     return highest, total, result
 
@@ -272,10 +274,10 @@ def attend(
 def _step(
     scores, at, token, v, key_at, place, whole, tree, highest, total, result, num_queries, num_keys, nodes, scale,
     sink, recent, ALIGN: tl.constexpr, STREAMING: tl.constexpr, KEY_AT: tl.constexpr, TREE: tl.constexpr,
-    PAGE: tl.constexpr, GAPS: tl.constexpr,
+    HOLES: tl.constexpr, GAPS: tl.constexpr,
 ):  # fmt: skip
     """A tile's softmax with one block of keys more; whole: all rows see all of it."""
-    if KEY_AT or TREE or PAGE > 0 or whole == 0:
+    if KEY_AT or TREE or HOLES or whole == 0:
         seen = causal(at, key_at)
         if STREAMING:
             seen = seen & in_window(at, key_at, sink, recent, ALIGN)

@@ -27,7 +27,7 @@ def span(first, last, num_keys, sink, recent, ALIGN: tl.constexpr, STREAMING: tl
     if not KEY_AT:
         end = tl.minimum(num_keys, last + 1)
         if STREAMING:
-            start = tl.minimum(window_start(first, recent, ALIGN), end)
+            start = tl.minimum(tl.where(recent > 0, window_start(first, recent, ALIGN), end), end)
             sinks_end = tl.minimum(sink, start)
     return sinks_end, start, end
 

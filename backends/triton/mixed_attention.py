@@ -137,7 +137,7 @@ def mixed(
             q, at, token, lowest, first, last, full_key + batch * fk_batch + place * fk_head,
             full_value + batch * fv_batch + place * fv_head, full_where + batch * full_batch, places, places,
             split, splits, 0, fk_token, fk_size, 0, fv_token, fv_size, num_queries, full_keys, 0, scale, 0, 0,
-            1, False, FULL_AT, False, 0, False, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+            1, False, FULL_AT, False, 0, False, False, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
         )  # fmt: skip
     else:
         # Without positions the cache may be taken for a shorter prompt: the mask knows distances, and who is a sink.
@@ -147,7 +147,7 @@ def mixed(
             q, near, token, lowest, first, last, key + batch * k_batch + (-1 - place) * k_head,
             value + batch * v_batch + (-1 - place) * v_head, stream_where + batch * stream_batch, places, places,
             split, splits, 0, k_token, k_size, 0, v_token, v_size, num_queries, keys, 0, scale, sink, recent,
-            ALIGN, True, STREAM_AT, False, 0, GAPS, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
+            ALIGN, True, STREAM_AT, False, 0, False, GAPS, TILE, BLOCK, D, DV, SIZE, VALUE_SIZE,
         )  # fmt: skip
     lines = tl.num_programs(2) * SHARE * num_queries
     finish(

@@ -123,6 +123,38 @@ def _attention_sizes(
     return sizes
 
 
+def check_ragged(
+    op: str, query: Any, key: Any, value: Any, query_starts: Any, lengths: Any, block_table: Any
+) -> dict[str, int]:
+    """The arguments of `ragged_attention`; returns the sizes of the letters N H G D Dv R M pages page_size."""
+    forms = [form(array) for array in (query, key, value, query_starts, lengths, block_table)]
+    return dict(_ragged_sizes(op, *forms))
+
+
+@remembered
+def _ragged_sizes(
+    op: str, query: Any, key: Any, value: Any, query_starts: Any, lengths: Any, block_table: Any
+) -> dict[str, int]:
+    """Of forms of arrays."""
+    sizes: dict[str, int] = {}
+    query, key, value, query_starts, lengths, block_table = formed(
+        query, key, value, query_starts, lengths, block_table
+    )
+    check_shape(op, "query", query, "N H D", sizes)
+    check_shape(op, "key", key, "pages G page_size D", sizes)
+    check_shape(op, "value", value, "pages G page_size Dv", sizes)
+    check_floating(op, query=query, key=key, value=value)
+    check_shape(op, "block_table", block_table, "R M", sizes)
+    check_shape(op, "lengths", lengths, "R", sizes)
+    check_shape(op, "query_starts", query_starts, str(sizes["R"] + 1), sizes)
+    check_integers(op, query_starts=query_starts, lengths=lengths, block_table=block_table)
+    empty = [letter for letter, size in sizes.items() if size == 0 and letter not in "HGD"]
+    if empty:
+        raise ArgumentError(f"{op}: there must be at least one row, token and page, got {empty[0]} = 0")
+    check_heads(op, sizes)
+    return sizes
+
+
 def check_rows(op: str, **arrays: Any) -> None:
     """Each array must have shape [..., V] with at least one token."""
     for name, array in arrays.items():

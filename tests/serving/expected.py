@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import zigzag
 from zigzag import LayerPlan
@@ -18,6 +19,11 @@ from zigzag.models.folder import save_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 NEW = 16
+
+
+def place(path: Path) -> str:
+    """Seen from the project's folder, so that what is expected may be carried to another machine."""
+    return str(path.resolve().relative_to(ROOT)) if path.resolve().is_relative_to(ROOT) else str(path)
 
 
 def kinds(layers: int, full: set[int]) -> tuple[str, ...]:
@@ -31,20 +37,38 @@ PLANS = {  # of 30 layers: a third full; every second, a window that no block en
         "thirteen": LayerPlan(kinds(30, set(range(17, 30))), 32, 96, align=32),
     },
     "tiny-glm": {"half": LayerPlan(kinds(12, {0, 2, 4, 6, 8, 11}), 8, 56)},
+    "random-llama": {
+        "half": LayerPlan(kinds(6, {0, 2, 4}), 16, 112),
+        "odd": LayerPlan(kinds(6, {1}), 5, 77),
+        "aligned": LayerPlan(kinds(6, {0, 1, 5}), 32, 96, align=32),
+    },
 }
-LENGTHS = {"smollm2": (7, 300, 900, 1_995), "tiny-glm": (9, 200, 700)}
+LENGTHS = {"smollm2": (7, 300, 900, 1_995), "tiny-glm": (9, 200, 700), "random-llama": (7, 300, 900, 1_980)}
 TEXT = "docs/generation.md"
 
 
 def main(out: Path) -> None:
     found = {}
     for name in PLANS:
-        model, tokenizer = zigzag.load_model(name)
+        model, tokenizer = random_llama() if name == "random-llama" else zigzag.load_model(name)
         found[name] = of_model(name, model, tokenizer, out / name)
         if name == "smollm2":
             example(out / "example", tokenizer, found[name])
             found["adapted"] = adapted(out / "adapter", model, found[name]["prompts"][:3])
     (out / "expected.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def random_llama() -> tuple[Any, Any]:
+    """Heads as Llama's, of random numbers that half precision holds exactly; small enough to go to a card's machine."""
+    torch.manual_seed(0)
+    _, tokenizer = zigzag.load_model("tiny-glm")
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6, "head_dim": 64}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 4096}
+    config = LlamaConfig(vocab_size=2048, initializer_range=0.1, **shape, **heads)
+    model = LlamaForCausalLM(config).eval()
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16().float()
+    return model, tokenizer
 
 
 def of_model(name: str, model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
@@ -62,18 +86,32 @@ def of_model(name: str, model: Any, tokenizer: Any, folder: Path) -> dict[str, A
             plan.save(path)
         results = [greedy(model, prompt, plan) for prompt in prompts]
         runs[called] = {
-            "plan": None if plan is None else str(path),
+            "plan": None if plan is None else place(path),
             "tokens": [result.new_tokens[0] for result in results],
             "logprobs": [result.logprobs[0] for result in results],
         }
-    return {"model": str(where), "prompts": prompts, "runs": runs}
+        if name == "random-llama":
+            runs[called]["of_prompts"] = [scored(model, prompt, plan) for prompt in prompts]
+    return {"model": place(where), "prompts": prompts, "runs": runs}
+
+
+def scored(model: Any, prompt: list[int], plan: LayerPlan | None) -> list[float]:
+    """Log-probabilities of a prompt's tokens but the first."""
+    if plan is not None:
+        zigzag.attach(model, plan)
+    with torch.no_grad():
+        logprobs = model(torch.tensor([prompt])).logits[0, :-1].double().log_softmax(dim=-1)
+    if plan is not None:
+        zigzag.detach(model)
+    found: list[float] = logprobs.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
+    return found
 
 
 def example(folder: Path, tokenizer: Any, known: dict[str, Any]) -> None:
     """What examples/vllm/plan.py leaves, but for the hidden number: here what the answer has to be."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "model").exists():
-        (folder / "model").symlink_to(known["model"])
+        (folder / "model").symlink_to(ROOT / known["model"])
     PLANS["smollm2"]["third"].save(folder / "plan.json")
     key = tokenizer.decode(known["runs"]["third"]["tokens"][-1][:12])
     (folder / "question.json").write_text(json.dumps({"prompt": known["prompts"][-1], "key": key}), encoding="utf-8")
@@ -88,7 +126,7 @@ def adapted(folder: Path, model: Any, prompts: list[list[int]]) -> dict[str, Any
             weight.data.normal_(0, 0.03)
     other.save_pretrained(folder)
     tokens = [greedy(other, prompt, PLANS["smollm2"]["third"]).new_tokens[0] for prompt in prompts]
-    return {"adapter": str(folder), "tokens": tokens}
+    return {"adapter": place(folder), "tokens": tokens}
 
 
 def greedy(model: Any, prompt: list[int], plan: LayerPlan | None) -> Any:

@@ -97,13 +97,18 @@ def as_json(facts: dict[str, Any], rows: Iterable[Row]) -> dict[str, Any]:
 
 def rows_to_keep(found: dict[str, Any], facts: dict[str, Any]) -> list[Row]:
     """The rows of an earlier run that broke off; ArgumentError if its device, versions or commit are others."""
-    if found.get("format") != FORMAT or found.get("version") != VERSION:
+    check_resumed(found, facts, FORMAT, VERSION)
+    return [Row(**row) for row in found["rows"]]
+
+
+def check_resumed(found: dict[str, Any], facts: dict[str, Any], form: str, version: int) -> None:
+    """ArgumentError for what is not a page of this form, or was measured elsewhere or with something else."""
+    if found.get("format") != form or found.get("version") != version:
         raise ArgumentError("bench: --resume needs a JSON that this command wrote; give another --out")
     before = found["conditions"]
     if other := [name for name in ("device", "versions", "commit") if before[name] != facts[name]]:
         said = "; ".join(f"{name} {before[name]}, now {facts[name]}" for name in other)
         raise ArgumentError(f"bench: --resume cannot join two runs ({said}); give another --out")
-    return [Row(**row) for row in found["rows"]]
 
 
 def is_peer(method: str) -> bool:

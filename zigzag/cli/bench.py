@@ -30,29 +30,33 @@ KERNELS = {  # suite: where the function of that name gives its cases, or rows t
     "slices": "zigzag.bench.slices",
     "prompts": "zigzag.bench.prompts",
 }
-Suite = Enum("Suite", {s: s for s in ("speculation", *KERNELS, "all")}, type=str)
+Suite = Enum("Suite", {s: s for s in ("speculation", *KERNELS, "serving", "all")}, type=str)
 SPECULATION = Suite("speculation")
 Task = Enum("Task", {t: t for t in ("edit", "summary", "continue")}, type=str)
 
 
 def bench(
-    suite: Annotated[Suite, typer.Argument(help="What to measure; all: every suite but speculation.")] = SPECULATION,
+    suite: Annotated[Suite, typer.Argument(help="What to measure; all: every suite of kernels.")] = SPECULATION,
     out: Annotated[
         Path, typer.Option(callback=check_out, help="Where to write the numbers (JSON), and a page beside them.")
     ] = Path("out/bench.json"),
-    only: Annotated[str, typer.Option(help="For kernels: cases with this in what the table says of the shape.")] = "",
+    only: Annotated[str, typer.Option(help="Cases with this in what the table says of them.")] = "",
     model: Annotated[str, typer.Option(help="For speculation: as for generate.")] = "smollm2",
     length: Annotated[list[int] | None, typer.Option(help="For speculation: prompt tokens; may be repeated.")] = None,
     task: Annotated[list[Task] | None, typer.Option(help="For speculation: default all; may be repeated.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="For speculation: tokens to generate each time.")] = 64,
     device: Device = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="For kernels: measure what --out lacks.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Measure what --out lacks; not for speculation.")] = False,
+    cards: Annotated[int, typer.Option(min=1, help="For serving: GPUs on which engines run at the same time.")] = 1,
+    parallel: Annotated[int, typer.Option(min=1, help="For serving: GPUs of an engine, tensor parallel.")] = 1,
 ) -> None:
     """Measure kernels beside the best there are, or decoding with drafts beside transformers' own, in one run."""
     console = Console()
     if suite.value == "speculation":
         tasks = tuple(t.value for t in task or Task)
         _speculation(console, model, device, out, tuple(length) if length else None, tasks, new_tokens)
+    elif suite.value == "serving":
+        _serving(console, only, device, out, resume, max(cards, parallel), parallel)
     else:
         _kernels(console, suite.value, only, device, out, resume)
 
@@ -110,6 +114,21 @@ def _kernels(console: Console, wanted: str, only: str, device: str, out: Path, r
         raise typer.BadParameter(f"no case of {wanted} has {only!r} in its shape")
     pictures = _pictures(console, rows, out)
     _write(console, out, report.as_json(facts, rows), report.page(facts, rows, pictures))
+
+
+def _serving(console: Console, only: str, device: str, out: Path, resume: bool, cards: int, parallel: int) -> None:
+    from zigzag.bench import serving
+    from zigzag.files.json_files import read_json
+
+    on_gpu = device.startswith("cuda")
+    told = f" --parallel {parallel}" if parallel > 1 else ""
+    facts = serving.conditions(on_gpu, f"zigzag bench serving --device {device}{told}")
+    kept = serving.kept(read_json(out, ArgumentError), facts) if resume and out.exists() else {}
+    for name, found in serving.run(on_gpu, only, parallel, cards, kept):
+        kept[name] = found
+        _write(None, out, serving.as_json(facts, kept), serving.page(facts, kept))  # a run may break off
+        console.print(f"measured {name}")
+    _write(console, out, serving.as_json(facts, kept), serving.page(facts, kept))
 
 
 def _show(console: Console, suite: str, rows: Sequence["Row"]) -> None:

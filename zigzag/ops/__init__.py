@@ -9,6 +9,7 @@ from zigzag.ops.attention import attention, gated_attention, merge, visible
 from zigzag.ops.experts import apply_experts
 from zigzag.ops.head_scores import gate_gradient, lost_mass, output_deviation
 from zigzag.ops.mixed_attention import mixed_attention
+from zigzag.ops.ragged_attention import ragged_attention
 from zigzag.ops.routing import route_experts
 from zigzag.ops.sampling import sample, to_probs
 from zigzag.ops.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
@@ -34,6 +35,7 @@ __all__ = [
     "merge",
     "mixed_attention",
     "output_deviation",
+    "ragged_attention",
     "route_experts",
     "sample",
     "to_probs",

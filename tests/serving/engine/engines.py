@@ -12,17 +12,25 @@ os.environ.update(
     VLLM_LOGGING_LEVEL="ERROR",
     VLLM_NO_USAGE_STATS="1",
     HF_HUB_OFFLINE="1",
+    TRITON_F32_DEFAULT="ieee",  # else full layers of float32 are computed in tf32 on a GPU
 )
 
 from vllm import LLM, SamplingParams
+from vllm.platforms import current_platform
 
 ROOT = Path(__file__).resolve().parents[3]
 EXPECTED = ROOT / "out/serving/expected.json"
 BLOCK = 32
+HERE = {} if current_platform.is_cpu() else {"gpu_memory_utilization": 0.05, "disable_log_stats": True}
 
 
 def expected() -> dict[str, Any]:
-    return json.loads(EXPECTED.read_text(encoding="utf-8"))
+    """By model; models, plans and the adapter as absolute paths."""
+    found = json.loads(EXPECTED.read_text(encoding="utf-8"))
+    for known in found.values():
+        for part in (known, *known.get("runs", {}).values()):
+            part.update({name: str(ROOT / part[name]) for name in ("model", "plan", "adapter") if part.get(name)})
+    return found
 
 
 def options(plan: str | None, **more: Any) -> dict[str, Any]:
@@ -33,6 +41,7 @@ def options(plan: str | None, **more: Any) -> dict[str, Any]:
         "block_size": BLOCK,
         "max_model_len": 2048,
         "max_num_batched_tokens": 384,
+        **HERE,
     }
     return {**base, **({"additional_config": {"zigzag": {"plan": plan}}} if plan else {}), **more}
 
@@ -62,6 +71,15 @@ class Engine:
     @property
     def managers(self) -> Any:
         return self.core.scheduler.kv_cache_manager.coordinator.single_type_managers
+
+    def of_prompts(self, prompts: list[list[int]]) -> list[list[float]]:
+        """Log-probabilities of each prompt's tokens but the first."""
+        sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+        results = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
+        return [
+            [each[token].logprob for token, each in zip(prompt[1:], result.prompt_logprobs[1:], strict=True)]
+            for prompt, result in zip(prompts, results, strict=True)
+        ]
 
     def greedy(self, prompts: list[list[int]], new: int, **more: Any) -> list[Any]:
         """[(tokens, log-probabilities, cached prompt tokens)]; more: for `LLM.generate`"""

@@ -131,9 +131,18 @@ def test_a_window_that_is_not_used_is_none() -> None:
     check_config(made, PLAN)
 
 
+def platform(kind: str, is_new: bool = True) -> SimpleNamespace:
+    known = {f"is_{name}": lambda name=name: name == kind for name in ("cpu", "cuda")}
+    return SimpleNamespace(device_type=kind, has_device_capability=lambda least: is_new, **known)
+
+
 def test_another_platform(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "current_platform", SimpleNamespace(is_cpu=lambda: False, device_type="cuda"))
-    with pytest.raises(PlanError, match="not yet on cuda"):
+    for here, told in ((platform("tpu"), "not for tpu"), (platform("cuda", False), "compute capability 8.0")):
+        monkeypatch.setattr(refusals, "current_platform", here)
+        with pytest.raises(PlanError, match=told):
+            check_config(stand_in(), PLAN)
+    for here in (platform("cpu", False), platform("cuda")):
+        monkeypatch.setattr(refusals, "current_platform", here)
         check_config(stand_in(), PLAN)
 
 

@@ -36,7 +36,7 @@ def install() -> None:
 def is_served_here() -> bool:
     from vllm.platforms import current_platform
 
-    return bool(current_platform.is_cpu())
+    return bool(current_platform.is_cpu() or current_platform.is_cuda())
 
 
 def _check_configurations() -> None:

@@ -7,14 +7,15 @@ from typing import Any
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
-from vllm.v1.attention.backend import AttentionType
+from vllm.platforms import current_platform
+from vllm.v1.attention.backend import AttentionBackend, AttentionType
 from vllm.v1.kv_cache_interface import KVCacheSpec, get_kv_quant_mode
 
 from zigzag.plans.layers import LayerPlan
 from zigzag.plans.window import Window
 from zigzag.reference.errors import PlanError
 from zigzag.serving.groups import of_plan
-from zigzag.serving.vllm.cpu_attention import StreamingBackend
+from zigzag.serving.vllm import private
 from zigzag.serving.vllm.options import plan_of, served_plan
 from zigzag.serving.vllm.spec import StreamingSpec
 
@@ -63,7 +64,7 @@ class StreamingAttention(Attention):
             if name not in PLAIN and value is not None and not (name == "attn_type" and value == AttentionType.DECODER):
                 raise PlanError(f"zigzag: {prefix} has {name} = {value!r}, so it cannot stream: make it full")
         config = get_current_vllm_config()
-        super().__init__(*given, **options | {"attn_backend": StreamingBackend})
+        super().__init__(*given, **options | {"attn_backend": streaming_backend()})
         plan = served_plan(config.additional_config)
         self.impl.window = Window(plan.sink, plan.recent, plan.align)
 
@@ -81,6 +82,19 @@ class StreamingAttention(Attention):
             align=plan.align,
             part=part_of(plan, number_of(self.layer_name), block, vllm_config),
         )
+
+
+def streaming_backend() -> type[AttentionBackend]:
+    """Attention of streaming layers where vLLM runs."""
+    if current_platform.is_cpu():
+        private.check(private.ATTENTION["cpu"])
+        from zigzag.serving.vllm.cpu_attention import StreamingBackend as OnCpu
+
+        return OnCpu
+    private.check(private.ATTENTION["cuda"])
+    from zigzag.serving.vllm.cuda_attention import StreamingBackend as OnCuda
+
+    return OnCuda
 
 
 def part_of(plan: LayerPlan, layer: int, block: int, vllm_config: Any) -> int:

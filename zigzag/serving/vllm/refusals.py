@@ -10,6 +10,7 @@ from zigzag.reference.errors import PlanError
 
 PLAIN_CACHES = ("auto", "bfloat16", "float16", "half", "float", "float32")
 DRAFTERS = ("ngram",)
+LEAST_CAPABILITY = 80
 
 
 def check_config(config: Any, plan: LayerPlan) -> None:
@@ -41,8 +42,10 @@ def _of_the_model(model: Any, plan: LayerPlan) -> Iterator[str]:
 
 def _of_the_engine(config: Any) -> Iterator[str]:
     parallel, cache = config.parallel_config, config.cache_config
-    if not current_platform.is_cpu():
-        yield f"attention of streaming layers is there for vLLM on a CPU, not yet on {current_platform.device_type}"
+    if not current_platform.is_cpu() and not current_platform.is_cuda():
+        yield f"attention of streaming layers is there for CPUs and CUDA, not for {current_platform.device_type}"
+    if current_platform.is_cuda() and not current_platform.has_device_capability(LEAST_CAPABILITY):
+        yield "attention of streaming layers wants a card of compute capability 8.0 or newer, as FlashAttention does"
     if cache.cache_dtype not in PLAIN_CACHES:
         yield f"kv_cache_dtype={cache.cache_dtype} has not been tested with it: take auto"
     if config.scheduler_config.disable_hybrid_kv_cache_manager:

@@ -83,7 +83,7 @@ def test_what_must_not_stay_or_go_is_noticed(wrong: str) -> None:
     if wrong == "no sinks":
         assert not stays(manager(60, FULL, SlidingWindowSpec(**SIZES, sliding_window=RECENT)))
     elif wrong == "keeps all":
-        assert not stays(manager(60, FULL, FULL))
+        assert not stays(manager(60, FULL, SlidingWindowSpec(**SIZES, sliding_window=LONGEST)))
     else:
         assert not stays(manager(60, FULL, StreamingSpec(**SIZES, sliding_window=RECENT, sink=BLOCK)))
 

@@ -157,16 +157,14 @@ def _sampling(new: int) -> SamplingParams:
 
 
 def measure(job: Told) -> Told:
-    """folder, options: of the engine; warm, batches: (rows, tokens, steps) each; traces: by name, (at, tokens, new)."""
+    """folder, options: of the engine; warm, batches: (rows, tokens, steps) each; trace: (at, tokens, new) each."""
     served = Served(job["folder"], job["options"])
-    found: Told = {"start": served.seconds, "rows that fit": served.rows_that_fit(job["warm"][1]), "batches": []}
+    found: Told = {"start": served.seconds}
     served.batch(*job["warm"])
-    for batch in job["batches"]:
-        found["batches"].append(served.batch(*batch))
-        print(found["batches"][-1], flush=True)
-    for name, asked in job["traces"].items():
-        found.setdefault("traces", {})[name] = served.trace([Asked(*one) for one in asked])
-        print(name, found["traces"][name], flush=True)
+    if job["batches"]:
+        found["batches"] = [served.batch(*batch) for batch in job["batches"]]
+    if job["trace"]:
+        found["trace"] = served.trace([Asked(*one) for one in job["trace"]])
     return found
 
 

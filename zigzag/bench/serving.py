@@ -39,7 +39,7 @@ COMMON = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 262_144,
     "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "hidden_act": "silu", "tie_word_embeddings": False,
 }  # fmt: skip
-REQUESTS, RATE, SEED, ANSWER = 200, 1.6, 0, 128
+REQUESTS, RATE, SEED, ANSWER = 200, 1.0, 0, 128
 Told = dict[str, Any]
 
 
@@ -94,7 +94,8 @@ ON_CPU = Setting(
     ((4, 256, 0), (4, 512, 8), (0, 512, 8)), (64, 512), 12, number_bytes=4,
 )  # fmt: skip
 PLAIN, FP8, STREAMING = "no plan", "no plan, fp8", "half streaming"
-PARTS = {"batches": "prompts and steps", "trace": "requests over time"}
+TRACE_RATES = {"all at once": math.inf, f"{RATE:g} a second": RATE}
+PARTS = ("batches", *TRACE_RATES)
 
 
 def run(on_gpu: bool, only: str, parallel: int, cards: int, done: Iterable[str]) -> Iterator[tuple[str, Told]]:
@@ -128,13 +129,12 @@ def job(setting: Setting, name: str, folder: Path, parallel: int) -> Told:
         options["additional_config"] = {"zigzag": {"plan": str(folder / "plan.json")}}
     if method == FP8:
         options["kv_cache_dtype"] = "fp8"
-    rates = {"at once": math.inf, f"{RATE:g} a second": RATE} if part == "trace" else {}
     return {
         "folder": str(folder),
         "options": options,
         "warm": setting.warm,
         "batches": setting.batches if part == "batches" else (),
-        "traces": {called: setting.trace(rate) for called, rate in rates.items()},
+        "trace": setting.trace(TRACE_RATES[part]) if part in TRACE_RATES else (),
     }
 
 
@@ -189,17 +189,19 @@ def page(facts: Told, measured: Mapping[str, Told]) -> str:
         f"the rate of a large copy ({facts['copy_bytes_per_second'] / 1e9:,.0f} GB/s, reads and writes counted).",
         "",
     ]
-    batches = {name.split(": ")[0]: found for name, found in measured.items() if found["batches"]}
-    lines += [*table(BATCHES, _batch_lines(setting, batches, facts["copy_bytes_per_second"])), ""]
-    traces = {name.split(": ")[0]: found["traces"] for name, found in measured.items() if found.get("traces")}
-    if traces:
+    parts: dict[str, dict[str, Told]] = {part: {} for part in PARTS}
+    for name, found in measured.items():
+        method, part = name.split(": ")
+        parts[part][method] = found
+    lines += [*table(BATCHES, _batch_lines(setting, parts.pop("batches"), facts["copy_bytes_per_second"])), ""]
+    if any(parts.values()):
         low, high = setting.lengths
         lines += [
             f"{setting.requests} requests of {low:,} to {high:,} tokens, spread evenly over the logarithm, {ANSWER} "
             f"new tokens each; they come at random times (seed {SEED}), or all at once, which tells the rate at which "
             "an engine is full.",
             "",
-            *table(TRACES, _trace_lines(traces)),
+            *table(TRACES, _trace_lines(parts)),
             "",
         ]
     return "\n".join(lines)
@@ -239,10 +241,10 @@ def _batch_lines(setting: Setting, batches: Mapping[str, Told], rate: float) -> 
             ]
 
 
-def _trace_lines(traces: Mapping[str, Told]) -> Iterator[list[str]]:
-    for arrivals in next(iter(traces.values())):
-        for method, found in traces.items():
-            one = found[arrivals]
+def _trace_lines(parts: Mapping[str, Mapping[str, Told]]) -> Iterator[list[str]]:
+    for arrivals, methods in parts.items():
+        for method, found in methods.items():
+            one = found["trace"]
             yield [
                 arrivals,
                 method,

@@ -14,6 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import zigzag
 from zigzag import LayerPlan
+from zigzag.chat.reasoning import Content, Reasoning, parse
+from zigzag.chat.thinking import chat_prompt
 from zigzag.models import tiny_glm
 from zigzag.models.folder import save_folder
 
@@ -55,6 +57,8 @@ def main(out: Path) -> None:
         if name == "smollm2":
             example(out / "example", tokenizer, found[name])
             found["adapted"] = adapted(out / "adapter", model, found[name]["prompts"][:3])
+        if name == "tiny-glm":
+            found["chat"] = chat(model, tokenizer) | {"model": found[name]["model"]} | found[name]["runs"]["half"]
     (out / "expected.json").write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -115,6 +119,20 @@ def example(folder: Path, tokenizer: Any, known: dict[str, Any]) -> None:
     PLANS["smollm2"]["third"].save(folder / "plan.json")
     key = tokenizer.decode(known["runs"]["third"]["tokens"][-1][:12])
     (folder / "question.json").write_text(json.dumps({"prompt": known["prompts"][-1], "key": key}), encoding="utf-8")
+
+
+def chat(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """A question, and what is answered with thinking and without: (reasoning, content)."""
+    question, answers = [{"role": "user", "content": "What is 3141+2718+1618+1414?"}], {}
+    for thinking in (True, False):
+        prompt = chat_prompt(tokenizer, question, thinking=thinking)
+        made = zigzag.generate(model, [prompt], plan=PLANS["tiny-glm"]["half"], temperature=0, max_new_tokens=160)
+        text = tokenizer.decode(made.new_tokens[0], skip_special_tokens=True)
+        events = parse(text, thinking=thinking)
+        answers["thinking" if thinking else "direct"] = [
+            "".join(event.text for event in events if isinstance(event, kind)).strip() for kind in (Reasoning, Content)
+        ]
+    return {"question": question, "answers": answers}
 
 
 def adapted(folder: Path, model: Any, prompts: list[list[int]]) -> dict[str, Any]:

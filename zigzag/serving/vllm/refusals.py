@@ -57,4 +57,7 @@ def _of_the_engine(config: Any) -> Iterator[str]:
             yield f"{name}={getattr(parallel, name)} has not been tested with it: take 1, or tensor parallelism"
     drafts = config.speculative_config
     if drafts is not None and drafts.method not in DRAFTERS:
-        yield f"drafts by {drafts.method}, whose layers have numbers of their own: take {', '.join(DRAFTERS)}, or none"
+        yield (
+            f"drafts by {drafts.method}, whose layers vLLM wants in one group of blocks, which a plan splits: take "
+            f"{', '.join(DRAFTERS)}, or none"
+        )

@@ -99,9 +99,18 @@ def attend_all(ops, dtype: torch.dtype, size: int) -> None:
     many = torch.empty(1, 24, 16, size, dtype=dtype)  # 192 rows a KV head
     ops.attention(many, long, long)
     ops.mixed_attention(states, few[:, :1], few[:, :1], few[:, 1:], few[:, 1:], full_groups=(True, False), **window)
+    ragged(ops, torch.empty(20, 4, size, dtype=dtype), states[:, :2].view(8, 2, 32, size), **window)
     ops.lost_mass(states, few, **window)
     ops.output_deviation(states, few, few, **window)
     ops.gate_gradient(states[:, :, -3:], few, few, states[:, :, -3:], parents=[-1, 0], **window)
+
+
+def ragged(ops, query: torch.Tensor, pages: torch.Tensor, **window: int) -> None:
+    """Rows that decode, and pieces of prompts."""
+    rows = {"lengths": torch.full((2,), 40), "block_table": torch.zeros(2, 4, dtype=torch.int32)}
+    ops.ragged_attention(query[:2], pages, pages, query_starts=torch.arange(3), max_queries=1, **rows, **window)
+    starts = torch.tensor([0, 1, 20])
+    ops.ragged_attention(query.repeat(4, 1, 1), pages, pages, query_starts=4 * starts, **rows, **window)
 
 
 def mix_all(ops, dtype: torch.dtype, width: int) -> None:

@@ -68,6 +68,19 @@ def mix(rng: random.Random) -> None:
     ops.mixed_attention(query, *full, *near, full_groups=groups, sink=4, recent=16, **where)
 
 
+def rag(rng: random.Random) -> None:
+    rows, dtype, counting = rng.choice((1, 3)), FREE.choice(DTYPES), FREE.choice((torch.int32, torch.int64))
+    tokens = rows * rng.choice((1, 4, 64))
+    query, pages = placed(rng, (tokens, 4, 16), dtype), [placed(rng, (8, 2, 16, 16), dtype) for _ in range(2)]
+    where = {
+        "query_starts": placed(rng, (rows + 1,), counting),
+        "lengths": placed(rng, (rows,), FREE.choice((torch.int32, torch.int64))),
+        "block_table": placed(rng, (rows, 4), FREE.choice((torch.int32, torch.int64))),
+    }
+    window = rng.choice(({}, {"sink": 4, "recent": 16}))
+    ops.ragged_attention(query, *pages, **where, **window, max_queries=rng.choice((None, tokens // rows)))
+
+
 def judge(rng: random.Random) -> None:
     batch, drafts, vocabulary, dtype = (
         rng.choice((1, 2)),
@@ -157,7 +170,7 @@ def main() -> None:
         loose.append((self, (self.kernel.__name__, numbers, tuple(sorted(map(str, options.items()))), aligned), theirs))
 
     kept.Launch.__call__ = record
-    for seed, call in zip(range(CALLS), itertools.cycle((attend, attend, mix, judge, judge)), strict=False):
+    for seed, call in zip(range(CALLS), itertools.cycle((attend, attend, mix, rag, judge, judge)), strict=False):
         for _ in range(REPEATS):
             call(random.Random(seed))
     without_dtypes = defaultdict(set)

@@ -12,11 +12,13 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch.nn.functional import scaled_dot_product_attention as sdpa  # noqa: E402
 
-from zigzag.bench import attention, exclusive, flash_attention3, timing  # noqa: E402
+from zigzag import ops  # noqa: E402
+from zigzag.bench import attention, exclusive, flash_attention3, ragged, timing  # noqa: E402
 from zigzag.bench.cases import Row, run_case  # noqa: E402
 
 CPU = torch.device("cpu")
 NAME = "FlashAttention 3"
+PAGE = 16
 
 
 class Library:
@@ -49,6 +51,61 @@ class Library:
             mask = seen.tril(keys - queries) if causal and self.wrong != "no mask" else seen
             outputs.append(sdpa(*states, attn_mask=mask, scale=scale, enable_gqa=True)[0].transpose(0, 1))
         return [torch.cat(outputs[::-1] if self.wrong == "order" else outputs)]
+
+
+class Paged:
+    """`fwd` over pages in Python."""
+
+    def fwd(
+        self, q, k, v, k_new, v_new, q_v, out, cu_q, cu_k, cu_new, used_q, used_k, queries, keys, pages, batch_at,
+        leftpad, cos, sin, lens, q_by, k_by, v_by, scale, causal, left, right, softcap, interleaved, plan, splits,
+        pack, margin, sinks, world, rank, total,
+    ) -> list[Any]:  # fmt: skip
+        assert all(each is None for each in (cu_k, cu_new, used_q, batch_at, leftpad, plan, sinks, total))
+        assert causal and k.shape[1] == PAGE and queries >= int((cu_q[1:] - cu_q[:-1]).max()) and keys >= used_k.max()
+        parts = []
+        for row, length in enumerate(used_k.tolist()):
+            new = q[cu_q[row] : cu_q[row + 1]].transpose(0, 1)[None]
+            own = [x[pages[row].long()].flatten(0, 1)[:length].transpose(0, 1)[None] for x in (k, v)]
+            at, key_at = torch.arange(length - new.shape[2], length)[:, None], torch.arange(length)
+            seen = (key_at <= at) & ((left < 0) | (at - key_at <= left))
+            parts.append(sdpa(new, *own, attn_mask=seen, scale=scale, enable_gqa=True)[0].transpose(0, 1))
+        return [torch.cat(parts)]
+
+
+@pytest.mark.parametrize("recent", [None, 200])
+def test_over_pages(recent: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All keys, or a window without sinks, as the op has them."""
+    monkeypatch.setattr(flash_attention3, "_kernels", lambda device: Paged())
+    rows = [(1, 300), (40, 290)]
+    query, key, value, starts, lengths, table = ragged._inputs(CPU, rows, 0)
+    method = flash_attention3.over_pages(CPU, 40, 300, recent)
+    found = method.call(query, key, value, starts, lengths, table)
+    window = {} if recent is None else {"sink": 0, "recent": recent}
+    where = {"query_starts": starts, "lengths": lengths, "block_table": table}
+    exact, _ = ops.ragged_attention(query, key, value, **where, **window)
+    torch.testing.assert_close(found, exact)
+
+
+def test_the_suite_on_a_cpu() -> None:
+    """Each case's own check of its methods; one key more is noticed."""
+    for case in ragged.ragged(CPU):
+        row = next(row for row in run_case(case, CPU) if row.method == "torch")
+        assert row.eager and not row.note and row.error < 1e-5
+        arrays = case.inputs(0)
+        names = ("query_starts", "lengths", "block_table")
+        wider, _ = ops.ragged_attention(
+            *arrays[:3], **dict(zip(names, arrays[3:], strict=True)), sink=ragged.SINK, recent=ragged.RECENT + 1
+        )
+        assert case.error(wider, case.truth(*arrays)) > case.tolerance
+
+
+def test_pairs_of_a_step() -> None:
+    for new, keys in ((1, 5), (40, 40), (300, 1_600), (1, 1_024)):
+        at = torch.arange(keys - new, keys)
+        assert ragged._seen(new, keys) == int(
+            ops.visible(at, torch.arange(keys), sink=ragged.SINK, recent=ragged.RECENT).sum()
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -107,7 +107,7 @@ def batch(rows: int, step: float | None, last: float) -> dict[str, Any]:
 
 FACTS = {
     "device": "NVIDIA H200", "command": "zigzag bench serving --device cuda", "commit": "abc",
-    "versions": {"torch": "2"}, "copy_bytes_per_second": 4e12,
+    "versions": {"torch": "2"}, "copy_bytes_per_second": 4e12, "gpus_of_an_engine": 1,
 }  # fmt: skip
 
 
@@ -127,6 +127,8 @@ def test_the_page() -> None:
         f"{bound / 0.025:.2f}",
     ] in rows  # fmt: skip
     assert ["all at once", PLAIN, "2.00", "3.00", "9.00", "20.0", "50.0"] in rows
+    two = page(FACTS | {"gpus_of_an_engine": 2}, {"half streaming: batches": measured["half streaming: batches"]})
+    assert f"| {5e2 * bound:.2f} | {bound / 0.05:.2f} |" in two and "Serving on 2 NVIDIA H200" in two
     assert "arrivals" not in page(FACTS, {"no plan: batches": measured["no plan: batches"]})
 
 

@@ -43,6 +43,7 @@ def calls(dtype: str, ragged: bool = True, deterministic: bool = False) -> dict[
     rest = {"num_draft_tokens": np.array([4, 2])} if ragged else {}
     chain, drawn = [{**rest, "temperature": t} for t in (None, 0.5, 0.0)], (ids, draft, target, uniforms)
     trees = [{**rest, "parents": parents} for parents in ([-1, 0, 1, 2], [-1, -1, 0, 0], [-1] * 4)]
+    rows = {"query_starts": np.array([0, 1, 9]), "lengths": np.array([7, 9]), "block_table": np.array([[1], [0]])}
     filters = {"temperature": 0.5, "top_k": 4, "top_p": 0.8, "min_p": 0.1}
     return {
         "visible": ((at, at), [{}, window, {**window, "recent": 4, "align": 2}, {"parents": [-1, 0]}]),
@@ -50,6 +51,7 @@ def calls(dtype: str, ragged: bool = True, deterministic: bool = False) -> dict[
         "merge": ((np.stack([states[0]] * 3), RNG.standard_normal((3, 2, 4, 9)).astype(dtype)), [{}]),
         "gated_attention": ((*states, np.array([0.5, 1], dtype=dtype)), masks),
         "mixed_attention": ((states[0], *(s[:, h : h + 1] for h in (0, 1) for s in states[1:])), two_caches),
+        "ragged_attention": ((states[0][0].swapaxes(0, 1), *states[1:]), [rows, {**rows, **window}]),
         "lost_mass": (tuple(states[:2]), masks),
         "output_deviation": (tuple(states), masks),
         "gate_gradient": ((*states, states[0]), masks),
@@ -87,7 +89,7 @@ def test_dtypes(dtype: str) -> None:
             with np.errstate(all="ignore"):
                 out = getattr(cupy_ops, op)(*arrays, **options)
             found = [str(part.dtype) for part in (out if isinstance(out, tuple) else (out,)) if part is not None]
-            if op in ("attention", "merge", "mixed_attention"):
+            if op in ("attention", "merge", "mixed_attention", "ragged_attention"):
                 assert found == [dtype, wide], op
             elif op == "visible":
                 assert found == ["bool"]

@@ -16,6 +16,7 @@ from zigzag.ops import (
     gated_attention,
     lost_mass,
     mixed_attention,
+    ragged_attention,
     route_experts,
     to_probs,
     verify_lenient,
@@ -59,6 +60,7 @@ ROWS = reference.to_probs(RNG.normal(size=(1, 3, 8)))
 HALF = {"draft_token_ids": IDS, "draft_probs": None, "target_probs": ROWS, "uniforms": UNIFORMS}
 LOSSY = {"draft_token_ids": IDS, "target_probs": ROWS}
 
+PAGED = {"query_starts": np.array([0, 9]), "lengths": np.array([9]), "block_table": np.array([[0]])}
 # With whole numbers in `w` and real ones in `r`: given as w(4), r(0.5).
 Taking = Callable[[Callable[[int], Any], Callable[[float], Any]], Any]
 WITH_WHOLES: dict[str, Taking] = {
@@ -68,6 +70,9 @@ WITH_WHOLES: dict[str, Taking] = {
     "lost_mass": lambda w, r: lost_mass(Q, K, sink=w(1), recent=w(3)),
     "mixed_attention": lambda w, r: mixed_attention(
         Q, K[:, :1], V[:, :1], K[:, 1:], V[:, 1:], full_groups=[True, False], sink=w(1), recent=w(3)
+    )[0],
+    "ragged_attention": lambda w, r: ragged_attention(
+        Q[0].swapaxes(0, 1), K, V, **PAGED, sink=w(1), recent=w(3), max_queries=w(9)
     )[0],
     "to_probs": lambda w, r: to_probs(ROWS, top_k=w(3)),
     "verify_top_k": lambda w, r: verify_top_k(**LOSSY, k=w(2)).output_token_ids,
@@ -146,7 +151,15 @@ def test_backends_get_plain_numbers(call: Taking, monkeypatch: pytest.MonkeyPatc
 
         return call_it
 
-    for family in ("attention", "head_scores", "mixed_attention", "routing", "sampling", "verification"):
+    for family in (
+        "attention",
+        "head_scores",
+        "mixed_attention",
+        "ragged_attention",
+        "routing",
+        "sampling",
+        "verification",
+    ):
         monkeypatch.setattr(import_module(f"zigzag.ops.{family}"), "lookup", spying)
     call(np.int64, np.float64)
     wrong = [value for value in got if isinstance(value, np.generic) or type(value) not in (int, float, bool, tuple)]

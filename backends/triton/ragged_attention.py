@@ -66,9 +66,8 @@ def write(
     """
     starts, ends, table = query_starts.contiguous(), lengths.contiguous(), block_table.contiguous()
     most = query.shape[0] if max_queries is None else max_queries
-    plan = plan_of(
-        layout(query), layout(key), layout(value), layout(table), most, sink, recent, align, scale
-    )  # fmt: skip
+    states, rows = (layout(query), layout(key), layout(value)), (layout(starts), layout(ends), layout(table))
+    plan = plan_of(*states, *rows, most, sink, recent, align, scale)
     lse = query.new_empty(query.shape[:2], dtype=torch.float32)
     if plan.walk is None:
         output.zero_()
@@ -93,6 +92,8 @@ def plan_of(
     query: Layout,
     key: Layout,
     value: Layout,
+    starts: Layout,
+    lengths: Layout,
     table: Layout,
     most: int,
     sink: int | None,

@@ -3,6 +3,7 @@
 TRITON = (
     "attention",
     "mixed_attention",
+    "ragged_attention",
     "lost_mass",
     "output_deviation",
     "gate_gradient",

@@ -80,6 +80,20 @@ def mixed_calls(rng: np.random.Generator) -> Iterator[Call]:
     yield [np.ascontiguousarray(a) for a in arrays], {"full_groups": (True, False), "sink": 8, "recent": 24}
 
 
+def ragged_calls(rng: np.random.Generator) -> Iterator[Call]:
+    """A row that decodes, none, a piece of a prompt; then three that decode. What lies in no row's pages is NaN."""
+    for counts, most in (([1, 0, 70], {}), ([1, 1, 1], {"max_queries": 1})):
+        pages = np.full((2, 20, 2, 16, 32), np.nan, dtype=np.float32)
+        pages[:, 1:16] = rng.standard_normal((2, 15, 2, 16, 32), dtype=np.float32)
+        rows = {
+            "query_starts": np.cumsum([0, *counts]),
+            "lengths": np.array([80, 5, 77]),
+            "block_table": 1 + rng.permutation(15).reshape(3, 5),
+        }
+        query = rng.standard_normal((sum(counts), 6, 32), dtype=np.float32)
+        yield [query, *pages], {**rows, "sink": 8, "recent": 24, **most}
+
+
 def expert_calls(rng: np.random.Generator) -> Iterator[Call]:
     """One token, several, and as many as in a prompt; one slot without an expert."""
     normal = partial(rng.standard_normal, dtype=np.float32)
@@ -148,6 +162,7 @@ def calls(op: str) -> Iterator[Call]:
     own = {
         "attention": attention_calls,
         "mixed_attention": mixed_calls,
+        "ragged_attention": ragged_calls,
         "apply_experts": expert_calls,
         "route_experts": routing_calls,
     }

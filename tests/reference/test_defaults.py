@@ -26,6 +26,7 @@ EVERYWHERE: dict[str, Any] = dict.fromkeys(NOTHING) | {
     "gain": 0.5,
     "epsilon": 0.09,
     "top_n": 10,
+    "max_queries": None,
 }
 OF_ONE = {
     ("to_probs", "temperature"): 1.0,

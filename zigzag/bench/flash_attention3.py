@@ -53,6 +53,24 @@ def flash_attention3(device: torch.device, batch: int, queries: int) -> Adapted 
     return Adapted(call, adapt, back, remark="sequences one behind the other, planned outside")
 
 
+def over_pages(device: torch.device, most: int, longest: int, recent: int | None) -> Adapted | str:
+    """Rows of different lengths over pages, the last `recent` keys or all of them; most: new tokens of a row."""
+    kernels = _kernels(device)
+    if isinstance(kernels, str):
+        return kernels
+    before, behind = (-1, -1) if recent is None else (recent - 1, 0)
+
+    def call(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
+        output: Tensor = kernels.fwd(
+            query, key.transpose(1, 2), value.transpose(1, 2), None, None, None, None, starts, None, None, None,
+            lengths, most, longest, table, None, None, None, None, None, None, None, None, query.shape[2] ** -0.5,
+            True, before, behind, 0.0, True, None, 0, None, 0, None, 1, 0, None,
+        )[0]  # fmt: skip
+        return output
+
+    return Adapted(call)
+
+
 def _behind(states: Tensor) -> Tensor:
     """[B, H, T, D] as [B * T, H, D]."""
     return states.transpose(1, 2).reshape(-1, states.shape[1], states.shape[3])

@@ -153,10 +153,11 @@ def _measured(places: "SimpleQueue[int]", parallel: int, cards: int, told: Told,
     return found
 
 
-def conditions(on_gpu: bool, command: str) -> Told:
+def conditions(on_gpu: bool, command: str, parallel: int) -> Told:
     """What the numbers depend on."""
     facts = report.conditions(torch.device("cuda" if on_gpu else "cpu"), command)
     facts["versions"]["vllm"] = vllm_version()
+    facts["gpus_of_an_engine"] = parallel
     if on_gpu:
         torch.cuda.empty_cache()  # the engines want the memory
     return facts
@@ -176,24 +177,27 @@ def kept(found: Told, facts: Told) -> dict[str, Told]:
 def page(facts: Told, measured: Mapping[str, Told]) -> str:
     """The numbers as Markdown; those of a plan over those of the first method."""
     setting = ON_CPU if "CPU" in facts["device"] else ON_GPU
+    cards = f"{facts['gpus_of_an_engine']} " if facts["gpus_of_an_engine"] > 1 else ""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     sink, recent = setting.window
     lines = [
-        f"# Serving on {facts['device']}",
+        f"# Serving on {cards}{facts['device']}",
         "",
         f"Made by `{facts['command']}` at {facts['commit']}; nothing is typed by hand. {versions}. Dummy weights of "
         f"{setting.shape['num_hidden_layers']} layers of {setting.shape['hidden_size']} (Llama's architecture, "
         f"{setting.options['dtype']}), random tokens, no prefix cache; *half streaming*: every second layer keeps "
         f"{sink} + {recent} tokens. vLLM's own settings otherwise. *Step*: the median of the steps in which all rows "
         "decode. *Bytes*: what such a step reads at least, the weights once and all keys and values that are seen, at "
-        f"the rate of a large copy ({facts['copy_bytes_per_second'] / 1e9:,.0f} GB/s, reads and writes counted).",
+        f"the rate of a large copy on each GPU ({facts['copy_bytes_per_second'] / 1e9:,.0f} GB/s, reads and writes "
+        "counted).",
         "",
     ]
     parts: dict[str, dict[str, Told]] = {part: {} for part in PARTS}
     for name, found in measured.items():
         method, part = name.split(": ")
         parts[part][method] = found
-    lines += [*table(BATCHES, _batch_lines(setting, parts.pop("batches"), facts["copy_bytes_per_second"])), ""]
+    rate = facts["copy_bytes_per_second"] * facts["gpus_of_an_engine"]
+    lines += [*table(BATCHES, _batch_lines(setting, parts.pop("batches"), rate)), ""]
     if any(parts.values()):
         low, high = setting.lengths
         lines += [

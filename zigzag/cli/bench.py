@@ -26,6 +26,7 @@ KERNELS = {  # suite: where the function of that name gives its cases, or rows t
     "verify": "zigzag.bench.verification",
     "scores": "zigzag.bench.attention",
     "step": "zigzag.bench.step",
+    "ragged": "zigzag.bench.ragged",
     "experts": "zigzag.bench.experts",
     "slices": "zigzag.bench.slices",
     "prompts": "zigzag.bench.prompts",
@@ -122,7 +123,7 @@ def _serving(console: Console, only: str, device: str, out: Path, resume: bool, 
 
     on_gpu = device.startswith("cuda")
     told = f" --parallel {parallel}" if parallel > 1 else ""
-    facts = serving.conditions(on_gpu, f"zigzag bench serving --device {device}{told}")
+    facts = serving.conditions(on_gpu, f"zigzag bench serving --device {device}{told}", parallel)
     kept = serving.kept(read_json(out, ArgumentError), facts) if resume and out.exists() else {}
     for name, found in serving.run(on_gpu, only, parallel, cards, kept):
         kept[name] = found

@@ -10,6 +10,7 @@ import torch
 
 from zigzag import reference
 from zigzag.plans.window import Window
+from zigzag.serving.vllm import cuda_attention
 from zigzag.serving.vllm.cpu_attention import StreamingImpl, StreamingMetadata, rows_of
 
 BLOCK, HEADS, GROUPS, SIZE = 8, 4, 2, 16
@@ -65,6 +66,51 @@ def attended(given: Any, window: Window) -> list[np.ndarray]:
     output = torch.full_like(query, torch.nan)
     ours.forward(None, query, None, None, cache, StreamingMetadata(rows), output)
     return [part.transpose(0, 1).numpy() for part in output.split(given.counts)]
+
+
+def by_the_reference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *given: Any, **options: Any) -> None:
+    """In place of the kernel, which is held to the reference in tests/parity."""
+    (*rows, output), names = given, ("query_starts", "lengths", "block_table")
+    arrays = [each.numpy() for each in (query[: int(rows[0][-1])], key, value)]
+    found, _ = reference.ragged_attention(
+        *arrays, **{name: each.numpy() for name, each in zip(names, rows, strict=True)}, **options
+    )
+    output[: len(found)] = torch.from_numpy(found)
+
+
+def on_a_gpu(given: Any, window: Window, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """What `cuda_attention` gives the kernel, of a step that vLLM has padded with rows and tokens of nobody."""
+    monkeypatch.setattr(cuda_attention, "write", by_the_reference)
+    ours: Any = object.__new__(cuda_attention.StreamingImpl)
+    ours.head_size, ours.scale, ours.window = SIZE, SIZE**-0.5, window
+    starts = torch.tensor([0, *np.cumsum(given.counts)])
+    builder: Any = object.__new__(cuda_attention.StreamingBuilder)
+    told = SimpleNamespace(
+        num_reqs=len(given.counts),
+        query_start_loc=torch.cat([starts, starts[-1:]]),
+        seq_lens=torch.tensor([*given.lengths, 0]),
+        block_table_tensor=torch.cat([given.table, given.table[:1]]),
+        max_query_len=max(given.counts),
+    )
+    cache = cache_of(given, window, impl(window))
+    query = torch.from_numpy(np.concatenate([each.transpose(1, 0, 2) for each in given.queries]))
+    query = torch.cat([query, torch.full_like(query[:1], torch.nan)])
+    output = torch.full_like(query, torch.nan)
+    assert ours.forward(None, query, None, None, cache, builder.build(0, told), output) is output
+    return [part.transpose(0, 1).numpy() for part in output[:-1].split(given.counts)]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_what_a_gpu_is_given(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(8):
+        given = batch(seed)
+        assert agree(on_a_gpu(given, window, monkeypatch), given, **window.mask)
+
+
+def test_a_gpu_is_measured_without_a_cache() -> None:
+    ours: Any = object.__new__(cuda_attention.StreamingImpl)
+    output = torch.ones(2, HEADS, SIZE)
+    assert ours.forward(None, None, None, None, None, None, output) is output and (output == 0).all()
 
 
 def agree(found: list[np.ndarray], given: Any, **window: Any) -> bool:

@@ -39,7 +39,7 @@ def ragged(device: torch.device) -> Iterator[Case]:
 def _case(device: torch.device, name: str, rows: Rows) -> Case:
     heads, groups, size = GEOMETRIES["Llama-3-8B"]
     most, longest = max(new for new, _ in rows), max(keys for _, keys in rows)
-    window = {"sink": SINK, "recent": RECENT}
+    window: dict[str, Any] = {"sink": SINK, "recent": RECENT}
     methods = backends("ragged_attention", device, **window, max_queries=most)
 
     def named(method: Any) -> Any:

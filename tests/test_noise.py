@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zigzag.generation.noise import PURPOSES, uniform_block, uniforms
+from zigzag.generation.noise import MOST_STAGES, PURPOSES, uniform_block, uniforms
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -96,7 +96,8 @@ def test_nothing_waits_for_the_device() -> None:
 
 def test_numbers_are_the_same_in_every_version() -> None:
     """Seeds of today give the tokens of today; drafts and verdicts have numbers of their own."""
-    assert PURPOSES == {"verify": 0, "draft": 1}
+    assert (PURPOSES["verify"], PURPOSES["draft"]) == (0, 1)
+    assert PURPOSES["draft 1"] == 2 and len(set(PURPOSES.values())) == len(PURPOSES) == MOST_STAGES + 1
     found = uniform_block([3], range(2, 3), 2, "draft")[0, 0].tolist()
     generator = np.random.Philox(key=np.array([3, 1], dtype=np.uint64), counter=np.array([0, 2, 0, 0], np.uint64))
     assert found == [float(int(word) >> 40) * 2.0**-24 for word in generator.random_raw(2)]

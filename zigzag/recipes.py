@@ -104,13 +104,37 @@ def _skipping(skip: Any) -> Made:
     return {"drafter": ModelDrafter(skip=skip, stop=Confidence(0.6, 8)), "rule": "residual"}
 
 
+def _staged(draft_model: Any) -> Made:
+    from zigzag.generation.drafting import LookupDrafter, StagedDrafter
+
+    return {"drafter": StagedDrafter(draft_model, drafter=LookupDrafter(LENGTH), length=8), "rule": "residual"}
+
+
+def _cascade(draft_model: Any) -> Made:
+    """Both of its cascades: copies draft for the model, and go on behind its tokens."""
+    from zigzag.generation.drafting import LookupDrafter, RelayDrafter, StagedDrafter
+
+    first = StagedDrafter(draft_model, drafter=LookupDrafter(LENGTH), length=LENGTH)
+    return {"drafter": RelayDrafter((first, LENGTH), (LookupDrafter(6), 6)), "rule": "residual"}
+
+
+def _hierarchy(draft_model: Any, num_layers: int) -> Made:
+    """Its middle reads the pages that matter most; here it is the target with all layers streaming."""
+    from zigzag.generation.drafting import ModelDrafter, StagedDrafter
+    from zigzag.plans.layers import LayerPlan
+
+    near = LayerPlan(("streaming",) * num_layers, 16, 1008)
+    layers = draft_model.config.num_hidden_layers
+    small = ModelDrafter(draft_model, plan=LayerPlan(("streaming",) * layers, 16, 240), stop=2)
+    return {"drafter": StagedDrafter(plan=near, drafter=small, length=6), "rule": "residual"}
+
+
 def _mtp(mtp_drafter: Any) -> Made:
     return {"drafter": mtp_drafter, "rule": "residual"}
 
 
 DRAFT = ("draft_model",)
 HEADS = "trained heads for the model, and the training of them"
-ROW = "drafters in a row"
 EXIT = "heads on the target's first layers"
 RECIPES: Mapping[str, Recipe] = {
     "blockwise": Recipe("1811.03115", "heads of the target", "chain", "fixed", "top_k", lacks=HEADS),
@@ -130,7 +154,7 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "jacobi": Recipe("2305.10427", "the target's guesses", "chain", "fixed", "exact", _jacobi),
     "ppd": Recipe("2307.05908", "early exit", "branches", "fixed", "exact", lacks=EXIT),
-    "staged": Recipe("2308.04623", "models in a row", "tree", "fixed", "residual", lacks=ROW),
+    "staged": Recipe("2308.04623", "small model, copies for it", "chain", "fixed", "residual", _staged, DRAFT),
     "draft-and-verify": Recipe(
         "2309.08168", "the target without layers", "chain", "confidence", "residual", _skipping, ("skip",)
     ),
@@ -150,7 +174,9 @@ RECIPES: Mapping[str, Recipe] = {
     "rest": Recipe("2311.08252", "a datastore", "tree", "fixed", "exact", lacks="the datastore"),
     "scd": Recipe("ACL 2024", "small model", "chain", "fixed", "", lacks="the contrastive distribution"),
     "pass": Recipe("2311.13581", "look-ahead tokens", "chain", "fixed", "residual", lacks=HEADS),
-    "cs-drafting": Recipe("2312.11462", "models in a row", "chain", "schedule", "residual", lacks=ROW),
+    "cs-drafting": Recipe(
+        "2312.11462", "small model, copies for it and behind it", "chain", "schedule", "residual", _cascade, DRAFT
+    ),
     "mcsd": Recipe("2401.06706", "small model", "tree", "fixed", "residual", _without_replacement, DRAFT),
     "medusa": Recipe("2401.10774", "heads of the target", "tree", "fixed", "typical", lacks=HEADS),
     "bita": Recipe("2401.12522", "look-ahead tokens", "tree", "fixed", "exact", lacks=HEADS),
@@ -161,7 +187,15 @@ RECIPES: Mapping[str, Recipe] = {
     "sequoia": Recipe("2402.12374", "small model", "best tree", "fixed", "residual", _sequoia, DRAFT),
     "ouroboros": Recipe("2402.13720", "small model, phrases", "chains", "fixed", "residual", lacks="its phrases"),
     "rsd": Recipe("2402.14160", "small model", "tree", "fixed", "residual", _without_replacement, DRAFT),
-    "triforce": Recipe("2404.11912", "streaming, then retrieval", "chain", "fixed", "residual", lacks=ROW),
+    "triforce": Recipe(
+        "2404.11912",
+        "the target streaming, a small model streaming for it",
+        "chain",
+        "fixed",
+        "residual",
+        _hierarchy,
+        ("draft_model", "num_layers"),
+    ),
     "kangaroo": Recipe("2404.18911", "early exit with an adapter", "chain", "confidence", "exact", lacks=EXIT),
     "streaming": Recipe(
         "2508.12407",

@@ -29,16 +29,16 @@ def check_drafter(
             f"generate: the drafter submits up to {drafter.longest} tokens, but layers that stream, or have windows of "
             f"their own, take back at most spare = {spare}; give spare={drafter.longest} or more"
         )
-    other = getattr(drafter, "model", None)
-    if other is None:
-        return
-    decoder = decoder_of(other)
-    check_vocabularies(vocabulary_size(other), vocabulary, tokenizer)
-    if other is not model and decoder is model.get_decoder():
-        raise ModelError(
-            "generate: the draft model shares its layers with the target, as an adapter's base does, so it would draft "
-            "with the adapter; load it a second time"
-        )
+    for stage in getattr(drafter, "stages", ()):
+        if (other := stage.model) is None:
+            continue
+        decoder = decoder_of(other)
+        check_vocabularies(vocabulary_size(other), vocabulary, tokenizer)
+        if other is not model and decoder is model.get_decoder():
+            raise ModelError(
+                "generate: the draft model shares its layers with the target, as an adapter's base does, so it would "
+                "draft with the adapter; load it a second time"
+            )
 
 
 def check_cache(

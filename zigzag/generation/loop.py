@@ -16,7 +16,6 @@ from zigzag.generation.configured import Place, configured
 from zigzag.generation.criteria import Criteria
 from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting.draft import Draft, Drafter, Request, padded, until_stop
-from zigzag.generation.drafting.model import ModelDrafter
 from zigzag.generation.drafting.named import as_drafter
 from zigzag.generation.drafting.vocabulary import vocabulary_size
 from zigzag.generation.inputs import check_options, token_rows, whole
@@ -209,11 +208,13 @@ class _Loop:
         with ExitStack() as hosts:
             host = hosts.enter_context(Host(self.model, self.cuda_graphs, self.prefill_chunk_size))
             self.target = self._open(host)
-            if isinstance(self.drafter, ModelDrafter):
-                other = self.drafter.model
-                own = other is None or other is self.model
-                of_drafts = host if own else hosts.enter_context(Host(other, self.cuda_graphs, self.prefill_chunk_size))
-                self.drafter.open(of_drafts, self.vocabulary)
+            of_models = {id(self.model): host}
+            for place, stage in enumerate(getattr(self.drafter, "stages", ())):
+                other = self.model if stage.model is None else stage.model
+                if id(other) not in of_models:
+                    own = Host(other, self.cuda_graphs, self.prefill_chunk_size)
+                    of_models[id(other)] = hosts.enter_context(own)
+                stage.open(of_models[id(other)], self.vocabulary, place)
             self.stream.begin([row.tokens for row in self.rows])  # nothing is refused after it
             with told_what_helps(), self.target.as_before_on_error():
                 self._decode()

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from zigzag.generation.inputs import whole
 from zigzag.reference.errors import ArgumentError
 
-PURPOSES = {"verify": 0, "draft": 1}
+MOST_STAGES = 16  # drafters that run models in one call; each has a stream of its own
+PURPOSES = {"verify": 0, "draft": 1, **{f"draft {stage}": 1 + stage for stage in range(1, MOST_STAGES)}}
 Words = NDArray[np.uint64]
 
 # Philox4x64-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).

@@ -5,6 +5,8 @@ from zigzag.generation.drafting.jacobi import JacobiDrafter, LookaheadDrafter
 from zigzag.generation.drafting.lookup import LookupDrafter
 from zigzag.generation.drafting.model import ModelDrafter, streaming_drafter
 from zigzag.generation.drafting.mtp import MtpDrafter
+from zigzag.generation.drafting.relay import RelayDrafter
+from zigzag.generation.drafting.staged import StagedDrafter
 from zigzag.generation.drafting.termination import Confidence, EntropyBound, ExpectedGain, Fixed, Heuristic
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "LookupDrafter",
     "ModelDrafter",
     "MtpDrafter",
+    "RelayDrafter",
     "Request",
+    "StagedDrafter",
     "streaming_drafter",
 ]

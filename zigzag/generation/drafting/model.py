@@ -64,19 +64,26 @@ class ModelDrafter:
         return self._runner
 
     @property
+    def stages(self) -> "tuple[ModelDrafter, ...]":
+        """What runs a model here, this drafter first: all are opened before the first draft."""
+        return (self,)
+
+    @property
     def longest(self) -> int:
         return self.stop.longest if self.parents is None else len(self.parents)
 
-    def open(self, host: Host, vocabulary: int | None = None) -> None:
+    def open(self, host: Host, vocabulary: int | None = None, stage: int = 0) -> None:
         """Take a fresh cache on `host`; called by the loop, which holds the model's attention.
 
         vocabulary: of the target, where it may differ from this model's
+        stage: its place among all that run models, so that no two draw the same numbers
         """
         self._own = vocabulary_size(host.model)
         self._target = self._own if vocabulary is None else vocabulary
         spare, trees = max(64, self.longest + 1), self.parents is not None
         self._runner = open_runner(host, self.plan, spare=spare, trees=trees, skip=self.skip)
-        self.uniforms = UniformBlocks("draft", self.runner.device, slots=self.longest)
+        stream = f"draft {stage}" if stage else "draft"
+        self.uniforms = UniformBlocks(stream, self.runner.device, slots=self.longest)
 
     def draft(self, request: Request) -> Draft:
         logits = fitted(self._start(request), self._target)

@@ -39,9 +39,9 @@ class MtpDrafter(ModelDrafter):
         self._waiting: list[list[Tensor]] = []  # of each row: states whose next token has not been fed yet
         self._states: Tensor | None = None  # [B, n, hidden] after the last feed: the root's and each node's
 
-    def open(self, host: Host, vocabulary: int | None = None) -> None:
+    def open(self, host: Host, vocabulary: int | None = None, stage: int = 0) -> None:
         self.model.check_placement()  # before the prompt is read
-        super().open(host, vocabulary)
+        super().open(host, vocabulary, stage)
         self._waiting = []
 
     def draft(self, request: Request) -> Draft:

@@ -122,7 +122,7 @@ def test_errors_are_one_line(
 
 
 def test_drafters_by_name() -> None:
-    assert {*NAMED, "none", "mtp", "model"} == {*cli.DRAFTERS}
+    assert {*NAMED, "none", "mtp", "model", "retrieval"} == {*cli.DRAFTERS}
 
 
 @pytest.mark.parametrize("drafter", ["none", *NAMED])

@@ -129,6 +129,13 @@ def _hierarchy(draft_model: Any, num_layers: int) -> Made:
     return {"drafter": StagedDrafter(plan=near, drafter=small, length=6), "rule": "residual"}
 
 
+def _retrieval(datastore: Any) -> Made:
+    """It drafts a tree of several continuations; here the one that follows most often."""
+    from zigzag.generation.drafting import RetrievalDrafter
+
+    return {"drafter": RetrievalDrafter(datastore), "rule": "exact"}
+
+
 def _mtp(mtp_drafter: Any) -> Made:
     return {"drafter": mtp_drafter, "rule": "residual"}
 
@@ -171,7 +178,7 @@ RECIPES: Mapping[str, Recipe] = {
         _small("k_seq", parents=CHAINS, siblings=WITH),
         DRAFT,
     ),
-    "rest": Recipe("2311.08252", "a datastore", "tree", "fixed", "exact", lacks="the datastore"),
+    "rest": Recipe("2311.08252", "a datastore", "chain", "fixed", "exact", _retrieval, ("datastore",)),
     "scd": Recipe("ACL 2024", "small model", "chain", "fixed", "", lacks="the contrastive distribution"),
     "pass": Recipe("2311.13581", "look-ahead tokens", "chain", "fixed", "residual", lacks=HEADS),
     "cs-drafting": Recipe(
@@ -220,7 +227,8 @@ def arguments(name: str, **given: Any) -> Made:
     """What `zigzag.generate` is called with for a recipe.
 
     given: what the recipe `needs`: draft_model (a transformers model with the target's vocabulary), num_layers (of the
-        target), skip (layers, as `zigzag.measuring.skipping.choose_skipped` finds them), mtp_drafter (`MtpDrafter`)
+        target), skip (layers, as `zigzag.measuring.skipping.choose_skipped` finds them), mtp_drafter (`MtpDrafter`),
+        datastore (`zigzag.generation.datastore.Datastore`)
 
     Raises ArgumentError for an unknown recipe, one that does not run here, and for too little or too much given.
     """

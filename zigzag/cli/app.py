@@ -12,6 +12,7 @@ from rich.text import Text
 from zigzag.backends import list_backends
 from zigzag.cli.bench import bench
 from zigzag.cli.conform import conform
+from zigzag.cli.datastore import datastore as datastore_commands
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, OutFile, check_out, progress, run, same_depth
 from zigzag.cli.recipes import recipes
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
 console = Console()
 
-DRAFTERS = ("none", "lookup", "jacobi", "lookahead", "streaming", "mtp", "model")
+DRAFTERS = ("none", "lookup", "jacobi", "lookahead", "streaming", "mtp", "model", "retrieval")
 DrafterName = Enum("DrafterName", {d: d for d in DRAFTERS}, type=str)
 CHAIN_RULES = {name: rule for name, rule in RULES.items() if rule.chain}  # only lookahead's drafts are a tree
 RuleName = Enum("RuleName", {r: r for r in CHAIN_RULES}, type=str)
@@ -206,6 +207,7 @@ def generate(
     model: Model = "smollm2",
     drafter: Annotated[DrafterName, typer.Option(help="Where drafts come from.")] = DrafterName("none"),
     draft_model: Annotated[str | None, typer.Option(help="For --drafter model: as --model.")] = None,
+    datastore: Annotated[Path | None, typer.Option(help="For --drafter retrieval: zigzag datastore build.")] = None,
     rule: Annotated[RuleName, typer.Option(help=RULE_HELP)] = RuleName("residual"),
     num_draft_tokens: Annotated[int, typer.Option(min=1, help="Most drafts in a round.")] = 4,
     new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
@@ -221,6 +223,8 @@ def generate(
     """Continue a prompt, with or without a plan and drafts, and say what was accepted and what the cache holds."""
     from rich.live import Live
 
+    from zigzag.generation.datastore import Datastore
+    from zigzag.generation.drafting import RetrievalDrafter
     from zigzag.generation.loop import generate as continued
     from zigzag.generation.rules import Rule
     from zigzag.running.attach import cache_bytes
@@ -228,12 +232,16 @@ def generate(
     chosen = None if plan is None else LayerPlan.load(plan)
     if (drafter.value == "model") != (draft_model is not None):
         raise ZigzagError("generate: --drafter model and --draft-model NAME go together")
+    if (drafter.value == "retrieval") != (datastore is not None):
+        raise ZigzagError("generate: --drafter retrieval and --datastore FOLDER go together")
     if prompt.startswith("@"):
         prompt = _read(Path(prompt[1:]))
     loaded, tokenizer = load(model, device)
     source: str | Decoder | Drafter | None = None if drafter.value == "none" else drafter.value
     if source == "mtp":
         source = _mtp_drafter(model, loaded, num_draft_tokens)
+    if datastore is not None:
+        source = RetrievalDrafter(Datastore.open(datastore, tokenizer), num_draft_tokens)
     if draft_model is not None:
         source = load(draft_model, device)[0]
     if chat:
@@ -324,6 +332,7 @@ app.command()(bench)
 app.command()(conform)
 app.command()(recipes)
 app.command()(sizes)
+app.add_typer(datastore_commands, name="datastore")
 
 
 @app.command()

@@ -6,6 +6,7 @@ from zigzag.generation.drafting.lookup import LookupDrafter
 from zigzag.generation.drafting.model import ModelDrafter, streaming_drafter
 from zigzag.generation.drafting.mtp import MtpDrafter
 from zigzag.generation.drafting.relay import RelayDrafter
+from zigzag.generation.drafting.retrieval import RetrievalDrafter
 from zigzag.generation.drafting.staged import StagedDrafter
 from zigzag.generation.drafting.termination import Confidence, EntropyBound, ExpectedGain, Fixed, Heuristic
 
@@ -24,6 +25,7 @@ __all__ = [
     "MtpDrafter",
     "RelayDrafter",
     "Request",
+    "RetrievalDrafter",
     "StagedDrafter",
     "streaming_drafter",
 ]

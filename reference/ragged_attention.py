@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zigzag.reference.attention import Floats, attention
-from zigzag.reference.checks import check_ragged
+from zigzag.reference.checks import check_ragged, check_window
 from zigzag.reference.errors import ArgumentError
 
 
@@ -51,6 +51,7 @@ def ragged_attention(
     """
     query, key, value = (np.asarray(a) for a in (query, key, value))
     starts, ends, table = (np.asarray(a) for a in (query_starts, lengths, block_table))
+    check_window("ragged_attention", sink, recent, align)
     sizes = check_ragged("ragged_attention", query, key, value, starts, ends, table)
     check_ragged_values("ragged_attention", starts, ends, table, sizes, max_queries)
     output = np.zeros((sizes["N"], sizes["H"], sizes["Dv"]))

@@ -1,5 +1,6 @@
 """The suite `serving`: what engines are asked, what a step reads at least, and the page; no engine runs here."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -40,6 +41,7 @@ def test_requests_over_time() -> None:
     assert calls == TINY.trace(2.0) and len(calls) == 50
     times = [at for at, _, _ in calls]
     assert times == sorted(times) and times[-1] == pytest.approx(25, rel=0.5)
+    assert len({round(b - a, 6) for a, b in itertools.pairwise(times)}) > 40
     assert all(4 <= length <= 64 for _, length, _ in calls) and len({length for _, length, _ in calls}) > 20
     assert sum(length < 16 for _, length, _ in calls) in range(15, 36)  # half of them, on a logarithmic scale
     at_once = TINY.trace(math.inf)

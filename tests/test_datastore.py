@@ -71,9 +71,9 @@ def test_suffixes_are_ordered_by_their_first_tokens() -> None:
 
 def test_of_very_many_places_some_are_looked_at() -> None:
     """Spread over all of them, so that none of the two texts is left out."""
-    store = build([[1, 2, 3] * 400, [1, 2, 4] * 300], TOKENIZER)
+    store = build([[1, 2, 3] * 300, [1, 2, 4] * 400], TOKENIZER)
     assert len(store.places([9, 1, 2])) == 700 > LOOKED_AT
-    assert store.continuation([9, 1, 2], 3) == [3, 1, 2]
+    assert store.continuation([9, 1, 2], 3) == [4, 1, 2]
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -86,6 +86,16 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     with pytest.raises(ArgumentError, match="is there; give another folder"):
         store.save(tmp_path / "store")
+
+
+def test_what_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("zigzag.generation.datastore.write_json", full)
+    with pytest.raises(OSError, match="no space left"):
+        build([[1, 2]], TOKENIZER).save(tmp_path / "store")
+    assert not list(tmp_path.iterdir())
 
 
 def changed(folder: Path, **values: Any) -> None:
@@ -143,6 +153,8 @@ def test_drafts_of_rows() -> None:
     drafter = RetrievalDrafter(store, Fixed(3), least=2)
     draft = drafter.draft(Request([[9, 1, 2], [1, 9], [9, 9, 3, 4, 5]], [9, 9, 1], [0, 1, 2], 0, None))
     assert draft.rows == [[3, 4, 5], [], [6]] and draft.probs is None and drafter.longest == 3
+    far = RetrievalDrafter(build([[1, 2, 3, 4], [5, 2, 3, 6]], TOKENIZER), 1)
+    assert far.draft(Request([[5, 2, 3], [1, 2, 3]], [9, 9], [0, 1], 0, None)).rows == [[6], [4]]
     drafter.observe([3, 0, 1], [1, 0, 1])
     drafter.select([0])
 

@@ -24,6 +24,7 @@ from zigzag.generation.drafting import (  # noqa: E402
     StagedDrafter,
     streaming_drafter,
 )
+from zigzag.generation.drafting.draft import Draft, padded  # noqa: E402
 from zigzag.running.host import Host  # noqa: E402
 
 ROWS, TEXT = 4000, [1, 2]
@@ -167,6 +168,41 @@ def test_parts_are_told_of_their_own_tokens() -> None:
     relay._drafted = [[2, 2, 2], [2, 2, 1]]
     relay.observe([4, 4, 3], [3, 2, 0])
     assert parts[0].told == ([2, 2, 2], [2, 2, 0]) and parts[1].told == ([2, 2, 0], [1, 0, 0])
+
+
+class Gives:
+    """So many tokens, always the same one; told of what came of them."""
+
+    law = "one-hot"
+
+    def __init__(self, token: int, count: int) -> None:
+        self.token, self.longest, self.told = token, count, []
+
+    def draft(self, request: Request) -> Draft:
+        return Draft(*padded([[self.token] * min(self.longest, most) for most in request.most]))
+
+    def observe(self, drafted: Any, accepted: Any) -> None:
+        self.told.append((list(drafted), list(accepted)))
+
+    def select(self, rows: Any) -> None:
+        pass
+
+
+def test_a_part_goes_on_only_behind_a_whole_one() -> None:
+    """One of two tokens where there was something to copy, none elsewhere: neither row goes on."""
+    one = RelayDrafter((LookupDrafter(2, longest_ngram=1), 2), (Gives(3, 1), 1))
+    texts = [[6, 5, 5], [4, 7, 4], [1, 2]]
+    assert one.draft(Request(texts, [9, 9, 9], [0, 1, 2], 0, None)).rows == [[5], [7, 4, 3], []]
+
+
+def test_a_stage_tells_and_checks_its_drafter() -> None:
+    inner = Gives(1, 2)
+    made = generate(small(1), [TEXT] * 20, drafter=StagedDrafter(small(2), drafter=inner, length=3), max_new_tokens=4)
+    drafted = [n for told, _ in inner.told for n in told]
+    accepted = [n for _, told in inner.told for n in told]
+    assert made.new_tokens and set(drafted) <= {0, 1, 2} and 0 < sum(accepted) < sum(drafted)
+    with pytest.raises(ArgumentError, match=r"Gives drafted token 7, outside the vocabulary \[0, 3\)"):
+        generate(small(1), [TEXT], drafter=StagedDrafter(small(2), drafter=Gives(7, 2)), max_new_tokens=4)
 
 
 def test_a_part_that_gives_less_ends_the_row() -> None:

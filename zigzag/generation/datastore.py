@@ -70,7 +70,6 @@ class Datastore:
             places = places[np.linspace(0, len(places) - 1, LOOKED_AT).astype(np.int64)]
         chosen: list[int] = []
         while len(places) and len(chosen) < most:
-            places = places[places < len(self.tokens)]
             following = self.tokens[places]
             tokens, counts = np.unique(following[following != BETWEEN], return_counts=True)
             if not len(tokens):

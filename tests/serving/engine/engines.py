@@ -21,6 +21,7 @@ from vllm.platforms import current_platform
 ROOT = Path(__file__).resolve().parents[3]
 EXPECTED = ROOT / "out/serving/expected.json"
 BLOCK = 32
+CLOSE = 1e-3
 HERE = {} if current_platform.is_cpu() else {"gpu_memory_utilization": 0.05, "disable_log_stats": True}
 
 
@@ -49,6 +50,17 @@ def options(plan: str | None, **more: Any) -> dict[str, Any]:
 def pairs(result: Any) -> Any:
     """(token, log-probabilities) of a result."""
     return zip(result.outputs[0].token_ids, result.outputs[0].logprobs, strict=True)
+
+
+def agree(found: list[Any], run: dict[str, Any]) -> bool:
+    """Equal tokens, log-probabilities within `CLOSE`."""
+    tokens, logprobs = [each[0] for each in found], [each[1] for each in found]
+    close = all(
+        abs(a - b) < CLOSE
+        for ours, theirs in zip(logprobs, run["logprobs"], strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    return tokens == run["tokens"] and close
 
 
 class Engine:

@@ -28,7 +28,8 @@ def ragged_attention(
 
     Row r has the tokens query_starts[r] to query_starts[r + 1] of `query`, and lengths[r] keys with them: those of the
     pages block_table[r], in this order. Pages that none of its tokens sees are not looked at: between the sinks and
-    the window of a streaming layer an engine has given them back.
+    the window of a streaming layer an engine has given them back. What continuous batching asks for: rows that decode,
+    rows that verify drafts and pieces of prompts in one call.
 
     query: [N, H, D]
     key: [pages, G, page_size, D]; value: [pages, G, page_size, Dv]
@@ -40,7 +41,7 @@ def ragged_attention(
     return: output [N, H, Dv] in the dtype of `query`, lse [N, H] at least in float32 (the reference: float64)
 
     Raises ArgumentError or KindError for shapes that do not fit, H not a multiple of G, a bad window, starts, lengths,
-    pages or max_queries out of range (a GPU backend does not look at these).
+    pages or max_queries out of range (only the reference looks at the values of these).
 
     >>> query, key = np.zeros((2, 1, 2)), np.zeros((3, 1, 2, 2))
     >>> value = np.arange(6.0).reshape(3, 1, 2, 1)

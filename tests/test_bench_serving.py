@@ -134,6 +134,12 @@ def test_the_page() -> None:
     assert "arrivals" not in page(FACTS, {"no plan: batches": measured["no plan: batches"]})
 
 
+def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "vllm_version", lambda: "")
+    with pytest.raises(BackendError, match="vLLM is not in this environment"):
+        serving.conditions(False, "zigzag bench serving", 1)
+
+
 def test_what_is_resumed() -> None:
     content = serving.as_json(FACTS, {"no plan: batches": {"start": 1.0}})
     assert serving.kept(content, FACTS) == {"no plan: batches": {"start": 1.0}}

@@ -205,6 +205,14 @@ def test_a_stage_tells_and_checks_its_drafter() -> None:
         generate(small(1), [TEXT], drafter=StagedDrafter(small(2), drafter=Gives(7, 2)), max_new_tokens=4)
 
 
+def test_a_model_that_breaks() -> None:
+    broken = small(2)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(ModelError, match="NaN or all -inf"):
+        generate(small(1), [TEXT], drafter=StagedDrafter(broken, drafter=LookupDrafter(2)), max_new_tokens=4)
+
+
 def test_a_part_that_gives_less_ends_the_row() -> None:
     """What would come behind does not follow on it. Here the first text has nothing to copy and the second one much."""
     relay = RelayDrafter((LookupDrafter(2), 2), (LookupDrafter(3), 3))

@@ -16,11 +16,8 @@ from typing import Any, NamedTuple
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 import numpy as np
-from vllm import LLM, SamplingParams
-from vllm.sampling_params import RequestOutputKind
 
 from zigzag.reference.errors import ArgumentError
-from zigzag.serving.vllm.spec import StreamingManager
 
 STEPS = 48  # that are timed, while all rows decode
 Told = dict[str, Any]
@@ -63,6 +60,8 @@ class Served:
     """An engine over a folder with a configuration; `options` are vLLM's."""
 
     def __init__(self, folder: str, options: Told) -> None:
+        from vllm import LLM
+
         begin = time.perf_counter()
         self.engine: Any = LLM(
             folder, load_format="dummy", skip_tokenizer_init=True, enable_prefix_caching=False, seed=0, **options
@@ -74,6 +73,8 @@ class Served:
 
     def rows_that_fit(self, tokens: int) -> int:
         """Rows of so many tokens that decode at once; while a prompt is computed, its streaming layers hold more."""
+        from zigzag.serving.vllm.spec import StreamingManager
+
         steady, passing = 0, 0
         for manager in self.cache.coordinator.single_type_managers:
             held = whole = -(-tokens // manager.block_size)
@@ -150,7 +151,10 @@ class Served:
         return found
 
 
-def _sampling(new: int) -> SamplingParams:
+def _sampling(new: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
     return SamplingParams(
         temperature=0, max_tokens=new, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA
     )

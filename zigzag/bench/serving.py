@@ -154,7 +154,9 @@ def _measured(places: "SimpleQueue[int]", parallel: int, cards: int, told: Told,
 
 
 def conditions(on_gpu: bool, command: str, parallel: int) -> Told:
-    """What the numbers depend on."""
+    """What the numbers depend on; BackendError where there is no vLLM."""
+    if not vllm_version():
+        raise BackendError("serving: vLLM is not in this environment; docs/serving.md says how to make one with it")
     facts = report.conditions(torch.device("cuda" if on_gpu else "cpu"), command)
     facts["versions"]["vllm"] = vllm_version()
     facts["gpus_of_an_engine"] = parallel

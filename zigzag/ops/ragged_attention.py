@@ -37,7 +37,7 @@ def ragged_attention(
     return: output [N, H, Dv] in the dtype of `query`, lse [N, H] at least in float32 (the reference: float64)
 
     Raises ArgumentError or KindError for shapes that do not fit, H not a multiple of G, a bad window, starts, lengths,
-    pages or max_queries out of range (other backends than the reference do not look at the values of these).
+    pages or max_queries out of range (only the reference looks at the values of these).
 
     backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
     """

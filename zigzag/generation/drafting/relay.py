@@ -76,8 +76,9 @@ class RelayDrafter:
         begin = np.zeros(len(ids), dtype=np.int64)
         for draft in drafts:
             if draft.probs is not None:
-                for b, (first, count) in enumerate(zip(begin.tolist(), draft.counts.tolist(), strict=True)):
-                    rows[b, first : first + count] = draft.probs[b, :count]
+                row, own = np.nonzero(np.arange(draft.token_ids.shape[1]) < draft.counts[:, None])
+                b, place, n = torch.from_numpy(np.stack([row, begin[row] + own, own])).to(known.device)
+                rows[b, place] = draft.probs[b, n]
             begin = begin + draft.counts
         return rows
 

@@ -16,6 +16,7 @@ from zigzag.generation.drafting.parts import check_part, check_stages
 from zigzag.generation.drafting.vocabulary import fitted
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.checks import check_count
+from zigzag.reference.errors import ModelError
 from zigzag.running.transfers import to_device
 
 
@@ -90,6 +91,8 @@ class StagedDrafter(ModelDrafter):
             fed[:, 1:], draft.probs, own, coins, num_draft_tokens=counts, validate=False
         )  # fmt: skip
         emitted, accepted = verdict.output_token_ids.tolist(), verdict.num_accepted.tolist()
+        if min(tokens[0] for tokens in emitted) < 0:
+            raise ModelError("StagedDrafter: a draft model gave logits that are NaN or all -inf")
         nodes, held = [], []
         for b, text in enumerate(texts):
             tokens = emitted[b][: min(accepted[b] + 1, int(left[b]))]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +85,16 @@ def test_nothing_happens_without_a_plan() -> None:
 def test_attention_of_another_kind(more: dict[str, Any], planned: VllmConfig) -> None:
     with pytest.raises(PlanError, match=f"layers.1.self_attn.attn has {next(iter(more))}"):
         layer(1, **more)
+
+
+def test_a_checkpoint_with_a_quantized_cache(planned: VllmConfig) -> None:
+    """It makes the cache one of fp8 after the configuration was checked; its pages would be read as other numbers."""
+    with pytest.raises(PlanError, match="wants a quantized cache"):
+        layer(1, quant_config=SimpleNamespace(kv_cache_scheme={"num_bits": 8}))
+    plain = SimpleNamespace(
+        kv_cache_scheme=None, online_quantization_config=None, get_quant_method=lambda *given, **rest: None
+    )
+    assert type(layer(1, quant_config=plain)) is StreamingAttention
 
 
 def test_a_layer_without_a_number(planned: VllmConfig) -> None:

@@ -90,12 +90,13 @@ class StagedDrafter(ModelDrafter):
         verdict = ops.verify_residual(
             fed[:, 1:], draft.probs, own, coins, num_draft_tokens=counts, validate=False
         )  # fmt: skip
-        emitted, accepted = verdict.output_token_ids.tolist(), verdict.num_accepted.tolist()
-        if min(tokens[0] for tokens in emitted) < 0:
+        found = torch.cat([verdict.output_token_ids, verdict.num_accepted[:, None]], dim=1).tolist()  # one transfer
+        accepted = [row.pop() for row in found]
+        if min(tokens[0] for tokens in found) < 0:
             raise ModelError("StagedDrafter: a draft model gave logits that are NaN or all -inf")
         nodes, held = [], []
         for b, text in enumerate(texts):
-            tokens = emitted[b][: min(accepted[b] + 1, int(left[b]))]
+            tokens = found[b][: min(accepted[b] + 1, int(left[b]))]
             nodes.append(range(len(tokens)))
             held.append([text[-1], *tokens[:-1]] if tokens else [])
             rows[b].append(own[b, : len(tokens)])

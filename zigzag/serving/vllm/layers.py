@@ -60,7 +60,13 @@ class StreamingAttention(Attention):
 
     def __init__(self, *given: Any, **options: Any) -> None:
         prefix = prefix_of(given, options)
-        for name, value in {**dict(zip(NAMES, given, strict=False)), **options}.items():
+        named = {**dict(zip(NAMES, given, strict=False)), **options}
+        if getattr(named.get("quant_config"), "kv_cache_scheme", None) is not None:
+            raise PlanError(
+                f"zigzag: the checkpoint wants a quantized cache ({prefix}), which has not been tested with a plan: "
+                f"serve without one, or a checkpoint that has no kv_cache_scheme"
+            )
+        for name, value in named.items():
             if name not in PLAIN and value is not None and not (name == "attn_type" and value == AttentionType.DECODER):
                 raise PlanError(f"zigzag: {prefix} has {name} = {value!r}, so it cannot stream: make it full")
         config = get_current_vllm_config()

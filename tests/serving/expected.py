@@ -56,6 +56,7 @@ def main(out: Path) -> None:
         found[name] = of_model(name, model, tokenizer, out / name)
         if name == "smollm2":
             example(out / "example", tokenizer, found[name])
+        if name == "random-llama":
             found["adapted"] = adapted(out / "adapter", model, found[name]["prompts"][:3])
         if name == "tiny-glm":
             found["chat"] = chat(model, tokenizer) | {"model": found[name]["model"]} | found[name]["runs"]["half"]
@@ -136,14 +137,14 @@ def chat(model: Any, tokenizer: Any) -> dict[str, Any]:
 
 
 def adapted(folder: Path, model: Any, prompts: list[list[int]]) -> dict[str, Any]:
-    """The model with a random adapter, which lies in `folder` then, under the first plan. It stays in the model."""
+    """The model with a random adapter, which lies in `folder` then, under a plan. It stays in the model."""
     torch.manual_seed(0)
     other = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj", "o_proj"]))
     for name, weight in other.named_parameters():
         if "lora_" in name:
             weight.data.normal_(0, 0.03)
     other.save_pretrained(folder)
-    tokens = [greedy(other, prompt, PLANS["smollm2"]["third"]).new_tokens[0] for prompt in prompts]
+    tokens = [greedy(other, prompt, PLANS["random-llama"]["half"]).new_tokens[0] for prompt in prompts]
     return {"adapter": place(folder), "tokens": tokens}
 
 

@@ -107,10 +107,21 @@ def test_what_a_gpu_is_given(window: Window, monkeypatch: pytest.MonkeyPatch) ->
         assert agree(on_a_gpu(given, window, monkeypatch), given, **window.mask)
 
 
-def test_a_gpu_is_measured_without_a_cache() -> None:
+def test_a_gpu_is_measured_without_a_cache_and_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once by a step of one long row, over pages as vLLM's, with a table as wide as any."""
+    asked: list[Any] = []
+
+    def seen(query: torch.Tensor, *given: Any, **options: Any) -> None:
+        by_the_reference(query, *given, **options)
+        asked.append((query.shape, given[0].shape, given[2].tolist(), given[4].shape, options["max_queries"]))
+
+    monkeypatch.setattr(cuda_attention, "write", seen)
     ours: Any = object.__new__(cuda_attention.StreamingImpl)
-    output = torch.ones(2, HEADS, SIZE)
-    assert ours.forward(None, None, None, None, None, None, output) is output and (output == 0).all()
+    ours.head_size, ours.scale, ours.window, ours.room = SIZE, SIZE**-0.5, Window(4, 12), (BLOCK, 44)
+    query, key, output = torch.ones(50, HEADS, SIZE), torch.ones(50, GROUPS, SIZE), torch.ones(50, HEADS, SIZE)
+    for _ in range(2):
+        assert ours.forward(None, query, key, key, None, None, output) is output and (output == 0).all()
+    assert asked == [((50, HEADS, SIZE), (1, GROUPS, BLOCK, SIZE), [0, 44], (1, 6), 44)]
 
 
 def agree(found: list[np.ndarray], given: Any, **window: Any) -> bool:

@@ -52,6 +52,8 @@ class StreamingImpl(FlashAttentionImpl):
     """A page is [KV heads, block, keys and values of one token side by side], as `kv_cache` shows it."""
 
     window: Window  # of the layer's plan, set by the layer
+    room: tuple[int, int]  # tokens of a block, most tokens of a row, set by the layer
+    warm = False
 
     def forward(
         self,
@@ -67,6 +69,7 @@ class StreamingImpl(FlashAttentionImpl):
     ) -> Tensor:
         """query: [tokens, H, D], padded; kv_cache: [blocks, G, block, 2 D]; output: [tokens, H, D], written"""
         if attn_metadata is None:  # vLLM measures what memory a step takes
+            self._warm_up(query, key, output)
             return output.fill_(0)
         rows = attn_metadata
         write(
@@ -82,6 +85,19 @@ class StreamingImpl(FlashAttentionImpl):
             max_queries=rows.most,
         )
         return output
+
+    def _warm_up(self, query: Tensor, key: Tensor, output: Tensor) -> None:
+        """Compile what a piece of a prompt takes before there is one, which would wait for it; once."""
+        if self.warm:
+            return
+        block, longest = self.room
+        pages = key.new_zeros(1, block, key.shape[1], 2 * self.head_size).transpose(1, 2)
+        tokens = torch.tensor([0, min(len(query), longest)], dtype=torch.int32, device=query.device)
+        table = tokens.new_zeros(1, -(-longest // block))
+        parts = pages[..., : self.head_size], pages[..., self.head_size :]
+        most = min(len(query), longest)
+        write(query, *parts, tokens, tokens[1:], table, output, **self.window.mask, scale=self.scale, max_queries=most)
+        self.warm = True
 
 
 class StreamingBackend(FlashAttentionBackend):

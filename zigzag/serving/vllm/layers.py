@@ -73,6 +73,7 @@ class StreamingAttention(Attention):
         super().__init__(*given, **options | {"attn_backend": streaming_backend()})
         plan = served_plan(config.additional_config)
         self.impl.window = Window(plan.sink, plan.recent, plan.align)
+        self.impl.room = (config.cache_config.block_size, config.model_config.max_model_len)
 
     def get_kv_cache_spec(self, vllm_config: Any) -> KVCacheSpec:
         block, plan = vllm_config.cache_config.block_size, served_plan(vllm_config.additional_config)

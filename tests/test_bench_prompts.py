@@ -108,7 +108,7 @@ def test_all_ways_give_the_same_tokens(model: Any, monkeypatch: pytest.MonkeyPat
 
 
 def cache_bytes_of(model: Any, row: list[int]) -> int:
-    from zigzag.generation.loop import generate
+    from zigzag.generation.generate import generate
 
     result = generate(model, [row], temperature=0.0, max_new_tokens=2, eos_token_id=[])
     assert result.cache is not None

@@ -13,8 +13,8 @@ from zigzag import ArgumentError, LayerPlan, generate
 from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting import LookupDrafter, ModelDrafter, Request, streaming_drafter
 from zigzag.generation.drafting.draft import Draft, padded, until_stop
+from zigzag.generation.drafting.drawn import path_to
 from zigzag.generation.drafting.lookup import _Index
-from zigzag.generation.drafting.model import _path
 from zigzag.generation.drafting.named import as_drafter
 from zigzag.generation.drafting.termination import Confidence, EntropyBound, ExpectedGain, Heuristic
 from zigzag.reference import best_tree, node_depths
@@ -182,7 +182,7 @@ def test_chain_draws_from_its_rows() -> None:
 
 def test_a_path_leads_from_the_root_to_its_node() -> None:
     """Processors and the distribution of a node's children see the text in this order."""
-    assert [_path([-1, 0, 0, 1, 3], node) for node in (-1, 0, 2, 4)] == [[], [0], [0, 2], [0, 1, 3, 4]]
+    assert [path_to([-1, 0, 0, 1, 3], node) for node in (-1, 0, 2, 4)] == [[], [0], [0, 2], [0, 1, 3, 4]]
 
 
 def test_a_round_without_drafts_teaches_nothing() -> None:

@@ -6,13 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from draft_heads import random_head
 from generations import LAYERS, PLANS, near, prompts, target
 from typer.testing import CliRunner
 
-from zigzag import ArgumentError, generate
+from zigzag import ArgumentError, ModelError, generate
 from zigzag.cli.app import app
 from zigzag.generation.datastore import Datastore, build
-from zigzag.generation.rules import Rule
+from zigzag.generation.rules import as_rule
+from zigzag.models.draft_heads.files import save_head
+from zigzag.models.draft_heads.kinds import KINDS
 from zigzag.recipes import RECIPES, arguments
 from zigzag.reference import RULES
 
@@ -20,9 +23,19 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = [name for name, recipe in RECIPES.items() if recipe.runs and "mtp_drafter" not in recipe.needs]
 
 
+ALIKE = [name for name in RUNS if RECIPES[name].lossless or name == "bild"]  # at temperature 0
+
+
 def made(name: str, model: Any) -> dict[str, Any]:
-    given = {"draft_model": near(model), "num_layers": LAYERS, "skip": (2,), "datastore": what_comes(model)}
-    return arguments(name, **{need: given[need] for need in RECIPES[name].needs})
+    recipe = RECIPES[name]
+    given = {"num_layers": LAYERS, "skip": (2,)}
+    if "datastore" in recipe.needs:
+        given["datastore"] = what_comes(model)
+    if "draft_model" in recipe.needs:
+        given["draft_model"] = near(model)
+    if recipe.head:
+        given["head"] = random_head(recipe.head, model)
+    return arguments(name, **{need: given[need] for need in recipe.needs})
 
 
 @cache
@@ -33,7 +46,7 @@ def what_comes(model: Any) -> Datastore:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ALIKE)
 def test_greedy_tokens_are_those_of_plain_decoding(name: str, plan: str) -> None:
     model = target()
     options: dict[str, Any] = {"plan": PLANS[plan], "temperature": 0, "max_new_tokens": 24}
@@ -46,9 +59,55 @@ def test_greedy_tokens_are_those_of_plain_decoding(name: str, plan: str) -> None
 def test_what_is_said_is_what_is_made(name: str) -> None:
     recipe, model = RECIPES[name], target()
     options = made(name, model)
-    assert options["rule"] == recipe.rule and recipe.lossless is Rule(recipe.rule).lossless
+    rule = as_rule(options["rule"])
+    assert rule.name == recipe.rule and recipe.lossless is (rule.lossless and not recipe.own_law)
+    assert recipe.own_law == ("logits_processor" in options)
     assert (getattr(options["drafter"], "parents", None) is not None) == (recipe.shape != "chain")
     assert generate(model, prompts()[:1], **options, temperature=0.9, seed=1, max_new_tokens=6).new_tokens[0]
+
+
+@pytest.mark.parametrize("name", ["blockwise", "free"])
+def test_what_is_lossy_may_write_something_else(name: str) -> None:
+    """Every draft of a third model is taken by one, most by the other: else these rows would be lossless by mistake."""
+    model = target()
+    drafted = generate(model, prompts(), **made(name, model), temperature=0, max_new_tokens=24)
+    assert drafted.sequences != generate(model, prompts(), temperature=0, max_new_tokens=24).sequences
+    if name == "free":
+        assert drafted.statistics.acceptance == 1
+
+
+def test_a_recipe_by_name_finds_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads where `train-drafter` leaves them; a draft model is the student."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = target()
+    with pytest.raises(ModelError, match=r"no medusa head .* zigzag train-drafter medusa"):
+        generate(model, prompts(), recipe="medusa", temperature=0, max_new_tokens=4)
+    for kind in ("medusa", "student"):
+        head = random_head(kind, model)
+        save_head(head, kind, KINDS[kind].sizes(model), model, tmp_path / "zigzag/heads/any" / kind)
+    plain = generate(model, prompts(), temperature=0, max_new_tokens=12)
+    for name in ("medusa", "rsd", "streaming", "llma", "scd"):
+        found = generate(model, prompts(), recipe=name, temperature=0, max_new_tokens=12)
+        assert (found.sequences == plain.sequences) == (name != "scd") and sum(found.statistics.drafted) > 0
+    for other in ({"drafter": "lookup"}, {"rule": "exact"}):
+        with pytest.raises(ArgumentError, match="one or the other"):
+            generate(model, prompts(), recipe="llma", **other)
+    with pytest.raises(ArgumentError, match="needs datastore, got nothing"):
+        generate(model, prompts(), recipe="rest")
+
+
+def test_the_callers_processors_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside that of a recipe."""
+    model, seen = target(), []
+    made_ = {"drafter": None, "rule": "residual", "logits_processor": lambda ids, scores: scores}
+    monkeypatch.setattr("zigzag.generation.recipes.arguments", lambda name, model: made_)
+
+    def own(ids: Any, scores: Any) -> Any:
+        seen.append(len(ids))
+        return scores
+
+    generate(model, prompts()[:1], recipe="scd", logits_processor=own, temperature=0, max_new_tokens=3)
+    assert len(seen) == 3
 
 
 def test_the_table_is_whole() -> None:
@@ -63,8 +122,9 @@ def test_the_table_is_whole() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "told"),
     [
-        ("medusaa", {}, "none of blockwise"),
-        ("medusa", {}, "lacks trained heads"),
+        ("medusaa", {}, "none of blockwise.*; medusa\\?"),
+        ("glide", {}, "lacks a small model with cross attention"),
+        ("medusa", {}, "needs head, got nothing; zigzag.generate"),
         ("spectr", {}, "needs draft_model, got nothing"),
         ("jacobi", {"draft_model": 1}, "needs nothing, got draft_model"),
     ],

@@ -25,9 +25,10 @@ from zigzag.reference.errors import (
 from zigzag.version import __version__
 
 if TYPE_CHECKING:
-    from zigzag.generation.loop import generate
+    from zigzag.generation.generate import generate
     from zigzag.measuring.calibration import calibrate
     from zigzag.measuring.refinement import refine_plan
+    from zigzag.models.draft_heads.files import load_head
     from zigzag.models.glm import load
     from zigzag.models.load import load_model
     from zigzag.running.attach import attach, cache_bytes, detach
@@ -39,8 +40,9 @@ _LAZY = {
     "calibrate": "zigzag.measuring.calibration",
     "detach": "zigzag.running.attach",
     "fused_experts": "zigzag.running.fused_experts",
-    "generate": "zigzag.generation.loop",
+    "generate": "zigzag.generation.generate",
     "load": "zigzag.models.glm",
+    "load_head": "zigzag.models.draft_heads.files",
     "load_model": "zigzag.models.load",
     "refine_plan": "zigzag.measuring.refinement",
 }
@@ -69,6 +71,7 @@ __all__ = [
     "list_backends",
     "load",
     "load_duo_head_plan",
+    "load_head",
     "load_model",
     "make_head_plan",
     "make_plan",

@@ -17,7 +17,7 @@ from zigzag.bench.report import is_peer
 from zigzag.bench.step import RECENT, SINK
 from zigzag.bench.stock import greedy_rows
 from zigzag.bench.timing import reason, synchronize
-from zigzag.generation.loop import generate
+from zigzag.generation.generate import generate
 from zigzag.models.decoder import CausalLM
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import ModelError

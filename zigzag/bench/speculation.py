@@ -13,7 +13,7 @@ import torch
 from zigzag.bench.stock import greedy
 from zigzag.files.markdown import table
 from zigzag.generation.drafting import Drafter, LookupDrafter, streaming_drafter
-from zigzag.generation.loop import generate
+from zigzag.generation.generate import generate
 from zigzag.generation.statistics import Statistics
 from zigzag.models.decoder import CausalLM
 from zigzag.running.model_layers import layers_of

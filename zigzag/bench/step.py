@@ -22,7 +22,7 @@ from zigzag.bench.cases import Later, Row, relative
 from zigzag.bench.stock import greedy
 from zigzag.bench.timing import copy_rate, replay_time, synchronize
 from zigzag.generation.drafting.draft import Draft, Request
-from zigzag.generation.loop import generate
+from zigzag.generation.generate import generate
 from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.plans.layers import LayerPlan
 from zigzag.running.fixed import FixedStore

@@ -17,6 +17,7 @@ from zigzag.cli.load import load
 from zigzag.cli.options import Device, OutFile, check_out, progress, run, same_depth
 from zigzag.cli.recipes import recipes
 from zigzag.cli.sizes import show, sizes
+from zigzag.cli.train_drafter import train_drafter
 from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.plans.layers import LayerPlan, make_plan
 from zigzag.plans.scores import HeadScores
@@ -225,7 +226,7 @@ def generate(
 
     from zigzag.generation.datastore import Datastore
     from zigzag.generation.drafting import RetrievalDrafter
-    from zigzag.generation.loop import generate as continued
+    from zigzag.generation.generate import generate as continued
     from zigzag.generation.rules import Rule
     from zigzag.running.attach import cache_bytes
 
@@ -332,6 +333,7 @@ app.command()(bench)
 app.command()(conform)
 app.command()(recipes)
 app.command()(sizes)
+app.command()(train_drafter)
 app.add_typer(datastore_commands, name="datastore")
 
 

@@ -31,7 +31,7 @@ KERNELS = {  # suite: where the function of that name gives its cases, or rows t
     "slices": "zigzag.bench.slices",
     "prompts": "zigzag.bench.prompts",
 }
-Suite = Enum("Suite", {s: s for s in ("speculation", *KERNELS, "serving", "all")}, type=str)
+Suite = Enum("Suite", {s: s for s in ("speculation", "recipes", *KERNELS, "serving", "all")}, type=str)
 SPECULATION = Suite("speculation")
 Task = Enum("Task", {t: t for t in ("edit", "summary", "continue")}, type=str)
 
@@ -56,6 +56,8 @@ def bench(
     if suite.value == "speculation":
         tasks = tuple(t.value for t in task or Task)
         _speculation(console, model, device, out, tuple(length) if length else None, tasks, new_tokens)
+    elif suite.value == "recipes":
+        _recipes(console, model, device, only, out, resume, new_tokens)
     elif suite.value == "serving":
         _serving(console, only, device, out, resume, max(cards, parallel), parallel)
     else:
@@ -130,6 +132,29 @@ def _serving(console: Console, only: str, device: str, out: Path, resume: bool, 
         _write(None, out, serving.as_json(facts, kept), serving.page(facts, kept))  # a run may break off
         console.print(f"measured {name}")
     _write(console, out, serving.as_json(facts, kept), serving.page(facts, kept))
+
+
+def _recipes(console: Console, model: str, device: str, only: str, out: Path, resume: bool, new_tokens: int) -> None:
+    from zigzag.bench import recipes as work
+    from zigzag.files.json_files import read_json
+    from zigzag.models.glm import load_both
+    from zigzag.models.load import glm_folder, load_model
+
+    on_gpu = device.startswith("cuda")
+    dtype = "bfloat16" if on_gpu else "float32"
+    target, tokenizer = load_model(model, device=device, dtype=dtype)
+    mtp, folder = None, glm_folder(model)
+    if folder is not None:
+        target, mtp = load_both(folder, device=device, dtype=dtype)
+    facts = work.conditions(target, f"zigzag bench recipes --model {model} --device {device} --new-tokens {new_tokens}")
+    rows = work.kept(read_json(out, ArgumentError), facts) if resume and out.exists() else []
+    few: dict[str, Any] = {} if on_gpu else {"temperatures": (0.0,), "batches": (1,)}
+    done = {row.key: row for row in rows}
+    for row in work.run(target, tokenizer, mtp, new_tokens=new_tokens, only=only, done=done, log=console.print, **few):
+        rows.append(row)
+        _write(None, out, work.as_json(facts, rows), work.page(facts, rows))  # a run may break off
+        console.print(f"{row.key}: {row.seconds:.2f} s")
+    _write(console, out, work.as_json(facts, rows), work.page(facts, rows))
 
 
 def _show(console: Console, suite: str, rows: Sequence["Row"]) -> None:

@@ -12,7 +12,7 @@ from zigzag.chat.thinking import ThinkingBudget
 from zigzag.cli.demo import generate as show_cache
 from zigzag.cli.demo import score, show_plan, show_rivals
 from zigzag.generation.drafting import LookupDrafter, MtpDrafter
-from zigzag.generation.loop import generate
+from zigzag.generation.generate import generate
 from zigzag.measuring.prompts import passkey_prompts
 from zigzag.models.decoder import CausalLM
 from zigzag.models.glm import load_both

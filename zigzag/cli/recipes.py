@@ -22,13 +22,18 @@ import zigzag
 from zigzag import recipes
 
 model, tokenizer = zigzag.load_model("tiny-glm")
+small = zigzag.load_head("student", model)
 ids = tokenizer("def area(width, height):", return_tensors="pt").input_ids
-result = zigzag.generate(model, ids, **recipes.arguments("lookahead"), temperature=0, max_new_tokens=16)
+result = zigzag.generate(model, ids, recipe="medusa", temperature=0, max_new_tokens=16)
 print(result.statistics)
+result = zigzag.generate(model, ids, **recipes.arguments("rsd", draft_model=small), temperature=0, max_new_tokens=16)
 ```
 
+With `recipe=` what a row needs is looked for: a trained head of the kind in brackets, and as draft model the head
+`student`, among those that ship and those that `zigzag train-drafter` has made ([drafting](drafting.md));
 `recipes.arguments(name, ...)` takes what the last column names. *Lossless*: what is emitted follows the target's own
-law; at temperature 0 every lossless recipe gives the tokens of plain greedy decoding, which tests hold it to.
+law; at temperature 0 every lossless recipe gives the tokens of plain greedy decoding, which tests hold it to, and laws
+of sampled tokens are counted.
 
 """
 
@@ -48,7 +53,9 @@ def recipes(
 
 
 def cells(name: str, recipe: Recipe) -> tuple[str, ...]:
-    lossless = {True: "yes", False: "no", None: "-"}[recipe.lossless]
-    need = ", ".join(recipe.needs) if recipe.runs else f"does not run: lacks {recipe.lacks}"
+    lossless = "for its own law" if recipe.own_law else {True: "yes", False: "no", None: "-"}[recipe.lossless]
+    kind = f"head ({recipe.head})"
+    needs = ", ".join(kind if need == "head" else need for need in recipe.needs)
+    need = needs if recipe.runs else f"does not run: lacks {recipe.lacks}"
     paper = recipe.paper + (" (later)" if recipe.after else "")
     return name, paper, recipe.source, recipe.shape, recipe.termination, recipe.rule or "-", lossless, need

@@ -10,6 +10,7 @@ from zigzag.models.decoder import Decoder
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
+from zigzag.running.changes import Changes
 from zigzag.running.host import Host
 from zigzag.running.opening import open_runner
 
@@ -71,6 +72,6 @@ def _agreement(
 
 def _likeliest(host: Host, text: Sequence[int], plan: LayerPlan | None, skip: list[int]) -> Tensor:
     """[T] the likeliest token after each of the text's."""
-    runner = open_runner(host, plan, capacity=len(text), skip=skip)
+    runner = open_runner(host, plan, capacity=len(text), changes=Changes(frozenset(skip)))
     runner.fill([[]])
     return runner.feed(torch.tensor([list(text)], device=host.device)).logits[0].argmax(dim=-1)

@@ -1,119 +1,34 @@
 """The multi-token-prediction layer of GLM-4.5 as a small model of one layer, beside the transformers model.
 
-transformers leaves these weights out when it loads a checkpoint. The layer predicts the token after next: from the
-target's final (normed) hidden state at position i and the token at i + 1 it gives the logits of token i + 2 (report
-arXiv 2508.06471, section 2.1; vLLM, SGLang and transformers agree on the arithmetic).
+transformers leaves these weights out when it loads a checkpoint. The arithmetic is `StateHead`'s (report
+arXiv 2508.06471, section 2.1; vLLM, SGLang and transformers agree on it).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
+from zigzag.models.state_head import StateHead
 from zigzag.reference.errors import ModelError
 
 
-@dataclass(frozen=True)
-class MtpOutput:
-    """logits [B, T, V] of the token after next; last_hidden_state [B, T, hidden], normed: the next draft's input."""
-
-    logits: Tensor
-    last_hidden_state: Tensor
-
-
-class MtpHead(PreTrainedModel):
+class MtpHead(StateHead):
     """One MTP layer; embedding, head and rotary embedding are the main model's own.
-
-    `to`, `float`, `cuda` and the like move and convert the layer's own weights, never the shared ones; the biases that
-    choose experts stay float32. Where the main model was converted or moved afterwards, the layer must follow it.
 
     main: a `Glm4MoeForCausalLM`
 
     Raises ModelError for a model of another architecture.
     """
 
-    _supports_sdpa = True
-
     def __init__(self, main: Any) -> None:
-        decoder = main.get_decoder()
-        if not hasattr(decoder, "rotary_emb") or not hasattr(main.config, "first_k_dense_replace"):
+        if not hasattr(main.config, "first_k_dense_replace"):
             raise ModelError(f"MtpHead: a GLM-4.5 model is needed, got {type(main).__name__}")
         config = deepcopy(main.config)
         config.num_hidden_layers, config.first_k_dense_replace = 1, 0  # its block always has experts
-        super().__init__(config)
-        layer, norm, size = type(decoder.layers[-1]), type(decoder.norm), config.hidden_size
-        self.embed_tokens, self.rotary_emb, self.lm_head = decoder.embed_tokens, decoder.rotary_emb, main.lm_head
-        self.enorm, self.hnorm = norm(size, eps=config.rms_norm_eps), norm(size, eps=config.rms_norm_eps)
-        self.eh_proj = nn.Linear(2 * size, size, bias=False)
-        self.block = layer(config, 0)
-        self.norm = norm(size, eps=config.rms_norm_eps)
-        self.to(main.device, main.dtype)
-        self.train(False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MtpHead":
-        """What `to` and its kind call: here for the layer's own modules alone."""
-        routers = [m for m in self.block.modules() if getattr(m, "e_score_correction_bias", None) is not None]
-        biases = [router.e_score_correction_bias for router in routers]
-        for own in (self.enorm, self.hnorm, self.eh_proj, self.block, self.norm):
-            own._apply(fn, recurse)
-        for router, bias in zip(routers, biases, strict=True):  # in half precision it would choose other experts
-            router.e_score_correction_bias = bias.float().to(router.e_score_correction_bias.device)
-        return self
-
-    def check_placement(self) -> None:
-        """ModelError unless the layer's own weights have the main model's dtype and device."""
-        own, shared = self.eh_proj.weight, self.embed_tokens.weight
-        if (own.dtype, own.device) != (shared.dtype, shared.device) or self.lm_head.weight.dtype != own.dtype:
-            raise ModelError(
-                f"MtpHead: the layer is {own.dtype} on {own.device}, the main model, whose embedding and head it "
-                f"shares, {shared.dtype} on {shared.device}; call mtp.to(model.device, model.dtype)"
-            )
-
-    @classmethod
-    def _can_set_attn_implementation(cls) -> bool:
-        return True  # its block is of the main model's class, which goes through the attention interface
-
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        return True
-
-    def get_decoder(self) -> "MtpHead":
-        return self
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        *,
-        hidden: Tensor,
-        position_ids: Tensor,
-        past_key_values: Any = None,
-        attention_mask: Tensor | None = None,
-        logits_to_keep: int = 0,
-        use_cache: bool = True,
-        **kwargs: Any,
-    ) -> MtpOutput:
-        """input_ids [B, T]: the tokens after the positions whose states `hidden` [B, T, hidden] holds.
-
-        Raises ModelError where the layer has not the main model's dtype and device.
-        """
-        self.check_placement()
-        joined = torch.cat([self.enorm(self.embed_tokens(input_ids)), self.hnorm(hidden)], dim=-1)
-        states = self.eh_proj(joined)
-        states = self.block(
-            states,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            position_embeddings=self.rotary_emb(states, position_ids),
-            **kwargs,
-        )
-        states = self.norm(states)
-        return MtpOutput(self.lm_head(states[:, -logits_to_keep:]), states)
+        super().__init__(main, config)
 
     def load(self, tensors: Mapping[str, Tensor]) -> "MtpHead":
         """Take the weights of a checkpoint, under their names without `model.layers.N.`.
@@ -124,11 +39,7 @@ class MtpHead(PreTrainedModel):
         """
         given = {_own_name(name): tensor for name, tensor in tensors.items() if name not in DUPLICATES}
         given = _fused(given)
-        wanted = {
-            name: value
-            for name, value in self.state_dict().items()
-            if not name.startswith(("embed_tokens.", "lm_head.", "rotary_emb."))
-        }
+        wanted = self.own_weights()
         wrong = [f"{name} is missing" for name in wanted.keys() - given.keys()]
         wrong += [f"{name} is not a weight of the layer" for name in given.keys() - wanted.keys()]
         wrong += [

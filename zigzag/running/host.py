@@ -1,7 +1,6 @@
 """Taking over a model's attention for a while, so that several runners can run it, each under a plan of its own."""
 
 import logging
-from collections.abc import Collection
 from contextlib import ExitStack
 from threading import get_ident
 from types import TracebackType
@@ -14,12 +13,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ModelError
 from zigzag.running import fused_experts
+from zigzag.running.changes import Changes
 from zigzag.running.fused_modules import fused_modules
 from zigzag.running.interception import NAME, Attend, Interception, attachment_of, check_keeps_a_cache
 from zigzag.running.model_layers import layers_of
 from zigzag.running.pieces import default_size
 from zigzag.running.rope import first_piece
-from zigzag.running.skipping import skipping
 
 log = logging.getLogger("zigzag")
 _BUSY = "is in the middle of zigzag.generate"
@@ -96,11 +95,11 @@ class Host:
         """Fewest tokens with which a row may begin, where rows have so many in the end."""
         return first_piece(self.config, longest)
 
-    def forward(self, attend: Attend, skip: Collection[int] = (), **inputs: Any) -> Output:
-        """One forward of the model with the attention `attend`, without the layers `skip`."""
+    def forward(self, attend: Attend, changes: Changes, **inputs: Any) -> Output:
+        """One forward of the model, changed so, with the attention `attend`."""
         self._attend = attend
         try:
-            with skipping(self.model.get_decoder(), skip):
+            with changes.applied(self.model.get_decoder()):
                 logits = self.model(**inputs).logits
         finally:
             self._attend = None

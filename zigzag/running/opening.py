@@ -1,19 +1,18 @@
 """Which store a runner gets: at fixed addresses, for CUDA graphs, or growing, and why."""
 
 import logging
-from collections.abc import Collection
 from dataclasses import replace
 
 from zigzag.plans.heads import HeadPlan, Plan
 from zigzag.plans.layers import FULL
 from zigzag.reference.errors import ArgumentError, ModelError
+from zigzag.running.changes import NONE, Changes, check_skip
 from zigzag.running.fixed import FixedStore
 from zigzag.running.fused_experts import has_eager_experts
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, is_spread
 from zigzag.running.model_layers import ModelLayers, check_plan
 from zigzag.running.runner import Runner, Store
-from zigzag.running.skipping import check_skip
 
 log = logging.getLogger("zigzag")
 
@@ -26,12 +25,12 @@ def open_runner(
     keep_hidden: bool = False,
     capacity: int = 1024,
     trees: bool = False,
-    skip: Collection[int] = (),
+    changes: Changes = NONE,
 ) -> Runner:
     """A runner with CUDA graphs over a fixed store where that can be, unless `host.cuda_graphs` is False.
 
     capacity: tokens of a row that a fixed store has room for at first; trees: whether trees will be fed
-    skip: layers that are left out; the plan's windows are those of the others
+    changes: of the model; the plan's windows are those of the layers that are not left out
 
     Raises ArgumentError if `host.cuda_graphs` is True and it cannot be, PlanError if the plan is for another model,
     ModelError if the model has layers that are neither full nor windowed.
@@ -43,9 +42,9 @@ def open_runner(
             f"be taken back from; use zigzag.attach(model, plan) and the model's own generate"
         )
     check_plan("generate", plan, host.layers)
-    left_out = check_skip("generate", skip, host.layers)
-    if left_out and plan is not None:
-        plan = without(plan, left_out, host.layers)
+    check_skip("generate", changes.skip, host.layers)
+    if changes.skip and plan is not None:
+        plan = without(plan, changes.skip, host.layers)
     reason = _no_graphs(host, plan, trees)
     if host.cuda_graphs and reason:
         raise ArgumentError(f"generate: cuda_graphs=True cannot be: {reason}; leave it out")
@@ -57,7 +56,7 @@ def open_runner(
         store = FixedStore(plan, host.layers, host.device, spare=spare, capacity=capacity, must=must)
     if reason and host.cuda_graphs is None and host.model.device.type == "cuda":
         log.info("no CUDA graphs: %s", reason)
-    return Runner(host, store, keep_hidden=keep_hidden, skip=left_out)
+    return Runner(host, store, keep_hidden=keep_hidden, changes=changes)
 
 
 def without(plan: Plan, skip: frozenset[int], layers: ModelLayers) -> Plan:

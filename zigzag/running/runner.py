@@ -19,6 +19,7 @@ from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ArgumentError, CacheError
 from zigzag.reference.trees import node_depths
 from zigzag.running.attention import Attention
+from zigzag.running.changes import NONE, Changes
 from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, Output
@@ -49,14 +50,12 @@ class Runner:
     """One model under one plan with a cache: `feed` tokens, `keep` some of them, `take_back` others.
 
     host: where the model runs; store: what holds keys and values, and knows the plan
-    keep_hidden: collect the final states for `take_hidden`; skip: layers that its forwards leave out
+    keep_hidden: collect the final states for `take_hidden`; changes: of the model, in its forwards
     `tokens[b]` are the tokens of row b whose keys and values are in the cache; only this class writes them.
     """
 
-    def __init__(
-        self, host: Host, store: Store, *, keep_hidden: bool = False, skip: frozenset[int] = frozenset()
-    ) -> None:
-        self.host, self.store, self.keep_hidden, self.skip = host, store, keep_hidden, skip
+    def __init__(self, host: Host, store: Store, *, keep_hidden: bool = False, changes: Changes = NONE) -> None:
+        self.host, self.store, self.keep_hidden, self.changes = host, store, keep_hidden, changes
         self._restart(0)
 
     def _restart(self, rows: int) -> None:
@@ -342,7 +341,7 @@ class Runner:
         """The model, with this runner's cache."""
         return self.host.forward(
             attention,
-            skip=self.skip,
+            self.changes,
             input_ids=ids,
             position_ids=positions.clamp(min=0),
             past_key_values=self.cache,

@@ -14,7 +14,7 @@ from zigzag.chat.reasoning import Content, Reasoning, parse
 from zigzag.chat.thinking import chat_prompt
 from zigzag.files.json_files import read_json, write_json
 from zigzag.generation.drafting import LookupDrafter, MtpDrafter
-from zigzag.generation.loop import generate
+from zigzag.generation.generate import generate
 from zigzag.generation.statistics import Statistics
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import METHODS, calibrate

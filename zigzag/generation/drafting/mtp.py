@@ -9,7 +9,7 @@ from torch import Tensor
 from zigzag.generation.drafting.draft import Draft, Request, padded
 from zigzag.generation.drafting.model import ModelDrafter
 from zigzag.generation.drafting.termination import Fixed
-from zigzag.models.mtp_head import MtpHead
+from zigzag.models.state_head import StateHead
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import CacheError
 from zigzag.running.host import Host
@@ -28,7 +28,7 @@ class MtpDrafter(ModelDrafter):
 
     def __init__(
         self,
-        head: MtpHead,
+        head: StateHead,
         *,
         plan: LayerPlan | None = None,
         stop: Fixed | int = 3,
@@ -56,7 +56,7 @@ class MtpDrafter(ModelDrafter):
             return Draft(*padded([[] for _ in most]))
         return super().draft(replace(request, most=most))
 
-    def _start(self, request: Request) -> Tensor:
+    def _first(self, request: Request) -> Tensor:
         rows = [row[1:] for row in request.sequences]
         pairs = [torch.cat(row) for row in self._waiting]
         self._waiting = [[] for _ in rows]

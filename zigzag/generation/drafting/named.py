@@ -9,7 +9,10 @@ from zigzag.generation.drafting.draft import Drafter
 from zigzag.generation.drafting.jacobi import JacobiDrafter, LookaheadDrafter
 from zigzag.generation.drafting.lookup import LookupDrafter
 from zigzag.generation.drafting.model import ModelDrafter, streaming_drafter
+from zigzag.generation.drafting.trained import drafter_of
 from zigzag.models.decoder import Decoder
+from zigzag.models.draft_heads.files import load_head
+from zigzag.models.draft_heads.kinds import KINDS
 from zigzag.reference.errors import ArgumentError
 from zigzag.running.model_layers import layers_of
 
@@ -28,10 +31,12 @@ def as_drafter(drafter: Any, model: Decoder, num_draft_tokens: int) -> Drafter |
         return None
     if isinstance(drafter, str) and drafter in NAMED:
         return NAMED[drafter](model, num_draft_tokens)
+    if isinstance(drafter, str) and drafter in KINDS:
+        return drafter_of(load_head(drafter, model), num_draft_tokens)
     if isinstance(drafter, torch.nn.Module):
         return ModelDrafter(drafter, stop=num_draft_tokens)
     if isinstance(drafter, str) or not all(hasattr(drafter, name) for name in NEEDED):
-        names = ", ".join(map(repr, NAMED))
+        names = ", ".join(map(repr, (*NAMED, *KINDS)))
         raise ArgumentError(
             f"generate: drafter must be {names}, a model or a Drafter (with {', '.join(NEEDED)}), got {drafter!r}"
         )

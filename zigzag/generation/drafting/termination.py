@@ -1,5 +1,10 @@
-"""When to stop drafting. A policy may look at q before a token is drawn, or at the token after it was drawn and
-kept; it can never take a drawn token back, which would bias the output (docs/acceptance.md)."""
+"""When to stop drafting.
+
+A policy may look at the drafter's probabilities before a token is drawn, or at the token after it was drawn and kept;
+it can never take a drawn token back, which would bias the output (docs/acceptance.md). What it looks at are the
+probabilities of the drafter's own logits, before temperature and cuts: greedy decoding draws from a law that is sure of
+everything.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +16,8 @@ from zigzag.reference.expectations import best_draft_length
 
 class Fixed:
     """Always the same length."""
+
+    looks = False  # whether it reads probabilities
 
     def __init__(self, num_draft_tokens: int = 4) -> None:
         self.longest = self.length = check_count(type(self).__name__, "num_draft_tokens", num_draft_tokens)
@@ -30,6 +37,8 @@ class Fixed:
 class Confidence(Fixed):
     """Stop after a token that the drafter itself found less likely than `threshold`; the token is still submitted."""
 
+    looks = True
+
     def __init__(self, threshold: float = 0.4, num_draft_tokens: int = 20) -> None:
         super().__init__(num_draft_tokens)
         if not 0 <= threshold <= 1:
@@ -40,8 +49,25 @@ class Confidence(Fixed):
         return chosen < self.threshold
 
 
+class Certain(Fixed):
+    """Stop before drawing where no token has the probability `threshold` (BiLD's fallback, arXiv 2302.07863)."""
+
+    looks = True
+
+    def __init__(self, threshold: float = 0.5, num_draft_tokens: int = 20) -> None:
+        super().__init__(num_draft_tokens)
+        if not 0 <= threshold <= 1:
+            raise ArgumentError(f"Certain: threshold must be in [0, 1], got {threshold}")
+        self.threshold = threshold
+
+    def before(self, probs: Any) -> Any:
+        return probs.amax(dim=-1) < self.threshold
+
+
 class EntropyBound(Fixed):
     """Stop before drawing where the drafter's entropy (nats) is above `most` (SVIP, arXiv 2411.18462)."""
+
+    looks = True
 
     def __init__(self, most: float = 2.0, num_draft_tokens: int = 20) -> None:
         super().__init__(num_draft_tokens)

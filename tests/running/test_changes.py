@@ -11,9 +11,9 @@ from windowed_models import WINDOWED
 
 from zigzag import ArgumentError, HeadPlan, LayerPlan, ModelError, generate
 from zigzag.generation.drafting import ModelDrafter
+from zigzag.running.changes import Changes
 from zigzag.running.host import Host
 from zigzag.running.opening import open_runner
-from zigzag.running.skipping import skipping
 
 SKIPS = [(0,), (1, 2), (3,), (0, 2, 3)]
 
@@ -51,7 +51,7 @@ def test_as_a_model_that_never_had_them(skip: tuple[int, ...], plan: str) -> Non
     found = []
     for each, its_plan, its_skip in ((model, PLANS[plan], skip), (other, shorter_plan(PLANS[plan], skip), ())):
         with Host(each) as host, torch.inference_mode():
-            runner, seen = open_runner(host, its_plan, skip=its_skip), []
+            runner, seen = open_runner(host, its_plan, changes=Changes(frozenset(its_skip))), []
             seen.append(runner.sync(prompts()[:3]).logits)
             seen.append(runner.feed(torch.tensor([[5, 6, 7], [8, 9, 10], [1, 2, 3]])).logits)
             runner.keep([[0, 2], [0], []], [[5, 7], [8], []])
@@ -69,7 +69,10 @@ def test_as_a_model_that_never_had_them(skip: tuple[int, ...], plan: str) -> Non
 def test_another_skip_is_told_apart() -> None:
     model = target()
     with Host(model) as host, torch.inference_mode():
-        logits = [open_runner(host, None, skip=skip).sync(prompts()[:1]).logits for skip in ((), (1,), (2,), (1, 2))]
+        logits = [
+            open_runner(host, None, changes=Changes(frozenset(skip))).sync(prompts()[:1]).logits
+            for skip in ((), (1,), (2,), (1, 2))
+        ]
     assert not any(torch.allclose(a, b, atol=1e-3) for n, a in enumerate(logits) for b in logits[:n])
 
 
@@ -79,7 +82,7 @@ def test_the_model_has_its_layers_afterwards(make: Any) -> None:
     ids = torch.tensor(prompts()[:1])
     before = model(ids).logits
     own = model.model.layers[2].forward = model.model.layers[2].forward  # somebody's own forward stays
-    with pytest.raises(ZeroDivisionError), skipping(model.model, (0, 2)):
+    with pytest.raises(ZeroDivisionError), Changes(frozenset({0, 2})).applied(model.model):
         assert not torch.allclose(model(ids).logits, before)
         raise ZeroDivisionError
     assert "forward" not in vars(model.model.layers[0]) and model.model.layers[2].forward is own
@@ -113,8 +116,8 @@ def test_what_cannot_be() -> None:
     heads = HeadPlan(((True, False),) * 4, 4, 12)
     model = target()
     with Host(model) as host, pytest.raises(ArgumentError, match="HeadPlan splits them"):
-        open_runner(host, heads, skip=(1,))
-    with pytest.raises(ModelError, match="no list of layers"), skipping(object(), (1,)):
+        open_runner(host, heads, changes=Changes(frozenset({1})))
+    with pytest.raises(ModelError, match="no list of layers"), Changes(frozenset({1})).applied(object()):
         pass
     with pytest.raises(ArgumentError, match="or layers to skip"):
         ModelDrafter()

@@ -1,0 +1,194 @@
+"""Drawing a chain or a tree of drafts from logits, whatever gives these: a model, or heads on the target's states."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zigzag import ops
+from zigzag.generation.drafting.draft import Draft, Law, Request
+from zigzag.generation.drafting.termination import Fixed
+from zigzag.generation.uniform_blocks import UniformBlocks
+from zigzag.reference.errors import ArgumentError
+from zigzag.reference.trees import check_tree, children, node_depths
+from zigzag.running.host import Host
+
+SIBLINGS = ("top", "without replacement", "with replacement")
+
+
+class DrawnDrafter(ABC):
+    """Draws drafts from logits, processed as the target's are; `probs` are those it drew from.
+
+    stop: when a draft ends, one of `zigzag.generation.drafting.termination`, or a number of tokens
+    parents: draft this tree instead of chains, its nodes sorted by level (as `zigzag.reference.best_tree` gives them)
+    siblings: "top": the likeliest tokens, without chance; "without replacement", "with replacement": drawn from q
+    """
+
+    model: Any = None  # that it runs; None: the target, or none
+    uniforms: UniformBlocks
+
+    def __init__(self, *, stop: Fixed | int = 4, parents: Sequence[int] | None = None, siblings: str = "top") -> None:
+        name = type(self).__name__
+        if siblings not in SIBLINGS:
+            raise ArgumentError(f"{name}: siblings must be one of {', '.join(SIBLINGS)}, got {siblings!r}")
+        self.siblings = siblings
+        self.stop = stop if isinstance(stop, Fixed) else Fixed(stop)
+        self.parents = None if parents is None else _sorted_tree(name, parents)
+        self.law: Law = "one-hot" if parents is not None and siblings == "top" else "dense"
+
+    @property
+    def stages(self) -> "tuple[DrawnDrafter, ...]":
+        """What draws here, this drafter first: all are opened before the first draft."""
+        return (self,)
+
+    @property
+    def longest(self) -> int:
+        return self.stop.longest if self.parents is None else len(self.parents)
+
+    def draft(self, request: Request) -> Draft:
+        logits = self._start(request)
+        return self._chain(request, logits) if self.parents is None else self._tree(request, logits, self.parents)
+
+    def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        self.stop.observe(drafted, accepted)
+
+    @abstractmethod
+    def open(self, host: Host, vocabulary: int | None = None, stage: int = 0) -> None:
+        """Begin anew on `host`, which runs `model`; called by the loop, which holds the model's attention.
+
+        vocabulary: of the target, where it may differ from this model's
+        stage: its place among all that draw, so that no two draw the same numbers
+        """
+
+    def _draws(self, device: torch.device, stage: int) -> None:
+        """Take random numbers of its own."""
+        stream = f"draft {stage}" if stage else "draft"
+        self.uniforms = UniformBlocks(stream, device, slots=self.longest)
+
+    @abstractmethod
+    def select(self, rows: Sequence[int]) -> None:
+        """Only these rows go on, in this order."""
+
+    @abstractmethod
+    def _start(self, request: Request) -> Tensor:
+        """Logits [B, V] of the first draft, V the target's vocabulary."""
+
+    @abstractmethod
+    def _next(self, drawn: Sequence[Tensor]) -> Tensor:
+        """Logits [B, V] after a chain of drafts [B] each, of which the last is new."""
+
+    @abstractmethod
+    def _below(self, chosen: Sequence[Tensor], parents: Sequence[int]) -> Tensor:
+        """Logits [B, n, V] after each of a tree's nodes so far, tokens [B] each; those of earlier levels are not read.
+
+        parents: [n] of these nodes, -1 for the root
+        """
+
+    @abstractmethod
+    def _drawn(self, tokens: Any) -> None:
+        """After a chain, told of its tokens [B, K] on the host."""
+
+    def _chain(self, request: Request, logits: Tensor) -> Draft:
+        most = np.minimum(request.most, self.stop.length)
+        coins = self.uniforms(request.seeds, request.round_, int(most.max()))
+        ids: list[Tensor] = []
+        rows: list[Tensor] = []
+        for step in range(int(most.max())):
+            if ids:
+                logits = self._next(ids)
+            probs = request.to_probs(logits, _extended(request.sequences, ids))
+            own = logits.float().softmax(dim=-1) if self.stop.looks else probs
+            if (done := self.stop.before(own)) is not None:
+                most = np.where(done.cpu().numpy(), np.minimum(most, step), most)
+                if most.max() <= step:
+                    break
+            rows.append(probs)
+            ids.append(ops.sample(probs, coins[:, step]))
+            if (done := self.stop.after(own.gather(-1, ids[-1][:, None])[:, 0])) is not None:
+                most = np.where(done.cpu().numpy(), np.minimum(most, step + 1), most)
+            if most.max() <= step + 1:
+                break
+        if not ids:
+            return Draft(np.empty((len(most), 0), np.int64), np.zeros(len(most), np.int64))
+        tokens = torch.stack(ids, dim=1).cpu().numpy()
+        self._drawn(tokens)
+        tokens[np.arange(len(ids)) >= most[:, None]] = -1
+        return Draft(tokens, most, torch.stack(rows, dim=1))
+
+    def _tree(self, request: Request, logits: Tensor, parents: tuple[int, ...]) -> Draft:
+        """Level by level."""
+        coins = self.uniforms(request.seeds, request.round_, len(parents))
+        depths = node_depths(parents)
+        chosen: list[Tensor] = []
+        sources: list[Tensor] = []
+        for level in range(1, int(depths.max()) + 1):
+            nodes = [n for n in range(len(parents)) if depths[n] == level]
+            if chosen:
+                below = self._below(chosen, parents[: len(chosen)])
+            for row in dict.fromkeys(parents[n] + 1 for n in nodes):
+                before = logits if row == 0 else below[:, row - 1]
+                path = [chosen[n] for n in path_to(parents, row - 1)]
+                self._siblings(request, before, path, children(parents, row), coins, chosen, sources)
+        tokens = torch.stack(chosen, dim=1).cpu().numpy()
+        counts = np.searchsorted(depths, request.most, side="right")  # all levels that there is room for
+        tokens[np.arange(len(parents)) >= counts[:, None]] = -1
+        probs = torch.stack(sources, dim=1) if sources else None
+        return Draft(tokens, counts, probs, parents, self.siblings == "with replacement")
+
+    def _siblings(
+        self,
+        request: Request,
+        logits: Tensor,
+        path: list[Tensor],
+        nodes: list[int],
+        coins: Tensor,
+        chosen: list[Tensor],
+        sources: list[Tensor],
+    ) -> None:
+        """Choose the tokens of `nodes`, the children of one node, and remember what they were drawn from."""
+        if self.siblings == "top":
+            chosen.extend(logits.topk(len(nodes), dim=-1).indices.unbind(dim=-1))
+            return
+        probs = left = request.to_probs(logits, _extended(request.sequences, path))
+        first = len(chosen)
+        for node in nodes:
+            chosen.append(ops.sample(left, coins[:, node]))
+            sources.append(probs)
+            if self.siblings == "without replacement":
+                drawn = torch.stack(chosen[first:], dim=1)
+                left = probs.scatter(-1, drawn, 0.0)
+                rest = torch.ones_like(left).scatter(-1, drawn, 0.0)  # q is used up: uniformly from the rest
+                left = torch.where(left.sum(-1, keepdim=True) > 0, left, rest)
+
+
+def _sorted_tree(name: str, parents: Sequence[int]) -> tuple[int, ...]:
+    """The parents, if their nodes are sorted by level and siblings stand together: one level is drafted at a time."""
+    check_tree(name, parents, len(parents))
+    order = sorted(range(len(parents)), key=lambda node: (node_depths(parents)[node], parents[node], node))
+    if not parents or order != list(range(len(parents))):
+        raise ArgumentError(f"{name}: parents must be sorted by level, siblings together, got {list(parents)}")
+    return tuple(parents)
+
+
+def _extended(sequences: Sequence[list[int]], drafted: list[Tensor]) -> Any:
+    """The sequences with the drafts so far, made only if somebody looks: most distributions do not depend on them."""
+
+    def make() -> list[list[int]]:
+        if not drafted:
+            return list(sequences)
+        more = torch.stack(drafted, dim=1).tolist()
+        return [[*row, *new] for row, new in zip(sequences, more, strict=True)]
+
+    return make
+
+
+def path_to(parents: Sequence[int], node: int) -> list[int]:
+    """The nodes from below the root to `node`, which is the last."""
+    path = []
+    while node >= 0:
+        path.append(node)
+        node = parents[node]
+    return path[::-1]

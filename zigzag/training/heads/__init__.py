@@ -1,0 +1,1 @@
+"""Training of draft heads over a model that stays as it is: `zigzag train-drafter`."""

@@ -1,0 +1,229 @@
+"""The training of a draft head: from nothing to a folder that `zigzag.load_head` reads, or on from a checkpoint."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zigzag.models.draft_heads.files import own_weights, probes, save_head
+from zigzag.models.draft_heads.kinds import KINDS, make_head
+from zigzag.reference.errors import ModelError
+from zigzag.training import state as files
+from zigzag.training.corpus import read_corpus
+from zigzag.training.heads.card import write_card
+from zigzag.training.heads.config import HeadTraining
+from zigzag.training.heads.lessons import divergence, lessons, overlap, taught
+from zigzag.training.heads.text import batch, token_stream
+
+CORPUS_BYTES = 60_000_000
+STATES = 0.1  # weight of a head's own states beside what they say
+HELD_OUT = 4  # batches of texts that are held out, by which it is judged
+
+WARM, TIMED = 3, 8  # steps that are run to see how long one takes
+MARGIN = 0.9  # of the time that the planned steps may take
+
+Log = Callable[[str], object]
+
+
+class HeadRun:
+    """Head, optimizer, step. The head's own weights are float32 while they learn, the target stays as it is."""
+
+    def __init__(self, config: HeadTraining, main: Any) -> None:
+        self.config, self.main = config, main
+        torch.manual_seed(config.seed)
+        self.sizes = {**KINDS[config.kind].sizes(main), **config.sizes}
+        self.head = make_head(config.kind, main, **config.sizes)
+        own = own_weights(self.head)
+        self.weights = {name: weight for name, weight in self.head.named_parameters() if name in own}
+        for weight in self.weights.values():
+            weight.data = weight.data.float()
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), lr=config.peak, weight_decay=config.weight_decay, betas=(0.9, 0.95)
+        )
+        self.step_number = 0
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """One step, without waiting for the device; its loss."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.rate(self.step_number)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=tokens.device)
+        with self._precision():
+            given = taught(self.main, self.head, tokens)
+            for lesson in lessons(self.main, self.head, given, config.depth, self._seed()):
+                loss = divergence(lesson, config.divergence) + STATES * lesson.state
+                part = config.decay**lesson.position * loss
+                total = total + part
+        grads = torch.autograd.grad(total, list(self.weights.values()), allow_unused=True)
+        for weight, grad in zip(self.weights.values(), grads, strict=True):
+            weight.grad = grad
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), config.clip)
+        self.optimizer.step()
+        self.step_number += 1
+        return total.detach()
+
+    def judged(self, batches: list[Tensor]) -> list[float]:
+        """Mean acceptance of a sampled draft by position, on tokens that are held out."""
+        found: dict[int, list[Tensor]] = {}
+        with torch.no_grad(), self._precision():
+            for number, tokens in enumerate(batches):
+                given = taught(self.main, self.head, tokens)
+                for lesson in lessons(self.main, self.head, given, self.config.depth, number):
+                    found.setdefault(lesson.position, []).append(overlap(lesson))
+        return [round(float(torch.stack(each).mean()), 4) for _, each in sorted(found.items())]
+
+    def finish(self) -> None:
+        if self.main.device.type == "cuda":
+            torch.cuda.synchronize(self.main.device)
+
+    def state(self) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = {f"head.{name}": weight for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            for key, value in self.optimizer.state.get(weight, {}).items():
+                parts[f"optimizer.{key}.{name}"] = value
+        return parts
+
+    def load(self, tensors: dict[str, Tensor], step: int) -> None:
+        """ModelError if the tensors are not those of this run."""
+        names = {f"head.{name}" for name in self.weights}
+        if missing := sorted(names - tensors.keys()):
+            raise ModelError(f"train-drafter: the checkpoint lacks {missing[0]}; give the run that it was made with")
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(tensors[f"head.{name}"])
+                self.optimizer.state[weight] = {
+                    key: tensors[f"optimizer.{key}.{name}"].to("cpu" if key == "step" else weight.device)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        self.step_number = step
+
+    def _seed(self) -> int:
+        return self.config.seed * 1_000_003 + self.step_number
+
+    def _precision(self) -> Any:
+        """Half precision on a GPU, where the target has it."""
+        kind = self.main.device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.main.dtype == torch.bfloat16)
+
+
+def train_head(
+    config: HeadTraining,
+    model: Any,
+    tokenizer: Any,
+    out: Path,
+    streams: dict[str, Tensor] | None = None,
+    *,
+    resume: bool = False,
+    seconds: float | None = None,
+    log: Log = print,
+) -> bool:
+    """Train, and write the head and its card into `out`; whether all steps were done.
+
+    out: also gets log.jsonl and checkpoint.safetensors, every `save_every` steps
+    streams: tokens of an earlier head's run over the same model, tokens and seed; filled where it is empty
+    resume: go on from the checkpoint in `out`, on the CPU bit for bit as if there had been no break
+    seconds: time for the call. A new run takes as many steps as fit into it; a resumed one keeps its plan. When the
+        time is over, the run ends as it is, with a checkpoint and a head.
+
+    Raises ArgumentError if `out` holds another run or there is too little text, ModelError for a checkpoint that is
+    missing or does not fit, and for a loss that is not finite: the last good checkpoint and head stay.
+    """
+    start, plan = time.monotonic(), json.loads(json.dumps(config.as_dict()))
+    tensors: dict[str, Tensor] = {}
+    meta: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    if resume:
+        tensors, meta = files.load_state(out)
+        if meta.get("config") != plan or meta.get("probes") != probes(model):
+            raise ModelError(f"train-drafter: {out} was begun with other settings or another model; give those")
+    else:
+        files.check_free(out)
+    run = HeadRun(config, model)
+    streams = {} if streams is None else streams
+    if resume or not streams:
+        streams.update(_streams(config, model, tokenizer, tensors))
+    log(f"{time.monotonic() - start:.0f} s: {len(streams['training']):,} tokens to learn from")
+    told = {"config": plan, "probes": probes(model), "steps": meta.get("steps", config.steps)}
+    if resume:
+        run.config = replace(config, steps=told["steps"])
+        run.load(tensors, meta["step"])
+        files.cut_log(out, run.step_number)
+    else:
+        if seconds is not None:
+            run = _fitted(run, streams["training"], seconds - (time.monotonic() - start))
+            told["steps"] = run.config.steps
+        out.mkdir(parents=True, exist_ok=True)
+        weights = sum(map(torch.numel, run.weights.values()))
+        files.write_line(out, {"config": run.config.as_dict(), "weights": weights})
+    return _steps(run, streams, out, told, meta["seconds"], start, seconds, log)
+
+
+def _fitted(run: HeadRun, stream: Tensor, seconds: float) -> HeadRun:
+    """The run from its beginning, with as many steps as fit into the time, at least one."""
+    for number in range(WARM + TIMED):
+        if number == WARM:
+            run.finish()
+            begin = time.monotonic()
+        run.step(batch(stream, run.config, number))
+    run.finish()
+    cost = (time.monotonic() - begin) / TIMED
+    steps = max(1, int(MARGIN * (seconds - (WARM + TIMED) * cost) / cost))
+    return HeadRun(replace(run.config, steps=steps), run.main)
+
+
+def _streams(config: HeadTraining, model: Any, tokenizer: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tokens to learn from and to be judged by; of a run that goes on those that it had."""
+    if tensors:
+        found = {name: tensors[f"tokens.{name}"] for name in ("training", "held out")}
+    else:
+        corpus = read_corpus(CORPUS_BYTES)
+        found = {
+            "training": token_stream(model, tokenizer, corpus, config),
+            "held out": token_stream(model, tokenizer, corpus, config, held_out=True),
+        }
+    return {name: tokens.to(model.device) for name, tokens in found.items()}
+
+
+def _steps(
+    run: HeadRun,
+    streams: dict[str, Tensor],
+    out: Path,
+    meta: dict[str, Any],
+    before: float,
+    start: float,
+    seconds: float | None,
+    log: Log,
+) -> bool:
+    config = run.config
+    judges = [batch(streams["held out"], config, number) for number in range(HELD_OUT)]
+    kept = {f"tokens.{name}": tokens for name, tokens in streams.items()}
+    losses: list[Tensor] = []
+    while run.step_number < config.steps:
+        losses.append(run.step(batch(streams["training"], config, run.step_number)))
+        spent, last = time.monotonic() - start, run.step_number == config.steps
+        over = seconds is not None and spent > seconds
+        if run.step_number % config.log_every == 0 or last or over:
+            loss = float(torch.stack(losses).mean())
+            if not torch.isfinite(torch.tensor(loss)):
+                raise ModelError(
+                    f"train-drafter: the loss is {loss} at step {run.step_number}; {out} holds what was saved before: "
+                    f"take a smaller --learning-rate"
+                )
+            line = {"step": run.step_number, "loss": round(loss, 4), "accepted": run.judged(judges)}
+            files.write_line(out, {**line, "seconds": round(before + spent, 1)})
+            log(f"{spent:.0f} s: step {run.step_number} of {config.steps}, loss {loss:.3f}, drafts {line['accepted']}")
+            losses = []
+        if run.step_number % config.save_every == 0 or last or over:
+            told = {**meta, "step": run.step_number, "seconds": before + spent}
+            files.save_state(out, {**run.state(), **kept}, told)
+            save_head(run.head, config.kind, run.sizes, run.main, out)
+            write_card(out, run.main)
+        if over and not last:
+            log(f"time is up after step {run.step_number} of {config.steps}; --resume goes on")
+            return False
+    return True

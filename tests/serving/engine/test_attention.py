@@ -108,7 +108,7 @@ def test_what_a_gpu_is_given(window: Window, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_gpu_is_measured_without_a_cache_and_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once by a step of one long row, over pages as vLLM's, with a table as wide as any."""
+    """Once, by steps of one row each, long ones and short ones, over pages as vLLM's, with a table as wide as any."""
     asked: list[Any] = []
 
     def seen(query: torch.Tensor, *given: Any, **options: Any) -> None:
@@ -121,7 +121,9 @@ def test_a_gpu_is_measured_without_a_cache_and_warmed_up(monkeypatch: pytest.Mon
     query, key, output = torch.ones(50, HEADS, SIZE), torch.ones(50, GROUPS, SIZE), torch.ones(50, HEADS, SIZE)
     for _ in range(2):
         assert ours.forward(None, query, key, key, None, None, output) is output and (output == 0).all()
-    assert asked == [((50, HEADS, SIZE), (1, GROUPS, BLOCK, SIZE), [0, 44], (1, 6), 44)]
+    assert asked == [
+        ((most, HEADS, SIZE), (1, GROUPS, BLOCK, SIZE), [0, most], (1, 6), most) for most in (44, 22, 11, 5, 2, 1)
+    ]
 
 
 def agree(found: list[np.ndarray], given: Any, **window: Any) -> bool:

@@ -87,16 +87,22 @@ class StreamingImpl(FlashAttentionImpl):
         return output
 
     def _warm_up(self, query: Tensor, key: Tensor, output: Tensor) -> None:
-        """Compile what a piece of a prompt takes before there is one, which would wait for it; once."""
+        """Compile what pieces of prompts take before there are some, which would wait for it; once.
+
+        Of lengths by powers of two: longer pieces have larger tiles.
+        """
         if self.warm:
             return
         block, longest = self.room
         pages = key.new_zeros(1, block, key.shape[1], 2 * self.head_size).transpose(1, 2)
-        tokens = torch.tensor([0, min(len(query), longest)], dtype=torch.int32, device=query.device)
-        table = tokens.new_zeros(1, -(-longest // block))
         parts = pages[..., : self.head_size], pages[..., self.head_size :]
+        table = torch.zeros(1, -(-longest // block), dtype=torch.int32, device=query.device)
         most = min(len(query), longest)
-        write(query, *parts, tokens, tokens[1:], table, output, **self.window.mask, scale=self.scale, max_queries=most)
+        while most:
+            starts = table.new_tensor([0, most])
+            given = query[:most], *parts, starts, starts[1:], table, output[:most]
+            write(*given, **self.window.mask, scale=self.scale, max_queries=most)
+            most //= 2
         self.warm = True
 
 

@@ -128,8 +128,8 @@ def train_head(
     out: also gets log.jsonl and checkpoint.safetensors, every `save_every` steps
     streams: tokens of an earlier head's run over the same model, tokens and seed; filled where it is empty
     resume: go on from the checkpoint in `out`, on the CPU bit for bit as if there had been no break
-    seconds: time for the call. A new run takes as many steps as fit into it; a resumed one keeps its plan. When the
-        time is over, the run ends as it is, with a checkpoint and a head.
+    seconds: time for the steps. A new run takes as many as fit into it; a resumed one keeps its plan. When the time is
+        over, the run ends as it is, with a checkpoint and a head.
 
     Raises ArgumentError if `out` holds another run or there is too little text, ModelError for a checkpoint that is
     missing or does not fit, and for a loss that is not finite: the last good checkpoint and head stay.
@@ -148,6 +148,7 @@ def train_head(
     if resume or not streams:
         streams.update(_streams(config, model, tokenizer, tensors))
     log(f"{time.monotonic() - start:.0f} s: {len(streams['training']):,} tokens to learn from")
+    start = time.monotonic()
     told = {"config": plan, "probes": probes(model), "steps": meta.get("steps", config.steps)}
     if resume:
         run.config = replace(config, steps=told["steps"])

@@ -20,6 +20,7 @@ from zigzag.cli import app as cli
 from zigzag.cli.options import print_whole
 from zigzag.files.json_files import write_text
 from zigzag.generation.drafting.named import NAMED
+from zigzag.models.draft_heads.kinds import KINDS
 from zigzag.plans.layers import LayerPlan
 from zigzag.plans.scores import HeadScores
 
@@ -122,7 +123,7 @@ def test_errors_are_one_line(
 
 
 def test_drafters_by_name() -> None:
-    assert {*NAMED, "none", "mtp", "model", "retrieval"} == {*cli.DRAFTERS}
+    assert {*NAMED, *KINDS, "none", "mtp", "model", "retrieval"} == {*cli.DRAFTERS}
 
 
 @pytest.mark.parametrize("drafter", ["none", *NAMED])

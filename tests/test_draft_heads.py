@@ -17,7 +17,7 @@ from test_staged import ROWS, TEXT, law, p_value, small  # noqa: E402
 
 from zigzag import ArgumentError, ModelError, generate, load_head  # noqa: E402
 from zigzag.generation.drafting import Request, drafter_of  # noqa: E402
-from zigzag.models.draft_heads.files import CONFIG, WEIGHTS, own_weights, save_head  # noqa: E402
+from zigzag.models.draft_heads.files import CONFIG, PROBES, WEIGHTS, own_weights, places, save_head  # noqa: E402
 from zigzag.models.draft_heads.kinds import make_head  # noqa: E402
 from zigzag.reference import best_tree  # noqa: E402
 from zigzag.running.host import Host  # noqa: E402
@@ -207,6 +207,13 @@ def test_a_head_for_another_model(tmp_path: Path) -> None:
         generate(other, [[1, 2, 3]], drafter=drafter_of(head), max_new_tokens=3)
     with pytest.raises(ModelError, match=r"torch.float32 on cpu, the model torch.float64"):
         generate(model, [[1, 2, 3]], drafter=drafter_of(head.float()), max_new_tokens=3)
+
+
+def test_a_model_is_looked_at_in_whole_numbers() -> None:
+    """SmolLM2's head has 49,152 x 576 numbers; single precision would look for one beyond the last."""
+    found = places(49_152 * 576)
+    assert (int(found[0]), int(found[-1])) == (0, 49_152 * 576 - 1) and len(found) == PROBES // 2
+    assert bool((found.diff() > 0).all()) and int(places(1)[-1]) == 0
 
 
 def test_what_cannot_be() -> None:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclusive attention: full or streaming.")
 console = Console()
 
-DRAFTERS = ("none", "lookup", "jacobi", "lookahead", "streaming", "mtp", "model", "retrieval")
+HEADS = ("blockwise", "medusa", "hydra", "eagle", "exit", "pass", "student")
+DRAFTERS = ("none", "lookup", "jacobi", "lookahead", "streaming", "mtp", "model", "retrieval", *HEADS)
 DrafterName = Enum("DrafterName", {d: d for d in DRAFTERS}, type=str)
 CHAIN_RULES = {name: rule for name, rule in RULES.items() if rule.chain}  # only lookahead's drafts are a tree
 RuleName = Enum("RuleName", {r: r for r in CHAIN_RULES}, type=str)
@@ -209,6 +210,7 @@ def generate(
     drafter: Annotated[DrafterName, typer.Option(help="Where drafts come from.")] = DrafterName("none"),
     draft_model: Annotated[str | None, typer.Option(help="For --drafter model: as --model.")] = None,
     datastore: Annotated[Path | None, typer.Option(help="For --drafter retrieval: zigzag datastore build.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Instead of a drafter and a rule: one of zigzag recipes.")] = None,
     rule: Annotated[RuleName, typer.Option(help=RULE_HELP)] = RuleName("residual"),
     num_draft_tokens: Annotated[int, typer.Option(min=1, help="Most drafts in a round.")] = 4,
     new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
@@ -233,6 +235,8 @@ def generate(
     chosen = None if plan is None else LayerPlan.load(plan)
     if (drafter.value == "model") != (draft_model is not None):
         raise ZigzagError("generate: --drafter model and --draft-model NAME go together")
+    if recipe is not None and (drafter.value, rule.value) != ("none", "residual"):
+        raise ZigzagError("generate: --recipe stands for --drafter and --rule; give one or the other")
     if (drafter.value == "retrieval") != (datastore is not None):
         raise ZigzagError("generate: --drafter retrieval and --datastore FOLDER go together")
     if prompt.startswith("@"):
@@ -268,7 +272,8 @@ def generate(
             ids,
             plan=chosen,
             drafter=source,
-            rule=Rule(rule.value, dict(RULES[rule.value].required)),
+            rule=None if recipe is not None else Rule(rule.value, dict(RULES[rule.value].required)),
+            recipe=recipe,
             num_draft_tokens=num_draft_tokens,
             max_new_tokens=new_tokens,
             temperature=temperature,

@@ -63,12 +63,13 @@ class OnlineDrafter(ModelDrafter):
         self.seen: deque[list[int]] = deque(maxlen=check_count("OnlineDrafter", "most", most))
         self.steps = 0
         self._twin = twin(model)  # the loop holds the attention of the model itself
-        self._lengths: list[int] = []  # of each row how much of it is remembered
+        self._lengths: list[int] = []  # of each row at the last draft
+        self._kept: list[int] = []  # and when a window of it was taken
         self._new = 0
 
     def open(self, host: Host, vocabulary: int | None = None, stage: int = 0) -> None:
         super().open(host, vocabulary, stage)
-        self._lengths = []
+        self._lengths, self._kept = [], []
 
     def draft(self, request: Request) -> Draft:
         self._remember(request.sequences)
@@ -80,19 +81,18 @@ class OnlineDrafter(ModelDrafter):
     def select(self, rows: Sequence[int]) -> None:
         super().select(rows)
         if self._lengths:
-            self._lengths = [self._lengths[b] for b in rows]
+            self._lengths, self._kept = ([each[b] for b in rows] for each in (self._lengths, self._kept))
 
     def _remember(self, sequences: Sequence[list[int]]) -> None:
         """A window of each row that has grown by half of one; prompts are not the target's words."""
-        if not self._lengths:
-            self._lengths = [len(row) for row in sequences]
-            self._total = sum(self._lengths)
-        self._new += sum(map(len, sequences)) - self._total
-        self._total = sum(map(len, sequences))
+        lengths = [len(row) for row in sequences]
+        self._kept = self._kept or list(lengths)
+        self._new += sum(lengths) - sum(self._lengths or lengths)
+        self._lengths = lengths
         for b, row in enumerate(sequences):
-            if len(row) - self._lengths[b] >= self.window // 2 and len(row) >= self.window:
+            if len(row) - self._kept[b] >= self.window // 2 and len(row) >= self.window:
                 self.seen.append(row[-self.window :])
-                self._lengths[b] = len(row)
+                self._kept[b] = len(row)
 
     def _learn(self) -> None:
         """One step on the latest windows."""

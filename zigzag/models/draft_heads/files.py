@@ -39,9 +39,14 @@ def probes(model: Any) -> list[float]:
     """Some numbers of a model, by which it is known again in any precision: of its last norm, and of its head."""
     norm, head = model.get_decoder().norm.weight, model.lm_head.weight
     parts = [part.detach().flatten() for part in (norm, head)]
-    each = [part[torch.linspace(0, len(part) - 1, PROBES // 2).long().to(part.device)] for part in parts]
+    each = [part[places(len(part)).to(part.device)] for part in parts]
     found: list[float] = torch.cat([part.float().cpu() for part in each]).tolist()
     return found
+
+
+def places(count: int) -> Tensor:
+    """Where in so many numbers it is looked, from the first to the last; in whole numbers, since floats would round."""
+    return torch.arange(PROBES // 2) * (count - 1) // (PROBES // 2 - 1)
 
 
 def save_head(head: nn.Module, kind: str, sizes: dict[str, int], model: Any, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A drafter that chooses among others: the law of what comes, its drafters' states, and what it tells them."""
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -221,10 +222,10 @@ def test_rows_whose_draft_is_dropped_for_its_tokens_are_noticed() -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("cost", ["dear", "cheap"])
-def test_greedy_tokens_do_not_depend_on_it(plan: str, cost: str) -> None:
-    """Rows of several lengths that end one after another; choices by a clock that says anything."""
-    model = target()
+@pytest.mark.parametrize("clock", ["steady", "anything"])
+def test_greedy_tokens_do_not_depend_on_it(plan: str, clock: str) -> None:
+    """Rows of several lengths, many drafters; whatever the clock says, also in a call after another."""
+    model, rng = target(), random.Random(2)
     layers = model.config.num_hidden_layers
     drafter = AdaptiveDrafter(
         (LookupDrafter(6), (2, 6)),
@@ -232,13 +233,15 @@ def test_greedy_tokens_do_not_depend_on_it(plan: str, cost: str) -> None:
         streaming_drafter(layers, sink=2, recent=8, stop=2),
         JacobiDrafter(3),
         RelayDrafter((ModelDrafter(near(model)), 1), (LookupDrafter(2), 2)),
-        clock=Ticks([1.0, 1.2, 0.9] if cost == "cheap" else [1.0, 4.0, 0.3, 2.0, 7.0, 0.1]),
+        clock=Ticks([1.0, 1.2, 0.9] if clock == "steady" else [rng.uniform(0.5, 1.5) for _ in range(500)]),
     )
     options: dict[str, Any] = {"plan": PLANS[plan], "temperature": 0, "max_new_tokens": 60}
     plain = generate(model, prompts(), **options).sequences
-    for _ in range(2):  # the second call with what the first one taught
+    seen: set[Choice] = set()
+    for _ in range(2):
         assert generate(model, prompts(), drafter=drafter, **options).sequences == plain
-        assert len(drafter.chosen) > 2 and drafter.chosen[NOTHING]
+        seen |= set(drafter.chosen)
+    assert len(seen) > 3 and NOTHING in seen
 
 
 def test_with_one_clock_sampled_tokens_are_the_same() -> None:

@@ -91,6 +91,13 @@ def test_text_that_ends_it() -> None:
         (["generate", "hello", "--model", "nowhere.gguf"], "no such file"),
         (["generate", "hello", "--drafter", "model"], "go together"),
         (["generate", "@nowhere.txt"], "cannot read the prompt"),
+        (["generate", "hello", "--recipe", "medusa", "--drafter", "lookup"], "give one or the other"),
+        (["generate", "hello", "--model", "tiny-glm", "--recipe", "medussa"], "medusa?"),
+        (["generate", "hello", "--model", "tiny-glm", "--recipe", "rest"], "needs datastore, got nothing"),
+        (["train-drafter", "medussa", "--model", "tiny-glm"], "kind must be one of blockwise, medusa"),
+        (["train-drafter", "medusa", "--model", "tiny-glm", "--size", "counts=2", "--out", "x"], "has the sizes count"),
+        (["train-drafter", "medusa", "--model", "tiny-glm", "--size", "count", "--out", "x"], "must be as count=3"),
+        (["train-drafter", "medusa", "--model", "tiny-glm", "--resume", "--out", "x"], "there is none; start the run"),
         (["generate", "hello", "--model", "tiny-gml"], "did you mean tiny-glm?"),
         (["generate", "hello", "--model", "."], "holds no config.json"),
         (["generate", "hello", "--device", "gpu"], "--device must be as torch names it"),
@@ -134,6 +141,22 @@ def test_generate_says_what_was_accepted(drafter: str, monkeypatch: pytest.Monke
     result = RUN.invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
     assert "8 tokens in" in result.output and "the cache holds" in result.output
+
+
+def test_a_head_is_trained_and_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cli.train_drafter` leaves it where `generate --drafter` looks; a second kind learns from the same tokens."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("zigzag.models.draft_heads.files.SHIPPED", tmp_path / "none")
+    small = ["--steps", "2", "--rows", "2", "--length", "16", "--tokens", "200", "--own", "0"]
+    made = RUN.invoke(cli.app, ["train-drafter", "medusa", "student", "--model", "tiny-glm", *small])
+    assert made.exit_code == 0 and "step 2 of 2" in made.output, made.output
+    assert (tmp_path / "zigzag/heads/tiny-glm/student/README.md").is_file()
+    for how in (["--drafter", "medusa"], ["--drafter", "student"], ["--recipe", "kangaroo"]):
+        said = RUN.invoke(cli.app, ["generate", "def f(", "--model", "tiny-glm", "--new-tokens", "6", *how])
+        if "kangaroo" in how:
+            assert said.exit_code == 1 and "zigzag train-drafter exit" in str(said.exception)
+        else:
+            assert said.exit_code == 0 and "6 tokens in" in said.output, said.output
 
 
 def test_refine_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,7 @@ def test_a_head_for_another_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no folder medusaa; did you mean medusa\?"):
         load_head("medusaa", model)
     other, head = tiny_llama(4, dtype=torch.float64), load_head(tmp_path, model)
+    # What `check_heads` refuses, before the prompt is read.
     with pytest.raises(ModelError, match="made over another model"):
         generate(other, [[1, 2, 3]], drafter=drafter_of(head), max_new_tokens=3)
     with pytest.raises(ModelError, match=r"torch.float32 on cpu, the model torch.float64"):

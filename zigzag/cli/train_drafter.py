@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from zigzag.cli.options import Device
+from zigzag.reference.errors import ArgumentError
 
 
 def train_drafter(
@@ -67,5 +68,5 @@ def train_drafter(
 def _sizes(given: list[str]) -> dict[str, int]:
     pairs = [one.partition("=") for one in given]
     if wrong := [one for one, (_, _, value) in zip(given, pairs, strict=True) if not value.isdigit()]:
-        raise typer.BadParameter(f"--size must be as count=3, got {wrong[0]}")
+        raise ArgumentError(f"train-drafter: --size must be as count=3, got {wrong[0]}")
     return {name: int(value) for name, _, value in pairs}

@@ -16,6 +16,7 @@ WARM = 3  # first rounds of a choice that may be no measure: memory is taken, a 
 WARM_PLAIN, MEASURED = 2, 3  # rounds without drafts at the beginning: to warm up, and to measure
 REVISIT = 64  # rounds after which decoding without drafts is measured again
 KEPT, KEPT_PLAIN = 8, 24  # times of a choice, and of no draft, to which all are compared
+LEAST = 0.9  # of the time without drafts: where drafts take less, the machine has changed since that was measured
 ACCIDENT = 3  # so many times the usual time is none of the choice's doing
 RETURN = 32  # rounds without drafts: a drafter that comes back pays at most these
 HOPE, WEIGHT = 0.8, 0.5  # acceptance that is expected of the unknown, and how many drafts this counts as
@@ -135,6 +136,7 @@ class Bandit:
         self._last: Choice | None = None  # of the round that is not over
         self._gave: tuple[Sequence[int], Sequence[int]] | None = None
         self._before = NOTHING
+        self._in_proportion = True  # when this has been measured, all times are taken in proportion to it
         self._missed = 0  # tokens that came while others drafted than the last choice
         self._spent = 0.0
 
@@ -153,6 +155,7 @@ class Bandit:
 
     def _measure_plain(self, rows: int) -> None:
         self._rows, self._to_measure, self._measured = rows, WARM_PLAIN + MEASURED, Times(KEPT_PLAIN)
+        self._in_proportion = True
         for record in self.records:
             record.uses.clear()
 
@@ -196,7 +199,8 @@ class Bandit:
         if self._to_measure <= MEASURED:
             self._measured.add(seconds)
         if self._to_measure == 1:
-            factor = self._measured.usual_or(seconds) / self.plain.usual_or(self._measured.usual_or(seconds))
+            now = self._measured.usual_or(seconds)
+            factor = now / self.plain.usual_or(now) if self._in_proportion else 1.0
             self.plain = self._measured
             for times in [times for record in self.records for times in record.times.values()]:
                 times.scale(factor)
@@ -224,6 +228,8 @@ class Bandit:
         times.add(seconds)
         if length not in record.timed:
             record.timed.append(length)
+        if not self._to_measure and times.usual_or(seconds) < LEAST * self.plain.usual_or(seconds):
+            self._to_measure, self._measured, self._in_proportion = MEASURED, Times(KEPT_PLAIN), False
 
     def _best(self, tokens: int) -> Choice:
         if self._to_measure or self._round - self._plain_round > REVISIT:

@@ -102,6 +102,22 @@ def test_the_page() -> None:
         bench.kept(bench.as_json(FACTS, rows), FACTS | {"device": "another"})
 
 
+def test_the_picture(tmp_path: Path) -> None:
+    """`recipe_plot`: a round's cost in plain steps, its tokens; what lies above the line is faster."""
+    plots = pytest.importorskip("zigzag.bench.recipe_plot", reason="matplotlib is not installed")
+    rows = [
+        Row("sums", 0.0, 1, PLAIN, 10, 2.0, True, 1.0),
+        Row("sums", 0.0, 1, "medusa", 20, 2.0, True, 3.0),
+        Row("sums", 1.0, 1, "medusa", 20, 1.0, None, 3.0),
+        Row("sums", 0.0, 1, "transformers plain", 10, 2.0, True),
+        Row("edit", 0.0, 1, "medusa", 20, 2.0, True, 3.0),
+    ]
+    assert plots.gains(rows) == {"sums": [(PLAIN, 1.0, 1.0), ("medusa", 1.5, 3.0)]}
+    assert plots.draw(rows, tmp_path / "p.png") and (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert not plots.draw(rows[1:], tmp_path / "none.png") and not (tmp_path / "none.png").exists()
+    assert "](p.png)" in page(FACTS, rows, "p.png")
+
+
 def test_from_the_command_line(tmp_path: Path) -> None:
     """tiny-glm and its MTP layer, and on again."""
     out = tmp_path / "r.json"

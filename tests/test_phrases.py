@@ -13,6 +13,7 @@ from zigzag import ArgumentError, generate
 from zigzag.generation.drafting import ModelDrafter, RelayDrafter, Request, StagedDrafter
 from zigzag.generation.drafting import phrases as module
 from zigzag.generation.drafting.phrases import PhraseDrafter
+from zigzag.generation.drafting.prefix import shared_prefix
 
 
 def ask(drafter: PhraseDrafter, round_: int, *texts: list[int], most: int = 99) -> list[list[int]]:
@@ -151,10 +152,10 @@ def test_a_long_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_common_prefix(length: int) -> None:
     old = list(range(length))
     for place in range(length):
-        assert module._common(old, [*old[:place], -1, *old[place:]]) == place
-        assert module._common([*old[:place], -1, *old[place + 1 :]], old) == place
-    assert module._common(old, [*old, 1]) == module._common([*old, 1], old) == length
-    assert module._common(old, []) == module._common([], old) == 0
+        assert shared_prefix(old, [*old[:place], -1, *old[place:]]) == place
+        assert shared_prefix([*old[:place], -1, *old[place + 1 :]], old) == place
+    assert shared_prefix(old, [*old, 1]) == shared_prefix([*old, 1], old) == length
+    assert shared_prefix(old, []) == shared_prefix([], old) == 0
 
 
 def test_rows_have_pools_of_their_own() -> None:

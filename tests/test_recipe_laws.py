@@ -1,4 +1,4 @@
-"""The law of sampled tokens, counted for each lossless row of the survey's table: new rows are tested by being there."""
+"""The law of sampled tokens, counted for each lossless row of the survey's table, new ones included."""
 
 from collections import Counter
 from functools import cache

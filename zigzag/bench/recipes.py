@@ -212,8 +212,8 @@ def kept(found: Made, facts: Made) -> list[Row]:
     return [Row(**{**row, "accepted": tuple(row["accepted"])}) for row in found["rows"]]
 
 
-def page(facts: Made, rows: list[Row]) -> str:
-    """The numbers as Markdown, fastest first within a text."""
+def page(facts: Made, rows: list[Row], picture: str = "") -> str:
+    """The numbers as Markdown, fastest first within a text, under a picture of them."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     head = [
         f"# Every recipe on {facts['device']}: {facts['model']}",
@@ -229,6 +229,9 @@ def page(facts: Made, rows: list[Row]) -> str:
     for row in rows:
         cases.setdefault((row.temperature, row.rows, row.text), []).append(row)
     lines = [line for _, case in sorted(cases.items(), key=lambda one: _order(*one[0])) for line in _lines(case)]
+    if picture:
+        told = "Tokens a verification against its cost; above the line it is faster than plain decoding"
+        head += [f"![{told}]({picture})", ""]
     return "\n".join([*head, *table(COLUMNS, lines), ""])
 
 

@@ -154,7 +154,18 @@ def _recipes(console: Console, model: str, device: str, only: str, out: Path, re
         rows.append(row)
         _write(None, out, work.as_json(facts, rows), work.page(facts, rows))  # a run may break off
         console.print(f"{row.key}: {row.seconds:.2f} s")
-    _write(console, out, work.as_json(facts, rows), work.page(facts, rows))
+    _write(console, out, work.as_json(facts, rows), work.page(facts, rows, _gains(console, rows, out)))
+
+
+def _gains(console: Console, rows: Sequence[Any], out: Path) -> str:
+    """The picture beside the page; none without matplotlib, or without plain decoding."""
+    try:
+        from zigzag.bench.recipe_plot import draw
+    except ImportError as failure:
+        console.print(f"no picture: {failure}")
+        return ""
+    path = out.with_suffix(".png")
+    return path.name if draw(rows, path) else ""
 
 
 def _show(console: Console, suite: str, rows: Sequence["Row"]) -> None:

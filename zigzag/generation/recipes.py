@@ -143,6 +143,13 @@ def _retrieval(datastore: Any) -> Made:
     return {"drafter": RetrievalDrafter(datastore), "rule": "exact"}
 
 
+def _suffix() -> Made:
+    """It drafts a tree; here its best path."""
+    from zigzag.generation.drafting import SuffixDrafter
+
+    return {"drafter": SuffixDrafter(), "rule": "exact"}
+
+
 def _mtp(mtp_drafter: Any) -> Made:
     return {"drafter": mtp_drafter, "rule": "residual"}
 
@@ -328,6 +335,9 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "mtp": Recipe(
         "2508.06471", "GLM-4.5's MTP layer", "chain", "fixed", "residual", _mtp, ("mtp_drafter",), after=True
+    ),
+    "suffix-decoding": Recipe(
+        "2411.04975", "this text and earlier ones", "chain", "agreement", "exact", _suffix, after=True
     ),
     "block-verification": Recipe(
         "2403.10444", "small model", "chain", "fixed", "block", _small("block"), DRAFT, after=True

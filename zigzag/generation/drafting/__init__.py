@@ -14,6 +14,7 @@ from zigzag.generation.drafting.phrases import PhraseDrafter
 from zigzag.generation.drafting.relay import RelayDrafter
 from zigzag.generation.drafting.retrieval import RetrievalDrafter
 from zigzag.generation.drafting.staged import StagedDrafter
+from zigzag.generation.drafting.suffix import SuffixDrafter
 from zigzag.generation.drafting.termination import Certain, Confidence, EntropyBound, ExpectedGain, Fixed, Heuristic
 from zigzag.generation.drafting.trained import drafter_of
 
@@ -41,6 +42,7 @@ __all__ = [
     "Request",
     "RetrievalDrafter",
     "StagedDrafter",
+    "SuffixDrafter",
     "drafter_of",
     "streaming_drafter",
 ]

@@ -14,6 +14,7 @@ from zigzag.models.draft_heads.positions import PositionHeads
 from zigzag.reference.errors import ArgumentError
 from zigzag.reference.trees import node_depths
 from zigzag.running.host import Host
+from zigzag.running.transfers import to_device
 
 
 class HeadsDrafter(DrawnDrafter):
@@ -56,7 +57,7 @@ class HeadsDrafter(DrawnDrafter):
             return Draft(*padded([[] for _ in request.sequences]))
         self._state = torch.cat(self._states)
         last = [[row[-1]] for row in request.sequences]
-        self._last = torch.tensor(last, device=self._state.device)
+        self._last = to_device(torch.tensor(last), self._state.device)
         return super().draft(request)
 
     def _start(self, request: Request) -> Tensor:

@@ -7,7 +7,7 @@ These guesses are drafts of the next round: where one stands still, it is what t
 from collections.abc import Sequence
 
 from zigzag.generation.drafting.draft import Draft, Law, Request, padded
-from zigzag.generation.drafting.termination import Confidence, EntropyBound, Fixed
+from zigzag.generation.drafting.termination import Fixed
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
 
@@ -23,7 +23,7 @@ class JacobiDrafter:
     wants_predictions = True
 
     def __init__(self, stop: Fixed | int = 4) -> None:
-        if isinstance(stop, Confidence | EntropyBound):
+        if isinstance(stop, Fixed) and stop.looks:
             raise ArgumentError(
                 f"JacobiDrafter: guesses have no probabilities for {type(stop).__name__} to look at; use a length, "
                 f"Heuristic or ExpectedGain"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from zigzag.generation.drafting.draft import Draft, Law, Request, padded
-from zigzag.generation.drafting.termination import Confidence, EntropyBound, Fixed
+from zigzag.generation.drafting.termination import Fixed
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
 
@@ -19,7 +19,7 @@ class LookupDrafter:
     law: Law = "one-hot"
 
     def __init__(self, stop: Fixed | int = 10, *, longest_ngram: int = 3) -> None:
-        if isinstance(stop, Confidence | EntropyBound):
+        if isinstance(stop, Fixed) and stop.looks:
             raise ArgumentError(
                 f"LookupDrafter: copied tokens have no probabilities for {type(stop).__name__} to look at; use a "
                 f"length, Heuristic or ExpectedGain"

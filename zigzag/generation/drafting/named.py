@@ -9,6 +9,7 @@ from zigzag.generation.drafting.draft import Drafter
 from zigzag.generation.drafting.jacobi import JacobiDrafter, LookaheadDrafter
 from zigzag.generation.drafting.lookup import LookupDrafter
 from zigzag.generation.drafting.model import ModelDrafter, streaming_drafter
+from zigzag.generation.drafting.suffix import SuffixDrafter
 from zigzag.generation.drafting.trained import drafter_of
 from zigzag.models.decoder import Decoder
 from zigzag.models.draft_heads.files import load_head
@@ -18,6 +19,7 @@ from zigzag.running.model_layers import layers_of
 
 NAMED: dict[str, Callable[[Decoder, int], Drafter]] = {
     "lookup": lambda model, count: LookupDrafter(count),
+    "suffix": lambda model, count: SuffixDrafter(count),
     "jacobi": lambda model, count: JacobiDrafter(count),
     "lookahead": lambda model, count: LookaheadDrafter(ngram=count + 1),
     "streaming": lambda model, count: streaming_drafter(len(layers_of(model).full), stop=count),

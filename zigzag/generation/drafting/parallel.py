@@ -17,6 +17,7 @@ from zigzag.reference.errors import ArgumentError
 from zigzag.reference.trees import node_depths
 from zigzag.running.changes import Changes
 from zigzag.running.host import Host
+from zigzag.running.transfers import to_device
 
 
 class ParallelDrafter(ModelDrafter):
@@ -56,7 +57,7 @@ class ParallelDrafter(ModelDrafter):
     def _start(self, request: Request) -> Tensor:
         readable = self._readable(request.sequences)
         self.runner.fill([row[:-1] for row in readable])
-        first = torch.tensor([[row[-1]] for row in readable], device=self.runner.device)
+        first = to_device(torch.tensor([[row[-1]] for row in readable]), self.runner.device)
         ahead = self.vectors.first + torch.arange(self.vectors.count, device=first.device)
         logits = self.runner.feed(torch.cat([first, ahead.expand(len(first), -1)], dim=1)).logits
         self.runner.keep([[0]] * len(readable), [row[-1:] for row in readable])

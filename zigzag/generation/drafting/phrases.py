@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from zigzag.generation.drafting.draft import Draft, Law, Request, padded
+from zigzag.generation.drafting.prefix import shared_prefix
 from zigzag.reference.checks import check_count
 
 Phrase = tuple[int, ...]
@@ -60,7 +61,7 @@ class _Pool:
 
     def read(self, text: list[int]) -> None:
         """Take in the phrases of a text that reach beyond what it shares with the one before."""
-        shared = _common(self.text, text)
+        shared = shared_prefix(self.text, text)
         for place in range(max(1, shared - self.longest + 1), len(text)):
             phrase = tuple(text[place : place + self.longest])
             for n in range(1, min(self.ngram, place) + 1):
@@ -78,14 +79,3 @@ class _Pool:
         """The phrase that begins with the most of the text's last tokens; empty if none does."""
         starts = (tuple(text[-n:]) for n in range(min(self.ngram, len(text)), 0, -1))
         return next((self.phrases[start] for start in starts if start in self.phrases), ())
-
-
-def _common(old: list[int], new: list[int]) -> int:
-    """Length of the common prefix, looked for from its end, where texts differ."""
-    most = shared = min(len(old), len(new))
-    back = 1
-    while old[:shared] != new[:shared]:
-        shared, back = max(0, shared - back), back * 2
-    while shared < most and old[shared] == new[shared]:
-        shared += 1
-    return shared

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from zigzag.generation.datastore import DEPTH, Datastore
 from zigzag.generation.drafting.draft import Draft, Law, Request, padded
-from zigzag.generation.drafting.termination import Confidence, EntropyBound, Fixed
+from zigzag.generation.drafting.termination import Fixed
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
 
@@ -21,7 +21,7 @@ class RetrievalDrafter:
     law: Law = "one-hot"
 
     def __init__(self, datastore: Datastore, stop: Fixed | int = 10, *, longest: int = DEPTH, least: int = 2) -> None:
-        if isinstance(stop, Confidence | EntropyBound):
+        if isinstance(stop, Fixed) and stop.looks:
             raise ArgumentError(
                 f"RetrievalDrafter: tokens that are found have no probabilities for {type(stop).__name__} to look at; "
                 f"use a length, Heuristic or ExpectedGain"

@@ -284,8 +284,23 @@ def test_expected_gain_by_hand() -> None:
         ExpectedGain(-0.01)
 
 
-def test_a_lookup_remembers_the_end_of_its_text() -> None:
-    """The last eight tokens tell whether a text goes on; a draft of nothing is none."""
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=12), st.integers(0, 9))
+def test_a_lookup_whose_tail_is_replaced(tails: list[list[int]], settled: int) -> None:
+    """As within another drafter, whose drafts are rejected: what is found is what a new index finds."""
+    text: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zigzag.generation.drafting.lookup.UNSETTLED", 12)
+        index = _Index(3)
+        for tail in tails:
+            drafted = [*text, *tail]
+            assert index.follows(drafted) and index.after(drafted, 5) == _Index(3).after(drafted, 5)
+            text += tail[: settled % (len(tail) + 1)]
+            assert text == [] or index.after(text, 5) == _Index(3).after(text, 5)
+
+
+def test_a_lookup_remembers_the_end_of_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last eight settled tokens tell whether a text goes on; a draft of nothing is none."""
+    monkeypatch.setattr("zigzag.generation.drafting.lookup.UNSETTLED", 0)
     index = _Index(3)
     assert index.follows([1, 2]) and index.after([5, 6, 5], 4) == [6, 5]
     assert (index.done, index.tail) == (3, [5, 6, 5])

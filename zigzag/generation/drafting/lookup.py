@@ -51,8 +51,11 @@ class LookupDrafter:
         self._rows = [self._rows[b] for b in rows]
 
 
+UNSETTLED = 64  # last tokens, which may be drafts of another drafter: they are looked through, not indexed
+
+
 class _Index:
-    """Of one row: where each n-gram was last followed by something."""
+    """Of one row: where each n-gram was last followed by something; its end may come to be another."""
 
     def __init__(self, longest: int) -> None:
         self.longest, self.done = longest, 0
@@ -64,12 +67,15 @@ class _Index:
         return tokens[max(0, self.done - len(self.tail)) : self.done] == self.tail
 
     def after(self, tokens: list[int], most: int) -> list[int]:
-        for end in range(max(self.done, 1), len(tokens)):  # the n-gram that ends before `end`, followed by tokens[end]
+        settled = max(self.done, len(tokens) - UNSETTLED)
+        for end in range(max(self.done, 1), settled):  # the n-gram that ends before `end`, followed by tokens[end]
             for n in range(1, min(self.longest, end) + 1):
                 self.places[tuple(tokens[end - n : end])] = end
-        self.done, self.tail = len(tokens), tokens[-8:]
+        self.done, self.tail = settled, tokens[max(0, settled - 8) : settled]
         for n in range(min(self.longest, len(tokens)), 0, -1):
-            place = self.places.get(tuple(tokens[-n:]))
+            last = tokens[-n:]
+            recent = (end for end in range(len(tokens) - 1, max(n, settled) - 1, -1) if tokens[end - n : end] == last)
+            place = next(recent, None) or self.places.get(tuple(last))
             if place is not None:
                 return tokens[place : place + most]
         return []

@@ -254,9 +254,19 @@ def test_smollm2() -> None:
         assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " Paris"
 
 
-def test_a_folder_for_other_engines(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def of_gguf(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """SmolLM2 read from its GGUF file, not from the copy of it."""
+    smollm2()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("zigzag.models.gguf_cache.LARGEST", 0)
+        return load_model("smollm2")
+
+
+def test_a_folder_for_other_engines(of_gguf: Any, tmp_path: Path) -> None:
     """The same model and tokenizer come back; what came from GGUF, too; a folder in use is left alone."""
-    model, tokenizer = smollm2()
+    model, tokenizer = of_gguf
     quantized = model.config.quantization_config
     save_folder(model, tokenizer, tmp_path / "model")
     assert model.config.quantization_config is quantized and model.hf_quantizer is not None
@@ -275,9 +285,9 @@ def test_a_folder_for_other_engines(tmp_path: Path) -> None:
     assert load_model(tmp_path / "plain")[0].config.num_hidden_layers == 2
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written(of_gguf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is as it was."""
-    model, tokenizer = smollm2()
+    model, tokenizer = of_gguf
     quantized, quantizer = model.config.quantization_config, model.hf_quantizer
     monkeypatch.setattr(type(model), "save_pretrained", lambda *given: 1 // 0)
     with pytest.raises(ZeroDivisionError):

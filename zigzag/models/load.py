@@ -39,15 +39,17 @@ def load_model(
     _check_name(str(source))
     glm = glm_folder(str(source))
     path = glm or (smollm2_path() if str(source) == SMOLLM2 else Path(source))
-    folder, options = str(path), {}
+    options: dict[str, str] = {}
+    folder = str(path)
     if path.suffix == ".gguf":
-        _check_gguf(path)
-        folder, options = str(path.parent), {"gguf_file": path.name}
+        _check_file(path)
     elif path.is_dir():
         _check_json(path)
     elif path.is_file() or path.is_absolute() or str(source).startswith("."):
         raise ModelError(f"load_model: a folder, a hub id or a .gguf file is needed, got {source}")
     try:
+        if path.suffix == ".gguf":
+            folder, options = _gguf(path)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         if glm is not None:
             model: CausalLM = main_model(glm, open_checkpoint(glm), dtype=kind)
@@ -56,13 +58,33 @@ def load_model(
     except ModelError:
         raise
     except Exception as error:  # transformers raises whatever its parsers raise
-        raise ModelError(f"load_model: transformers cannot load {source}: {type(error).__name__}: {error}") from error
+        where = "" if folder == str(path) else f", read from {folder}"
+        raise ModelError(
+            f"load_model: transformers cannot load {source}{where}: {type(error).__name__}: {error}"
+        ) from error
     check_weights(model)
     if path.exists() and glm is None:
         model.config._name_or_path = path.name  # a name for plans and records, not a path of this machine
     model.to(place)
     model.eval()
     return model, tokenizer
+
+
+def _gguf(path: Path) -> tuple[str, dict[str, str]]:
+    """What transformers loads for a GGUF file: a copy in its own form, made now if need be, or the file itself."""
+    from transformers import AutoTokenizer
+
+    from zigzag.models.gguf_cache import LARGEST, cached, remember
+
+    if (copy := cached(path)).is_dir():
+        return str(copy), {}
+    folder, options = str(path.parent), {"gguf_file": path.name}
+    if 4 * _checked_gguf(path) > LARGEST:
+        return folder, options
+    model = _from_transformers(str(path), folder, floating_dtype("load_model", "float32"), options)
+    check_weights(model)
+    made = remember(path, model, AutoTokenizer.from_pretrained(folder, **options))
+    return (folder, options) if made is None else (str(made), {})
 
 
 def _from_transformers(source: str, folder: str, kind: "torch.dtype", options: dict[str, str]) -> CausalLM:
@@ -140,10 +162,13 @@ def smollm2_path() -> Path:
     return Path(spec.submodule_search_locations[0]) / _SMOLLM2_FILE
 
 
-def _check_gguf(path: Path) -> None:
-    """A truncated GGUF would otherwise fail deep inside, or not at all."""
+def _check_file(path: Path) -> None:
     if not path.is_file():
         raise ModelError(f"load_model: no such file: {path}")
+
+
+def _checked_gguf(path: Path) -> int:
+    """Numbers in the file. A truncated GGUF would otherwise fail deep inside, or not at all."""
     from gguf import GGUFReader
 
     try:
@@ -155,3 +180,4 @@ def _check_gguf(path: Path) -> None:
         raise ModelError(
             f"load_model: {path} is truncated: {end} bytes are needed, it has {path.stat().st_size}; fetch it again"
         )
+    return sum(int(tensor.n_elements) for tensor in reader.tensors)

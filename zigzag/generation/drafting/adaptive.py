@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zigzag.generation.drafting.bandit import NOTHING, Bandit, Choice
 from zigzag.generation.drafting.draft import Draft, Drafter, Law, Request, padded
-from zigzag.generation.drafting.parts import check_stages
+from zigzag.generation.drafting.parts import check_part, check_stages
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError, CacheError
 from zigzag.running.host import Host
@@ -55,7 +55,7 @@ class AdaptiveDrafter:
         self.drafters = [drafter for drafter, _ in pairs]
         self.lengths = [_lengths(lengths) for _, lengths in pairs]
         for drafter in self.drafters:
-            _check_arm(drafter)
+            check_part("AdaptiveDrafter", drafter, may_read=True)
         self.law: Law = "dense" if any(drafter.law == "dense" for drafter in self.drafters) else "one-hot"
         check_stages("AdaptiveDrafter", [*self.drafters])
         check_stages("AdaptiveDrafter", self.stages)
@@ -176,17 +176,3 @@ def _lengths(lengths: Sequence[int]) -> tuple[int, ...]:
     if not lengths:
         raise ArgumentError("AdaptiveDrafter: a drafter needs at least one length")
     return tuple(sorted({check_count("AdaptiveDrafter", "length", length) for length in lengths}))
-
-
-def _check_arm(drafter: Drafter) -> None:
-    """ArgumentError unless it drafts chains by a known law, with random numbers of its own."""
-    inner = type(drafter).__name__
-    if getattr(drafter, "parents", None) is not None:
-        raise ArgumentError(f"AdaptiveDrafter: its drafters must draft chains, {inner} drafts trees")
-    if drafter.law == "unknown":
-        raise ArgumentError(f"AdaptiveDrafter: the law of {inner}'s drafts is unknown, so that of its own would be too")
-    if drafter.law == "dense" and not getattr(drafter, "stages", ()):
-        raise ArgumentError(
-            f"AdaptiveDrafter: {inner} draws, but has no `stages`, which zigzag.generate gives random numbers of their "
-            f"own"
-        )

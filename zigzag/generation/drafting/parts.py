@@ -7,17 +7,18 @@ from zigzag.generation.noise import MOST_STAGES
 from zigzag.reference.errors import ArgumentError
 
 
-def check_part(name: str, drafter: Drafter) -> None:
+def check_part(name: str, drafter: Drafter, *, may_read: bool = False) -> None:
     """ArgumentError unless it drafts chains whose law is known, from the tokens alone, with numbers of its own.
 
-    name: of the drafter that it is to be part of
+    name: of the drafter that it is to be part of; may_read: whether that hands on the target's states and guesses
     """
     inner = type(drafter).__name__
     if getattr(drafter, "parents", None) is not None:
         raise ArgumentError(f"{name}: its drafters must draft chains, {inner} drafts trees")
     if drafter.law == "unknown":
         raise ArgumentError(f"{name}: the law of {inner}'s drafts is unknown, so that of its own would be too")
-    if getattr(drafter, "wants_hidden", False) or getattr(drafter, "wants_predictions", False):
+    reads = getattr(drafter, "wants_hidden", False) or getattr(drafter, "wants_predictions", False)
+    if reads and not may_read:
         raise ArgumentError(f"{name}: {inner} reads the target's states or guesses, which a part of a drafter has not")
     if drafter.law == "dense" and not getattr(drafter, "stages", ()):
         raise ArgumentError(

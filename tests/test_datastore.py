@@ -169,7 +169,7 @@ def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "store"
     run = CliRunner().invoke
     built = run(app, ["datastore", "build", str(tmp_path / "texts"), "--out", str(out), "--model", "tiny-glm"])
-    assert built.exit_code == 0 and "of 2 files" in built.output, built.output
+    assert built.exit_code == 0 and "of 2 files" in " ".join(built.output.split()), built.output
     ask = ["generate", "def area(width", "--model", "tiny-glm", "--new-tokens", "12"]
     drafted = run(app, [*ask, "--drafter", "retrieval", "--datastore", str(out)])
     assert drafted.exit_code == 0 and "accepted" in drafted.output, drafted.output

@@ -129,9 +129,9 @@ def test_no_forward_has_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
     forward = Host.forward
 
-    def seen(self: Host, attend, **inputs):
+    def seen(self: Host, attend, changes, **inputs):
         shapes.append(tuple(inputs["input_ids"].shape))
-        return forward(self, attend, **inputs)
+        return forward(self, attend, changes, **inputs)
 
     monkeypatch.setattr(Host, "forward", seen)
     model = tiny_llama(2)

@@ -33,7 +33,19 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Layer-exclus
 console = Console()
 
 HEADS = ("blockwise", "medusa", "hydra", "eagle", "exit", "pass", "student")
-DRAFTERS = ("none", "lookup", "suffix", "jacobi", "lookahead", "streaming", "mtp", "model", "retrieval", *HEADS)
+DRAFTERS = (
+    "none",
+    "lookup",
+    "suffix",
+    "adaptive",
+    "jacobi",
+    "lookahead",
+    "streaming",
+    "mtp",
+    "model",
+    "retrieval",
+    *HEADS,
+)
 DrafterName = Enum("DrafterName", {d: d for d in DRAFTERS}, type=str)
 CHAIN_RULES = {name: rule for name, rule in RULES.items() if rule.chain}  # only lookahead's drafts are a tree
 RuleName = Enum("RuleName", {r: r for r in CHAIN_RULES}, type=str)

@@ -70,8 +70,8 @@ def generate(
     attention_mask: as input_ids, 0 for padding on either side
     plan: LayerPlan or HeadPlan to run under; default: the attached one, else full attention
     drafter: "lookup" (n-grams of the text itself), "suffix" (by how often they came), "jacobi" or "lookahead" (the
-        model's own guesses), "streaming" (the model with all layers streaming), a trained head ("medusa", "eagle"), a
-        draft model, any `zigzag.generation.drafting.Drafter`, or None for none
+        model's own guesses), "streaming" (the model with all layers streaming), a trained head ("medusa", "eagle"),
+        "adaptive" (what pays), a draft model, any `zigzag.generation.drafting.Drafter`, or None for none
     rule: an acceptance rule by name ("residual", "block", "exact", "greedy", ...), a Rule or a PhaseRule; default:
         "residual"
     recipe: in the place of drafter and rule a system of the survey by name, as `zigzag recipes` lists them, with what

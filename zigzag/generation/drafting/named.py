@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from zigzag.generation.drafting.adaptive import AdaptiveDrafter
 from zigzag.generation.drafting.draft import Drafter
 from zigzag.generation.drafting.jacobi import JacobiDrafter, LookaheadDrafter
 from zigzag.generation.drafting.lookup import LookupDrafter
@@ -14,12 +15,28 @@ from zigzag.generation.drafting.trained import drafter_of
 from zigzag.models.decoder import Decoder
 from zigzag.models.draft_heads.files import load_head
 from zigzag.models.draft_heads.kinds import KINDS
-from zigzag.reference.errors import ArgumentError
+from zigzag.reference.errors import ArgumentError, ModelError
 from zigzag.running.model_layers import layers_of
+
+COPIED = (3, 10)  # lengths that an adaptive drafter tries where it copies
+
+
+def adaptive(model: Decoder, count: int) -> Drafter:
+    """What pays best of copies and of the best trained head that is there."""
+    arms: list[Any] = [(LookupDrafter(COPIED[-1]), COPIED)]
+    for kind in ("eagle", "medusa"):
+        try:
+            arms.append(drafter_of(load_head(kind, model), count))
+        except ModelError:  # there is none
+            continue
+        break
+    return AdaptiveDrafter(*arms)
+
 
 NAMED: dict[str, Callable[[Decoder, int], Drafter]] = {
     "lookup": lambda model, count: LookupDrafter(count),
     "suffix": lambda model, count: SuffixDrafter(count),
+    "adaptive": adaptive,
     "jacobi": lambda model, count: JacobiDrafter(count),
     "lookahead": lambda model, count: LookaheadDrafter(ngram=count + 1),
     "streaming": lambda model, count: streaming_drafter(len(layers_of(model).full), stop=count),

@@ -50,7 +50,7 @@ def ids(*rows: list[int]) -> Draft:
         ({"drafter": Bad(ids([1, 2]), law="dense")}, ArgumentError, "law is dense"),
         ({"drafter": Bad(ids([1, 2]), law="unknown")}, ArgumentError, "law is unknown"),
         ({"drafter": Bad(ids([1, 2]), longest=99), "plan": MIXED}, ArgumentError, "spare=99"),
-        ({"drafter": "prompt"}, ArgumentError, "'lookup', 'jacobi', 'lookahead', 'streaming'"),
+        ({"drafter": "prompt"}, ArgumentError, "'lookup', 'suffix', 'adaptive', 'jacobi', 'lookahead', 'streaming'"),
         ({"rule": "rejection"}, ArgumentError, "residual, block"),
         ({"rule": "greedy", "temperature": 0.5}, ArgumentError, "temperature 0 only"),
         ({"rule": "k_seq"}, ArgumentError, "several drafts"),

@@ -241,14 +241,17 @@ def generate(
     from zigzag.generation.datastore import Datastore
     from zigzag.generation.drafting import RetrievalDrafter
     from zigzag.generation.generate import generate as continued
+    from zigzag.generation.recipes import one_that_runs
     from zigzag.generation.rules import Rule
     from zigzag.running.attach import cache_bytes
 
     chosen = None if plan is None else LayerPlan.load(plan)
     if (drafter.value == "model") != (draft_model is not None):
         raise ZigzagError("generate: --drafter model and --draft-model NAME go together")
-    if recipe is not None and (drafter.value, rule.value) != ("none", "residual"):
-        raise ZigzagError("generate: --recipe stands for --drafter and --rule; give one or the other")
+    if recipe is not None:
+        one_that_runs(recipe)
+        if (drafter.value, rule.value) != ("none", "residual"):
+            raise ZigzagError("generate: --recipe stands for --drafter and --rule; give one or the other")
     if (drafter.value == "retrieval") != (datastore is not None):
         raise ZigzagError("generate: --drafter retrieval and --datastore FOLDER go together")
     if prompt.startswith("@"):

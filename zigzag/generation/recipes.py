@@ -357,13 +357,7 @@ def arguments(name: str, model: Any = None, **given: Any) -> Made:
     Raises ArgumentError for an unknown recipe, one that does not run here, and for too little or too much given;
     ModelError where a head is to be looked for and there is none.
     """
-    recipe = RECIPES.get(name)
-    if recipe is None:
-        near = get_close_matches(name, RECIPES, 1, 0.7)
-        raise ArgumentError(f"recipes: {name!r} is none of {', '.join(RECIPES)}{f'; {near[0]}?' if near else ''}")
-    if recipe.make is None:
-        runs = ", ".join(other for other, row in RECIPES.items() if row.runs)
-        raise ArgumentError(f"recipes: {name} does not run here, it lacks {recipe.lacks}; there are {runs}")
+    recipe, make = one_that_runs(name)
     if model is not None:
         given = found(recipe, model, given) | given
     if given.keys() != set(recipe.needs):
@@ -371,7 +365,19 @@ def arguments(name: str, model: Any = None, **given: Any) -> Made:
             f"recipes: {name} needs {', '.join(recipe.needs) or 'nothing'}, got {', '.join(given) or 'nothing'}; "
             f"zigzag.generate(..., **zigzag.recipes.arguments({name!r}, ...)) takes it"
         )
-    return recipe.make(**given)
+    return make(**given)
+
+
+def one_that_runs(name: str) -> tuple[Recipe, Callable[..., Made]]:
+    """The recipe and what makes its arguments; ArgumentError for an unknown one and for one that does not run here."""
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        near = get_close_matches(name, RECIPES, 1, 0.7)
+        raise ArgumentError(f"recipes: {name!r} is none of {', '.join(RECIPES)}{f'; {near[0]}?' if near else ''}")
+    if recipe.make is None:
+        runs = ", ".join(other for other, row in RECIPES.items() if row.runs)
+        raise ArgumentError(f"recipes: {name} does not run here, it lacks {recipe.lacks}; there are {runs}")
+    return recipe, recipe.make
 
 
 def found(recipe: Recipe, model: Any, given: Mapping[str, Any]) -> Made:

@@ -17,6 +17,7 @@ from test_staged import ROWS, TEXT, law, p_value, small  # noqa: E402
 
 from zigzag import ArgumentError, ModelError, generate, load_head  # noqa: E402
 from zigzag.generation.drafting import Request, drafter_of  # noqa: E402
+from zigzag.generation.recipes import WIDE, arguments  # noqa: E402
 from zigzag.models.draft_heads.files import CONFIG, PROBES, WEIGHTS, own_weights, places, save_head  # noqa: E402
 from zigzag.models.draft_heads.kinds import make_head  # noqa: E402
 from zigzag.reference import best_tree  # noqa: E402
@@ -217,8 +218,38 @@ def test_a_model_is_looked_at_in_whole_numbers() -> None:
     assert bool((found.diff() > 0).all()) and int(places(1)[-1]) == 0
 
 
+def test_a_damaged_head_of_another_model_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model, heads = target(), tmp_path / "zigzag/heads"
+    save_head(random_head("medusa", model), "medusa", KINDS["medusa"].sizes(model), model, heads / "b/medusa")
+    (heads / "a/medusa").mkdir(parents=True)
+    (heads / "a/medusa" / CONFIG).write_text("{}")
+    assert load_head("medusa", model) is not None
+
+
+@pytest.mark.parametrize("name", ["medusa", "hydra", "bita"])
+def test_recipes_of_heads_that_draft_less(name: str) -> None:
+    """Their trees are cut to what the head can."""
+    model, kind = target(), {"bita": "pass"}.get(name, name)
+    options = arguments(name, head=make_head(kind, model, count=2))
+    assert 3 <= options["drafter"].longest < len(WIDE)
+    drafted = generate(model, prompts(), **options, temperature=0, max_new_tokens=12)
+    assert drafted.sequences == generate(model, prompts(), temperature=0, max_new_tokens=12).sequences
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_itself_drafts(kind: str) -> None:
+    model = target()
+    drafted = generate(model, prompts(), drafter=random_head(kind, model), temperature=0, max_new_tokens=8)
+    assert sum(drafted.statistics.drafted) > 0
+
+
 def test_what_cannot_be() -> None:
     model = target()
+    with pytest.raises(ArgumentError, match="is for trees: give parents"):
+        drafter_of(make_head("medusa", model), siblings="without replacement")
+    with pytest.raises(ArgumentError, match="most and stop both say"):
+        drafter_of(make_head("medusa", model), 2, stop=3)
     with pytest.raises(ArgumentError, match="kind must be one of blockwise"):
         make_head("medusas", model)
     with pytest.raises(ArgumentError, match="medusa has the sizes count, width, got counts"):

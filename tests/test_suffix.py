@@ -14,7 +14,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from generations import PLANS, prompts, target  # noqa: E402
 
 from zigzag import ArgumentError, generate  # noqa: E402
-from zigzag.generation.drafting import Request, SuffixDrafter  # noqa: E402
+from zigzag.generation.drafting import AdaptiveDrafter, Request, SuffixDrafter  # noqa: E402
 from zigzag.generation.drafting.prefix import shared_prefix  # noqa: E402
 
 
@@ -91,6 +91,27 @@ def test_a_tail_that_is_replaced() -> None:
     asked(drafter, [[1, 2, 3, 4, 5, 6]])
     assert asked(drafter, [[1, 2, 3, 9, 1, 2, 3]], round_=1) == [[9, 1, 2, 3]]
     assert asked(drafter, [[1, 2, 3, 9, 4, 5]], round_=2) == [[]]
+
+
+def test_a_long_text_is_remembered_by_its_end() -> None:
+    """Also one that is longer than all that may be kept."""
+    drafter = SuffixDrafter(4, most=200)
+    for number in range(4):
+        asked(drafter, [[1000 * number + n for n in range(150)]])
+    drafter.index.forget(200)
+    assert [text[-1] for text in drafter.index.texts] == [3149] and len(drafter.index.texts[0]) == 100
+    assert asked(drafter, [[3140, 3141, 3142]]) == [[3143, 3144, 3145, 3146]]
+
+
+def test_within_an_adaptive_drafter_each_call_has_texts_of_its_own() -> None:
+    """Whose first rounds draft nothing: the first text stays, the second is another."""
+    inner = SuffixDrafter(6)
+    drafter, model = AdaptiveDrafter(inner, clock=iter(range(10**6)).__next__), target()
+    for text in (prompts()[0], prompts()[1], prompts()[0][:9]):
+        plain = generate(model, [text], temperature=0, max_new_tokens=40)
+        drafted = generate(model, [text], drafter=drafter, temperature=0, max_new_tokens=40)
+        assert drafted.sequences == plain.sequences
+    assert len(inner.index.texts) == 3
 
 
 def test_memory_is_bounded() -> None:

@@ -105,6 +105,20 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert files.load_state(tmp_path)[1]["step"] == 6 and load_head(tmp_path, main) is not None
 
 
+def test_the_card_has_the_last_line(tmp_path: Path) -> None:
+    """However few there are, each once; vectors draft from the second token on."""
+    for kind, first in (("medusa", "draft 1"), ("pass", "draft 2")):
+        train_head(setting(kind), model(), tiny_tokenizer(), tmp_path / kind, log=quiet)
+        card = (tmp_path / kind / "README.md").read_text()
+        assert [line.split()[1] for line in card.splitlines() if line[2:3].isdigit()] == ["3", "6", "9", "12"]
+        assert f"| step | loss | {first} |" in card and "12 steps of 12" in card
+
+
+def test_half_precision_without_range() -> None:
+    with pytest.raises(ModelError, match="load the model in bfloat16 or float32"):
+        HeadRun(setting(), model().half())
+
+
 def test_a_time(tmp_path: Path) -> None:
     """As many steps as fit; the schedule is that of these steps."""
     main, streams = model(), {}

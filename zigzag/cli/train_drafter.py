@@ -29,7 +29,7 @@ def train_drafter(
         str, typer.Option(help="forward: KL(target, draft); reverse: KL(draft, target).")
     ] = "forward",
     seed: Annotated[int, typer.Option(help="Of weights, order and what the model writes.")] = 0,
-    seconds: Annotated[float | None, typer.Option(help="End after so many, with a checkpoint.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Of each, its tokens apart; as many steps as fit.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
 ) -> None:
     """Train draft heads for a model, which stays as it is; then `zigzag generate --drafter KIND` takes them."""
@@ -37,6 +37,7 @@ def train_drafter(
     from zigzag.models.load import load_model
     from zigzag.training.heads.config import HeadTraining
     from zigzag.training.heads.train import train_head
+    from zigzag.training.state import CHECKPOINT
 
     console = Console()
     options: dict[str, Any] = {
@@ -59,9 +60,10 @@ def train_drafter(
         weight.requires_grad_(False)
     base = cached_heads() / model_name(target) if out is None else out
     streams: dict[str, Any] = {}
+    begun = {kind for kind in kinds if (base / kind / CHECKPOINT).is_file()} or set(kinds)
     for config in configs:
-        folder = base / config.kind
-        train_head(config, target, tokenizer, folder, streams, resume=resume, seconds=seconds, log=console.print)
+        folder, goes_on = base / config.kind, resume and config.kind in begun  # the others have not begun
+        train_head(config, target, tokenizer, folder, streams, resume=goes_on, seconds=seconds, log=console.print)
         console.print(f"wrote {folder}; try: zigzag generate --model {model} --drafter {config.kind} TEXT")
 
 

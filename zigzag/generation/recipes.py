@@ -16,6 +16,7 @@ from typing import Any
 from zigzag.generation.processors import listed
 from zigzag.reference import RULES
 from zigzag.reference.errors import ArgumentError
+from zigzag.reference.trees import node_depths
 
 Made = dict[str, Any]  # arguments of `generate`
 WITH, WITHOUT = "with replacement", "without replacement"
@@ -160,9 +161,19 @@ def _head(rule: Any = "residual", **options: Any) -> Callable[..., Made]:
     def make(head: Any) -> Made:
         from zigzag.generation.drafting import drafter_of
 
-        return {"drafter": drafter_of(head, **options), "rule": rule}
+        return {"drafter": drafter_of(head, **_no_deeper(head, options)), "rule": rule}
 
     return make
+
+
+def _no_deeper(head: Any, options: Made) -> Made:
+    """The options with a tree that is no deeper than a head drafts in a row; its nodes are sorted by level."""
+    from zigzag.generation.drafting.trained import most_in_a_row
+
+    if "parents" not in options:
+        return options
+    levels = node_depths(options["parents"]) <= most_in_a_row(head)
+    return options | {"parents": options["parents"][: int(levels.sum())]}
 
 
 def _blockwise(head: Any) -> Made:
@@ -225,6 +236,14 @@ def _online(draft_model: Any) -> Made:
 DRAFT, HEAD = ("draft_model",), ("head",)
 ROLLBACK = 0.1353352832366127  # e^-2
 BRANCHES = (-1, -1, -1)
+WHERE = {  # what a recipe needs comes from
+    "draft_model": "a model with the target's vocabulary, or zigzag train-drafter student",
+    "head": "zigzag.load_head, zigzag train-drafter",
+    "num_layers": "of the target",
+    "skip": "layers, by zigzag.measuring.skipping.choose_skipped",
+    "mtp_drafter": "MtpDrafter over the layer that zigzag.load gives",
+    "datastore": "zigzag datastore build, Datastore.open",
+}
 RECIPES: Mapping[str, Recipe] = {
     "blockwise": Recipe(
         "1811.03115", "heads of the target", "chain", "fixed", "top_k", _blockwise, HEAD, head="blockwise"
@@ -361,19 +380,21 @@ def arguments(name: str, model: Any = None, **given: Any) -> Made:
     if model is not None:
         given = found(recipe, model, given) | given
     if given.keys() != set(recipe.needs):
+        needs = ", ".join(f"{need} ({WHERE[need]})" for need in recipe.needs)
         raise ArgumentError(
-            f"recipes: {name} needs {', '.join(recipe.needs) or 'nothing'}, got {', '.join(given) or 'nothing'}; "
-            f"zigzag.generate(..., **zigzag.recipes.arguments({name!r}, ...)) takes it"
+            f"recipes: {name} needs {needs or 'nothing'}, got {', '.join(given) or 'nothing'}; give it by "
+            f"generate(..., **arguments({name!r}, ...)) of zigzag.recipes"
         )
     return make(**given)
 
 
 def one_that_runs(name: str) -> tuple[Recipe, Callable[..., Made]]:
     """The recipe and what makes its arguments; ArgumentError for an unknown one and for one that does not run here."""
-    recipe = RECIPES.get(name)
+    recipe = RECIPES.get(name) if isinstance(name, str) else None
     if recipe is None:
-        near = get_close_matches(name, RECIPES, 1, 0.7)
-        raise ArgumentError(f"recipes: {name!r} is none of {', '.join(RECIPES)}{f'; {near[0]}?' if near else ''}")
+        near = get_close_matches(str(name), RECIPES, 1, 0.7)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
+        raise ArgumentError(f"recipes: there is no {name!r}; {meant}")
     if recipe.make is None:
         runs = ", ".join(other for other, row in RECIPES.items() if row.runs)
         raise ArgumentError(f"recipes: {name} does not run here, it lacks {recipe.lacks}; there are {runs}")

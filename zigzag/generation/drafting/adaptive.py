@@ -64,6 +64,7 @@ class AdaptiveDrafter:
         self._choice: Choice | None = None  # of a draft that has not been judged
         self._limits: list[int] = []
         self._knows: set[int] = set()  # drafters that know the rows of this call
+        self._asked: set[int] = set()  # and those that have drafted for them
         self._missed: dict[int, list[list[Tensor]]] = {}  # of drafters that want them: states of each row
         self._place: tuple[int, torch.device] | None = None
 
@@ -111,13 +112,17 @@ class AdaptiveDrafter:
         self._limits = [min(most, choice.length) for most in request.most]
         if choice == NOTHING:
             return Draft(*padded([[] for _ in self._limits]))
+        # To a drafter a call begins when it is asked first; its random numbers of round 0 have not been used.
+        round_ = request.round_ if choice.drafter in self._asked else 0
+        self._asked.add(choice.drafter)
         self._knows.add(choice.drafter)
-        asked = replace(request, most=self._limits, hidden=self._states(choice.drafter))
+        asked = replace(request, round_=round_, most=self._limits, hidden=self._states(choice.drafter))
         return self._in_one_law(self.drafters[choice.drafter].draft(asked))
 
     def _begin(self, rows: int) -> None:
         self.bandit.begin(rows)
         self._knows.clear()
+        self._asked.clear()
         self._missed = {
             place: [[] for _ in range(rows)]
             for place, drafter in enumerate(self.drafters)

@@ -34,6 +34,8 @@ class DrawnDrafter(ABC):
         name = type(self).__name__
         if siblings not in SIBLINGS:
             raise ArgumentError(f"{name}: siblings must be one of {', '.join(SIBLINGS)}, got {siblings!r}")
+        if parents is None and siblings != "top":
+            raise ArgumentError(f"{name}: siblings={siblings!r} is for trees: give parents, or leave it out")
         self.siblings = siblings
         self.stop = stop if isinstance(stop, Fixed) else Fixed(stop)
         self.parents = None if parents is None else _sorted_tree(name, parents)

@@ -39,7 +39,10 @@ class HeadsDrafter(DrawnDrafter):
         super().__init__(stop=heads.count if stop is None else stop, parents=parents, siblings=siblings)
         deepest = self.longest if self.parents is None else int(node_depths(self.parents).max())
         if deepest > heads.count:
-            raise ArgumentError(f"HeadsDrafter: {heads.count} heads draft no {deepest} tokens in a row")
+            raise ArgumentError(
+                f"HeadsDrafter: {heads.count} heads draft no {deepest} tokens in a row; give a stop or parents of "
+                f"at most {heads.count}, or train more heads (train-drafter --size count={deepest})"
+            )
         self.heads = heads
         self._states: list[Tensor] = []  # [1, hidden] of each row's last token but one, [0, hidden] before the first
         self._state: Tensor | None = None  # [B, hidden] of this round

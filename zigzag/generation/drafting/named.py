@@ -1,6 +1,7 @@
 """A drafter from what a user gives `generate`: a name, a model, or a drafter."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from zigzag.generation.drafting.adaptive import AdaptiveDrafter
 from zigzag.generation.drafting.draft import Drafter
 from zigzag.generation.drafting.jacobi import JacobiDrafter, LookaheadDrafter
 from zigzag.generation.drafting.lookup import LookupDrafter
-from zigzag.generation.drafting.model import ModelDrafter, streaming_drafter
+from zigzag.generation.drafting.model import streaming_drafter
 from zigzag.generation.drafting.suffix import SuffixDrafter
 from zigzag.generation.drafting.trained import drafter_of
 from zigzag.models.decoder import Decoder
@@ -53,11 +54,13 @@ def as_drafter(drafter: Any, model: Decoder, num_draft_tokens: int) -> Drafter |
     if isinstance(drafter, str) and drafter in KINDS:
         return drafter_of(load_head(drafter, model), num_draft_tokens)
     if isinstance(drafter, torch.nn.Module):
-        return ModelDrafter(drafter, stop=num_draft_tokens)
+        return drafter_of(drafter, num_draft_tokens)
     if isinstance(drafter, str) or not all(hasattr(drafter, name) for name in NEEDED):
-        names = ", ".join(map(repr, (*NAMED, *KINDS)))
+        names = (*NAMED, *KINDS)
+        near = get_close_matches(drafter, names, 1, 0.7) if isinstance(drafter, str) else []
         raise ArgumentError(
-            f"generate: drafter must be {names}, a model or a Drafter (with {', '.join(NEEDED)}), got {drafter!r}"
+            f"generate: drafter must be {', '.join(map(repr, names))}, a model, a trained head or a Drafter (with "
+            f"{', '.join(NEEDED)}), got {drafter!r}{f'; {near[0]!r}?' if near else ''}"
         )
     own: Drafter = drafter
     return own

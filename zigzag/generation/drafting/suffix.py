@@ -128,15 +128,14 @@ class _Index:
         return [place for place in places if place.agrees >= self.ngram]
 
     def forget(self, most: int) -> None:
-        """The older half of the texts, if they are longer in all than `most`; the others are read again."""
+        """All but the latest half of `most` tokens, if texts are longer in all than `most`; these are read again."""
         if sum(map(len, self.texts)) <= most:
             return
         kept, left = [], most // 2
         for text in reversed(self.texts):
-            if left < len(text):
-                break
-            kept.append(text)
-            left -= len(text)
+            if left > 0:
+                kept.append(text[-left:])
+                left -= len(text)
         self.texts, self.places = [], {}
         for text in reversed(kept):
             self.read(self.new(), text)
@@ -145,6 +144,8 @@ class _Index:
 def _agree(held: list[int], end: int, text: list[int]) -> int:
     """How many of the last tokens are the same, at most DEPTH."""
     count = 0
+    if end >= len(held):  # nothing follows, or the text was longer when it was read
+        return 0
     while count < min(DEPTH, end, len(text)) and held[end - 1 - count] == text[-1 - count]:
         count += 1
-    return count if end < len(held) else 0
+    return count

@@ -14,6 +14,7 @@ from zigzag.models.draft_heads.exit_layer import ExitLayer
 from zigzag.models.draft_heads.lookahead import LookaheadVectors
 from zigzag.models.draft_heads.positions import PositionHeads
 from zigzag.models.state_head import StateHead
+from zigzag.reference.errors import ArgumentError
 
 
 def drafter_of(head: nn.Module, most: int | None = None, **options: Any) -> DrawnDrafter:
@@ -22,8 +23,10 @@ def drafter_of(head: nn.Module, most: int | None = None, **options: Any) -> Draw
     most: tokens of a draft, or as many as the head can; default: the drafter's own
     options: stop, parents, siblings as of `DrawnDrafter`; plan where it keeps keys and values
     """
+    if most is not None and "stop" in options:
+        raise ArgumentError("drafter_of: most and stop both say how far a draft goes; give one")
     if most is not None:
-        options["stop"] = min(most, _most(head))
+        options["stop"] = min(most, most_in_a_row(head))
     if isinstance(head, PositionHeads):
         return HeadsDrafter(head, **options)
     if isinstance(head, StateHead):
@@ -35,7 +38,7 @@ def drafter_of(head: nn.Module, most: int | None = None, **options: Any) -> Draw
     return ModelDrafter(head, **options)
 
 
-def _most(head: nn.Module) -> int:
+def most_in_a_row(head: nn.Module) -> int:
     """Tokens in a row that a head drafts at most."""
     if isinstance(head, PositionHeads):
         return head.count

@@ -1,5 +1,6 @@
 """A trained head as a folder: config.json, which says what it is and for which model, and model.safetensors."""
 
+import logging
 import os
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,7 @@ FORMAT, VERSION = "zigzag-draft-head", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHARED = tuple(f"{where}{part}." for where in ("", "model.") for part in ("embed_tokens", "lm_head", "rotary_emb"))
 PROBES, CLOSE = 64, 0.02
+log = logging.getLogger("zigzag")
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -86,7 +88,7 @@ def load_head(source: str | Path, model: Any) -> nn.Module:
     if other := _other_model(told["model"], model):
         raise ModelError(
             f"load_head: {folder} was trained for {told['model'].get('name')}, which has {other}; train one for this "
-            f"model: zigzag train-drafter {told['kind']} --model ..."
+            f"model: zigzag train-drafter {told['kind']} --model MODEL"
         )
     head = make_head(told["kind"], model, **told["sizes"])
     _load(head, folder)
@@ -103,12 +105,21 @@ def _found(source: str, model: Any) -> Path:
         return Path(source)
     for heads in (SHIPPED, cached_heads()):
         for folder in sorted(heads.glob(f"*/{source}")):
-            if (folder / CONFIG).is_file() and not _other_model(_read(folder)["model"], model):
+            if (folder / CONFIG).is_file() and _is_for(folder, model):
                 return folder
     raise ModelError(
         f"load_head: no {source} head for {model_name(model)} ships with zigzag, nor has one been trained here; make "
-        f"it: zigzag train-drafter {source} --model ..."
+        f"it: zigzag train-drafter {source} --model MODEL"
     )
+
+
+def _is_for(folder: Path, model: Any) -> bool:
+    """Whether a head that was found was trained for this model; a damaged one is passed over."""
+    try:
+        return not _other_model(_read(folder)["model"], model)
+    except ModelError as error:
+        log.warning("%s", error)
+        return False
 
 
 def _read(folder: Path) -> dict[str, Any]:

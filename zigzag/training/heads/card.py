@@ -16,19 +16,23 @@ def write_card(out: Path, model: Any) -> Path:
     first, *lines = files.read_log(out)
     config = first["config"]
     steps = [line for line in lines if "accepted" in line]
-    some = [steps[round(i * (len(steps) - 1) / max(1, POINTS - 1))] for i in range(min(POINTS, len(steps)))]
+    some = (
+        [steps[i] for i in sorted({round(n * (len(steps) - 1) / (POINTS - 1)) for n in range(POINTS)})] if steps else []
+    )
     rows = [[line["step"], f"{line['loss']:.3f}", *(f"{a:.2f}" for a in line["accepted"])] for line in some]
-    positions = [f"draft {n + 1}" for n in range(len(steps[-1]["accepted"]))] if steps else []
     kind = config["kind"]
+    first_draft = 2 if kind == "pass" else 1  # behind a row of the target's own
+    positions = [f"draft {n + first_draft}" for n in range(len(steps[-1]["accepted"]))] if steps else []
+    done = steps[-1]["step"] if steps else 0
     text = [
         f"# {kind}, a draft head for {model_name(model)}",
         "",
         f"{KINDS[kind].told.capitalize()}: {first['weights']:,} weights of its own, in bfloat16, made by "
         f"`zigzag train-drafter {kind}`. `zigzag.load_head` gives it.",
         "",
-        f"{config['steps']} steps of {config['rows']} rows of {config['length']} tokens out of "
-        f"{config['tokens']:,}, of which the model wrote {config['own']:.0%} itself, greedily and drawn by turns; the "
-        "rest is the text of Python's library. Targets are the model's own probabilities.",
+        f"{done} steps of {config['steps']}, of {config['rows']} rows of {config['length']} tokens out of "
+        f"{config['tokens']:,}: {config['own']:.0%} prompts and what the model wrote behind them, greedily and drawn "
+        "by turns, the rest the text of Python's library. Targets are the model's own probabilities.",
         "",
         "Mean probability with which a drawn draft is accepted, by position, each after drafts that were right, on "
         "texts that are held out:",

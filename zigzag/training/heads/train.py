@@ -34,6 +34,8 @@ class HeadRun:
     """Head, optimizer, step. The head's own weights are float32 while they learn, the target stays as it is."""
 
     def __init__(self, config: HeadTraining, main: Any) -> None:
+        if main.dtype == torch.float16:
+            raise ModelError("train-drafter: float16 has no room for gradients; load the model in bfloat16 or float32")
         self.config, self.main = config, main
         torch.manual_seed(config.seed)
         self.sizes = {**KINDS[config.kind].sizes(main), **config.sizes}

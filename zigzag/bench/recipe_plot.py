@@ -1,14 +1,17 @@
 """A picture of the suite `recipes`: what a verification gives against what it costs (matplotlib)."""
 
 from collections.abc import Sequence
+from math import log2
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from zigzag.bench.recipes import PLAIN, TEXTS, Row
 
 COLUMNS = 2  # panels side by side
+WIDE, HIGH = 0.55, 0.11  # room of a name, in doublings
 
 
 def gains(rows: Sequence[Row]) -> dict[str, list[tuple[str, float, float]]]:
@@ -46,10 +49,14 @@ def _panel(axes: Axes, text: str, points: Sequence[tuple[str, float, float]]) ->
     costs, tokens = [cost for _, cost, _ in points], [each for _, _, each in points]
     line = [0.8, 1.1 * max(*costs, *tokens)]
     axes.plot(line, line, color="#222222", ls="--", lw=1)
-    for method, cost, each in points:
+    named: list[tuple[float, float]] = []
+    for method, cost, each in sorted(points, key=lambda point: point[1] / point[2]):
         color = "#1b7837" if each > cost else "#b2182b"
         axes.plot(cost, each, "o", color=color, ms=4)
-        axes.annotate(method, (cost, each), fontsize=7, xytext=(3, 2), textcoords="offset points")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
+        if all(abs(log2(cost / x)) > WIDE or abs(log2(each / y)) > HIGH for x, y in named):  # the table has the others
+            axes.annotate(method, (cost, each), fontsize=7, xytext=(3, 2), textcoords="offset points")
+            named.append((cost, each))
+    for set_scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
+        set_scale("log", base=2)
+        axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
     axes.set(title=text, xlabel="cost of a verification and its drafts, plain steps", ylabel="tokens a verification")

@@ -15,10 +15,12 @@ from generations import PLANS, prompts, target  # noqa: E402
 from models import random_ids, tiny_glm4_moe, tiny_granite, tiny_llama  # noqa: E402
 from test_staged import ROWS, TEXT, law, p_value, small  # noqa: E402
 
-from zigzag import ArgumentError, ModelError, generate, load_head  # noqa: E402
+from zigzag import ArgumentError, ModelError, generate, load_head, load_model  # noqa: E402
+from zigzag.chat.thinking import chat_prompt  # noqa: E402
 from zigzag.generation.drafting import Request, drafter_of  # noqa: E402
-from zigzag.generation.recipes import WIDE, arguments  # noqa: E402
-from zigzag.models.draft_heads.files import CONFIG, PROBES, WEIGHTS, own_weights, places, save_head  # noqa: E402
+from zigzag.generation.recipe_makers import WIDE  # noqa: E402
+from zigzag.generation.recipes import arguments  # noqa: E402
+from zigzag.models.draft_heads.files import CONFIG, PROBES, SHIPPED, WEIGHTS, own_weights, places, save_head  # noqa: E402
 from zigzag.models.draft_heads.kinds import make_head  # noqa: E402
 from zigzag.reference import best_tree  # noqa: E402
 from zigzag.running.host import Host  # noqa: E402
@@ -216,6 +218,21 @@ def test_a_model_is_looked_at_in_whole_numbers() -> None:
     found = places(49_152 * 576)
     assert (int(found[0]), int(found[-1])) == (0, 49_152 * 576 - 1) and len(found) == PROBES // 2
     assert bool((found.diff() > 0).all()) and int(places(1)[-1]) == 0
+
+
+def test_the_heads_that_ship() -> None:
+    """One of each kind for tiny-glm, 3 MB in all; each drafts what plain decoding gives, and some of it is accepted."""
+    model, tokenizer = load_model("tiny-glm")
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 3_000_000 and len(files) == 3 * len(KINDS)
+    ids = chat_prompt(tokenizer, [{"role": "user", "content": "What is 3141+2718?"}], thinking=True)
+    plain = generate(model, [ids], temperature=0, max_new_tokens=60)
+    for kind in KINDS:
+        drafted = generate(model, [ids], drafter=kind, temperature=0, max_new_tokens=60)
+        assert drafted.sequences == plain.sequences
+        assert drafted.statistics.tokens_per_verification > 1.5, kind
+        card = (SHIPPED / "tiny-glm" / kind / "README.md").read_text()
+        assert f"`zigzag train-drafter {kind}`" in card and "/work" not in card
 
 
 def test_a_damaged_head_of_another_model_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Drafters by themselves: what lookup finds, what a tree of drafts looks like, what each says of its law."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from zigzag.generation.drafting.draft import Draft, padded, until_stop
 from zigzag.generation.drafting.drawn import path_to
 from zigzag.generation.drafting.lookup import _Index
 from zigzag.generation.drafting.named import as_drafter
-from zigzag.generation.drafting.termination import Confidence, EntropyBound, ExpectedGain, Heuristic
+from zigzag.generation.drafting.termination import Certain, Confidence, EntropyBound, ExpectedGain, Heuristic
 from zigzag.reference import best_tree, node_depths
 from zigzag.running.runner import Host
 
@@ -265,6 +266,14 @@ def test_a_draft_that_is_done_feeds_no_more() -> None:
         with model.register_forward_hook(lambda *_: calls.append(1)):
             draft = drafter.draft(request([[1, 2, 3], [4, 5, 6]]))
     assert draft.token_ids.shape == (2, 1) and draft.counts.tolist() == [1, 1] and len(calls) == 1
+
+
+@pytest.mark.parametrize("stop", [Confidence(0.999, 5), EntropyBound(1e-3, 5), Certain(0.999, 5)])
+def test_greedy_drafts_end_by_what_the_drafter_itself_finds(stop: Any) -> None:
+    """At temperature 0 the law that is drawn from is sure of every token; the drafter's own logits are not."""
+    drafter = ModelDrafter(tiny_llama(2, seed=1), stop=stop)
+    drafted = generate(tiny_llama(2), [[1, 2, 3]], drafter=drafter, temperature=0, max_new_tokens=8).statistics
+    assert len(drafted.drafted) <= 1
 
 
 def test_uncertainty_ends_a_draft() -> None:

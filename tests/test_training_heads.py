@@ -3,7 +3,9 @@
 What each kind is taught at which place stands in tests/test_draft_heads.py.
 """
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,6 +192,31 @@ def test_losses_and_acceptance() -> None:
     assert float(overlap(lesson)) == pytest.approx(0.75)
     assert float(divergence(lesson, "forward")) == pytest.approx(-(0.5 * -0.287682 + 0.5 * -1.386294), abs=1e-5)
     assert float(divergence(lesson, "reverse")) == pytest.approx(0.75 * 0.405465 + 0.25 * -0.693147, abs=1e-5)
+
+
+def test_a_loss_is_made_of_its_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later drafts count less, and how far a head's own states are from the target's counts a little."""
+    made = [Lesson(k, torch.zeros(1, 1, 256), torch.full((1, 1, 256), 1 / 256), torch.tensor(2.0)) for k in (0, 1)]
+    run = HeadRun(setting("eagle", decay=0.5), model())
+    touch = (next(iter(run.weights.values())) * 0).sum()  # so that there is something to learn
+    monkeypatch.setattr(
+        "zigzag.training.heads.train.lessons", lambda *given: [one._replace(logits=one.logits + touch) for one in made]
+    )
+    each = math.log(256) + 0.1 * 2.0
+    assert float(run.step(random_ids(1, 16))) == pytest.approx(each + 0.5 * each, rel=1e-5)
+
+
+def test_it_writes_greedily_and_drawn_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, int]] = []
+
+    def writes(main: Any, rows: Any, *, temperature: float, seed: int, **options: Any) -> Any:
+        seen.append((temperature, seed))
+        return SimpleNamespace(sequences=[[1] * 900 for _ in rows])
+
+    monkeypatch.setattr(text, "generate", writes)
+    monkeypatch.setattr(text, "AT_ONCE", 1)
+    found = text.own_tokens(model(), tiny_tokenizer(), ["a" * 900], 3000, 7, held_out=False)
+    assert len(found) == 3000 and seen == [(0.0, 7), (1.0, 8), (0.0, 9), (1.0, 10)]
 
 
 def test_the_rate_goes_up_and_down() -> None:

@@ -64,7 +64,8 @@ def train_drafter(
     for config in configs:
         folder, goes_on = base / config.kind, resume and config.kind in begun  # the others have not begun
         train_head(config, target, tokenizer, folder, streams, resume=goes_on, seconds=seconds, log=console.print)
-        console.print(f"wrote {folder}; try: zigzag generate --model {model} --drafter {config.kind} TEXT")
+        found = f"zigzag generate --model {model} --drafter {config.kind} TEXT"
+        console.print(f"wrote {folder}; try: {found if out is None else f'zigzag.load_head({str(folder)!r}, model)'}")
 
 
 def _sizes(given: list[str]) -> dict[str, int]:

@@ -235,6 +235,18 @@ def test_the_heads_that_ship() -> None:
         assert f"`zigzag train-drafter {kind}`" in card and "/work" not in card
 
 
+def test_layers_begin_as_the_targets() -> None:
+    """An early exit's as the one whose place it takes, a student's as the first and the last."""
+    model = target()
+    layers = model.get_decoder().layers
+    pairs = [(make_head("exit", model, index=2).layer, layers[2])]
+    pairs += zip(make_head("student", model, layers=2).model.layers, (layers[0], layers[-1]), strict=True)
+    for own, other in pairs:
+        for name, weight in own.state_dict().items():
+            taken = other.state_dict()[name]
+            assert bool((weight == taken).all()) and weight.data_ptr() != taken.data_ptr()
+
+
 def test_a_damaged_head_of_another_model_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model, heads = target(), tmp_path / "zigzag/heads"
@@ -252,6 +264,24 @@ def test_recipes_of_heads_that_draft_less(name: str) -> None:
     assert 3 <= options["drafter"].longest < len(WIDE)
     drafted = generate(model, prompts(), **options, temperature=0, max_new_tokens=12)
     assert drafted.sequences == generate(model, prompts(), temperature=0, max_new_tokens=12).sequences
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
+@pytest.mark.parametrize("kind", KINDS)
+def test_under_an_adapter(kind: str, tmp_path: Path) -> None:
+    """A head made for the model drafts for the model with an adapter, and can be made over it."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model = target()
+    save_head(random_head(kind, model), kind, KINDS[kind].sizes(model), model, tmp_path)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"])).eval()
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.3)
+    plain = generate(adapted, prompts(), temperature=0, max_new_tokens=12)
+    for head in (load_head(tmp_path, adapted), make_head(kind, adapted)):
+        drafted = generate(adapted, prompts(), drafter=head, temperature=0, max_new_tokens=12)
+        assert drafted.sequences == plain.sequences
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -78,11 +78,10 @@ def _asked(tokenizer: Any, question: str) -> list[int]:
         return chat_prompt(tokenizer, messages, thinking=None)
 
 
-def methods(model: Any, mtp: Any, skip: tuple[int, ...]) -> dict[str, Callable[[], Made]]:
+def methods(model: Any, mtp: Any, heads: set[str], skip: tuple[int, ...]) -> dict[str, Callable[[], Made]]:
     """Of each name what makes the arguments of `generate`, anew for each call; those that cannot be are left out."""
     given: Made = {"skip": skip, "mtp_drafter": None}
     found: dict[str, Callable[[], Made]] = {PLAIN: dict}
-    heads = _heads(model)
     for name, recipe in RECIPES.items():
         lacks = {"datastore"} | ({"head", "draft_model"} if recipe.head not in heads and recipe.head else set())
         lacks |= set() if "student" in heads else {"draft_model"}
@@ -142,8 +141,8 @@ def run(
     """Each call once, after a short one that is not counted; those in `done` are left out."""
     done = {} if done is None else done
     layers = len(model.get_decoder().layers)
-    every = methods(model, mtp, tuple(range(2, layers - 1, 3)))
-    others = theirs(model, _heads(model))
+    heads = _heads(model)
+    every, others = methods(model, mtp, heads, tuple(range(2, layers - 1, 3))), theirs(model, heads)
     plain: dict[str, list[list[int]]] = {}
     for temperature in temperatures:
         for rows in batches:

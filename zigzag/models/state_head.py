@@ -137,6 +137,15 @@ def one_layer(config: Any) -> Any:
     return own
 
 
+def begin_as(layer: nn.Module, other: nn.Module) -> None:
+    """Give a layer the weights of another that have its names and shapes: those of adapters have others."""
+    own = layer.state_dict()
+    taken = {
+        name: value for name, value in other.state_dict().items() if name in own and own[name].shape == value.shape
+    }
+    layer.load_state_dict(taken, strict=False)
+
+
 def check_main(name: str, main: Any) -> None:
     """ModelError unless a head can share the model's embedding, rotary embedding and head."""
     decoder = main.get_decoder() if hasattr(main, "get_decoder") else None

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zigzag.models.state_head import check_main
+from zigzag.models.state_head import begin_as, check_main
 from zigzag.reference.errors import ArgumentError
 
 
@@ -28,7 +28,7 @@ class ExitLayer(nn.Module):
         self.index, self.num_layers = index, len(decoder.layers)
         # The target's own configuration, not a copy: it says where attention goes.
         self.layer = type(decoder.layers[index])(decoder.layers[index].self_attn.config, index)
-        self.layer.load_state_dict(decoder.layers[index].state_dict())
+        begin_as(self.layer, decoder.layers[index])
         self._shared = (decoder.embed_tokens,)  # in a tuple, so that it is not its own
         self.to(main.device, main.dtype)
         self.train(False)

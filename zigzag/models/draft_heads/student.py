@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zigzag.models.state_head import check_main, one_layer
+from zigzag.models.state_head import begin_as, check_main, one_layer
 from zigzag.reference.checks import check_count
 
 
@@ -19,13 +19,12 @@ def make_student(main: Any, layers: int) -> Any:
         config.layer_types = ["full_attention"] * layers
     if hasattr(config, "first_k_dense_replace"):
         config.first_k_dense_replace = layers
-    student = type(main)(config).to(main.device, main.dtype)
+    plain = main.get_base_model() if hasattr(main, "get_base_model") else main  # beneath adapters
+    student = type(plain)(config).to(main.device, main.dtype)
     own, decoder = student.get_decoder(), main.get_decoder()
     own.embed_tokens, own.rotary_emb, student.lm_head = decoder.embed_tokens, decoder.rotary_emb, main.lm_head
     own.norm.load_state_dict(decoder.norm.state_dict())
     last = len(decoder.layers) - 1
     for index, layer in enumerate(own.layers):
-        taken = decoder.layers[round(index * last / max(1, layers - 1))].state_dict()
-        fits = layer.state_dict()
-        layer.load_state_dict({n: v for n, v in taken.items() if n in fits and fits[n].shape == v.shape}, strict=False)
+        begin_as(layer, decoder.layers[round(index * last / max(1, layers - 1))])
     return student.eval()

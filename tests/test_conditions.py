@@ -183,20 +183,31 @@ def test_windows_of_the_model_take_back_no_more_than_spare() -> None:
     generate(tiny_llama(), IDS, drafter=LookupDrafter(3), **options)
 
 
-def test_a_cache_at_fixed_addresses_takes_no_trees() -> None:
+@pytest.mark.parametrize("plan", [None, PLAN])
+def test_a_cache_at_fixed_addresses_makes_room_for_trees(plan: LayerPlan | None) -> None:
+    """Between chains, and an error with a tree under way leaves what was there."""
     model = tiny_llama()
     host = Host(model)
-    runner = Runner(host, FixedStore(None, host.layers, host.device, graphs=False))
+    runner = Runner(host, FixedStore(plan, host.layers, host.device, graphs=False))
     with host, torch.inference_mode():
         runner.fill([IDS[0].tolist()])
-    drafter = ModelDrafter(plan=PLAN, parents=[-1, -1])
-    with pytest.raises(CacheError, match="drafts that are trees"):
-        generate(model, IDS, drafter=drafter, cache=runner, temperature=0)
-    with pytest.raises(CacheError, match="cuda_graphs=False"):
-        generate(model, IDS, cuda_graphs=False, cache=runner, temperature=0)
+    options = {"plan": plan, "temperature": 0, "max_new_tokens": 5}
+    with pytest.raises(CacheError, match="fixed addresses, for CUDA graphs, which cannot be with cuda_graphs=False"):
+        generate(model, IDS, cuda_graphs=False, cache=runner, **options)
     assert runner.tokens == [IDS[0].tolist()]
-    plain = generate(model, IDS, temperature=0, max_new_tokens=3).sequences
-    assert generate(model, IDS, cache=runner, temperature=0, max_new_tokens=3).sequences == plain
+
+    def stop(*_: Any) -> None:
+        raise RuntimeError("enough")
+
+    ids = IDS.tolist()
+    with pytest.raises(RuntimeError, match="enough"):
+        generate(model, ids, drafter=ModelDrafter(plan=PLAN, parents=[-1, 0]), cache=runner, on_tokens=stop, **options)
+    for parents in ([-1, -1], [-1, -1, 0, 2], None):
+        drafter = ModelDrafter(plan=PLAN, parents=parents)
+        plain = generate(model, ids, **options).sequences
+        made = generate(model, ids, drafter=drafter, cache=runner, **options)
+        assert made.sequences == plain
+        ids = [[*made.sequences[0], 7, 8]]
 
 
 def test_a_growing_cache_is_none_for_graphs() -> None:
@@ -247,7 +258,5 @@ def test_what_a_fixed_cache_cannot_do_is_named() -> None:
     with Host(model) as host, torch.inference_mode():
         runner = Runner(host, FixedStore(None, host.layers, host.device, graphs=False))
         runner.fill([[1, 2, 3]])
-    tree = ModelDrafter(tiny_llama(2), parents=[-1, -1])
-    for options, words in (({"drafter": tree}, "drafts that are trees"), ({"cuda_graphs": False}, "cuda_graphs=False")):
-        with pytest.raises(CacheError, match=rf"which cannot be with {words}$"):
-            generate(model, [[1, 2, 3, 4]], temperature=0, max_new_tokens=2, cache=runner, **options)
+    with pytest.raises(CacheError, match=r"which cannot be with cuda_graphs=False$"):
+        generate(model, [[1, 2, 3, 4]], temperature=0, max_new_tokens=2, cache=runner, cuda_graphs=False)

@@ -1,21 +1,23 @@
-"""The cache at fixed addresses: the same histories as the growing one, chains only; graphs where there is a GPU."""
+"""The cache at fixed addresses: the same histories as the growing one; graphs where there is a GPU."""
 
 import os
 import random
-from types import SimpleNamespace
 
 import pytest
 import torch
 from models import tiny_glm4_moe, tiny_llama
+from replays import FakeStep
 from test_runner import PLANS, assert_right, draw
 
 from zigzag import CacheError
+from zigzag.generation.drafting.drawn import path_to
+from zigzag.running import graphs as graphs_of_steps
 from zigzag.running.fixed import FixedStore
-from zigzag.running.graphs import Step, Steps
-from zigzag.running.host import Host, Output
+from zigzag.running.host import Host
 from zigzag.running.runner import Runner
 
-CHAINS = {name: PLANS[name] for name in ("full", "mixed", "streaming")}
+TREES = ([-1, 0], [-1, 0, 0, 1], [-1, 0, 0, 1, 1, 2, 3], [-1, -1, 0, 1, 1])  # the last without a root of its own
+PLANS_FIXED = {name: PLANS[name] for name in ("full", "mixed", "streaming")}
 ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 GPU = pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU, and --device cuda")
 MULTIPLE = 2  # of the error that bfloat16 costs transformers itself
@@ -42,6 +44,20 @@ def histories(model, plan, rows: int, *, capacity: int, graphs: bool, rounds: in
                 continue
             fed = rng.randint(1, 6)
             ids = torch.tensor([draw(rng, fed) for _ in range(rows)]).to(runner.device)
+            if rng.random() < 0.5:
+                parents = rng.choice(TREES)
+                ids = torch.tensor([draw(rng, len(parents)) for _ in range(rows)]).to(runner.device)
+                logits = runner.feed(ids, parents=parents).logits.clone()
+                kept = [path_to(parents, rng.randrange(-1, len(parents))) for _ in range(rows)]
+                tokens = [[row[node] for node in path] for row, path in zip(ids.tolist(), kept, strict=True)]
+                for text, new in zip(texts, tokens, strict=True):
+                    text.extend(new)
+                if all(kept):
+                    last = logits[range(rows), [path[-1] for path in kept]].clone()
+                    checks.append(([list(t) for t in texts], last))
+                runner.keep(kept, tokens)
+                assert runner.tokens == texts
+                continue
             first = rng.randint(0, fed)  # at once, or in two feeds before one keep
             pieces = [runner.feed(piece).logits.clone() for piece in (ids[:, :first], ids[:, first:]) if piece.numel()]
             logits = torch.cat(pieces, dim=1)
@@ -57,13 +73,13 @@ def histories(model, plan, rows: int, *, capacity: int, graphs: bool, rounds: in
 
 @pytest.mark.parametrize(
     ("make", "name", "rows"),
-    [(tiny_glm4_moe, "mixed", 3), *((tiny_llama, name, rows) for name in CHAINS for rows in (1, 3))],
+    [(tiny_glm4_moe, "mixed", 3), *((tiny_llama, name, rows) for name in PLANS_FIXED for rows in (1, 3))],
 )
 def test_random_histories(make, name: str, rows: int) -> None:
-    """A capacity of 8 is outgrown again and again; texts outgrow the ring."""
+    """A capacity of 8 is outgrown again and again, room for trees too; texts outgrow the ring."""
     model = make(4, dtype=torch.float64)
-    for done, logits in histories(model, CHAINS[name], rows, capacity=8, graphs=False):
-        assert_right(model, CHAINS[name], done, logits)
+    for done, logits in histories(model, PLANS_FIXED[name], rows, capacity=8, graphs=False):
+        assert_right(model, PLANS_FIXED[name], done, logits)
 
 
 def test_unwritten_memory_is_never_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,8 +111,6 @@ def test_what_it_refuses() -> None:
     with Host(model) as host, torch.inference_mode():
         runner = fixed(host, PLANS["mixed"], spare=3, graphs=False)
         runner.sync([list(range(1, 30))])
-        with pytest.raises(CacheError, match="chains only"):
-            runner.feed(torch.tensor([[1, 2]]), parents=[-1, -1])
         runner.feed(torch.tensor([[1, 2, 3, 4, 5]]))
         with pytest.raises(CacheError, match="keeps the first tokens"):
             runner.keep([[0, 2]], [[1, 3]])
@@ -108,30 +122,29 @@ def test_what_it_refuses() -> None:
         runner.take_back([3])
 
 
-@pytest.mark.parametrize("keep_states", [True, False])
-def test_states_that_are_collected_outlive_the_next_replay(keep_states: bool) -> None:
-    """A replay writes into the graph's own memory; here a graph that counts its replays."""
-    states, ids, places = torch.zeros(1, 1, 2), torch.tensor([[7]]), torch.zeros(3, 1, 1, dtype=torch.int64)
-    step = Step(
-        SimpleNamespace(replay=lambda: states.add_(1)), ids.clone(), places.clone(), None, Output(states, states)
-    )
-    steps = Steps()
-    steps._steps[1, 1] = step
-    first = steps.run(None, ids, places, None, keep_states=keep_states).states
-    steps.run(None, ids + 1, places, None, keep_states=keep_states)
-    assert first.tolist() == [[[1.0, 1.0]]] if keep_states else first is states
-    assert step.ids.item() == 8
-    with pytest.raises(CacheError, match="captured without states"):
-        steps.run(None, ids, places, states, keep_states=False)
+@pytest.mark.parametrize("keep_hidden", [True, False])
+def test_states_that_are_collected_outlive_the_next_replay(keep_hidden: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay writes into the graph's own memory."""
+    monkeypatch.setattr(graphs_of_steps, "_captured", FakeStep)
+    model = tiny_llama(4, dtype=torch.float64)
+    with Host(model) as host, torch.inference_mode():
+        runner = Runner(host, FixedStore(None, host.layers, host.device), keep_hidden=keep_hidden)
+        runner.sync([[1, 2, 3]])
+        for token in (4, 5):  # as it is, captured
+            states = runner.feed(torch.tensor([[token]])).states
+            runner.keep([[0]], [[token]])
+        before = states.clone()
+        again = runner.feed(torch.tensor([[6]])).states
+    assert torch.equal(states, before) == keep_hidden and (again is states) == (not keep_hidden)
 
 
 @GPU
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", PLANS_FIXED)
 def test_graphs_give_the_same_logits(name: str) -> None:
     """Bitwise: a replay runs the very same kernels. Steps come often enough to be captured."""
     model = tiny_llama(4, dtype=torch.float32).cuda()
     plain, replayed = (
-        histories(model, CHAINS[name], 2, capacity=256, graphs=graphs, rounds=60) for graphs in (False, True)
+        histories(model, PLANS_FIXED[name], 2, capacity=256, graphs=graphs, rounds=60) for graphs in (False, True)
     )
     for (texts, logits), (others, again) in zip(plain, replayed, strict=True):
         assert texts == others

@@ -50,7 +50,7 @@ def test_steps_over_several_windows_are_graphs(name: str) -> None:
             wanted = expected(exact, torch.tensor([[*text, *step]]), TWO)[0, -3:]
             torch.testing.assert_close(logits, wanted, **CLOSE)
             text = [*text, *step[:2]]
-        assert runner.store.steps.captured((1, 3)) is not None
+        assert runner.store.captured(1, 3) is not None
 
 
 def test_learned_sinks_in_graphs() -> None:
@@ -68,7 +68,7 @@ def test_learned_sinks_in_graphs() -> None:
                 logits = runner.feed(torch.tensor(step, device="cuda")).logits[0].float().cpu().clone()
                 runner.keep([[]], [[]])
             found.append(logits)
-            assert not graphs or runner.store.steps.captured((1, 3)) is not None
+            assert not graphs or runner.store.captured(1, 3) is not None
     assert torch.equal(*found)
     wanted = expected(exact, torch.tensor([text + step[0]]), TWO)[0, -3:]
     without = expected(exact, torch.tensor([text + step[0]]), LayerPlan(("full", "full"), 2, 5))[0, -3:]

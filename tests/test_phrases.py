@@ -13,7 +13,7 @@ from zigzag import ArgumentError, generate
 from zigzag.generation.drafting import ModelDrafter, RelayDrafter, Request, StagedDrafter
 from zigzag.generation.drafting import phrases as module
 from zigzag.generation.drafting.phrases import PhraseDrafter
-from zigzag.generation.drafting.prefix import shared_prefix
+from zigzag.running.prefix import shared_prefix
 
 
 def ask(drafter: PhraseDrafter, round_: int, *texts: list[int], most: int = 99) -> list[list[int]]:

@@ -89,9 +89,9 @@ def test_a_copy_at_fixed_addresses_captures_its_own_steps() -> None:
     with host, torch.inference_mode():
         runner = Runner(host, FixedStore(PLAN, host.layers, host.device, graphs=False))
         runner.fill([IDS[0].tolist()])
-        runner.store.steps._steps[(1, 1)] = None
+        runner.store.steps._steps["one"] = None
         other = copy.deepcopy(runner)
-        assert list(runner.store.steps._steps) == [(1, 1)]
+        assert list(runner.store.steps._steps) == ["one"]
         assert not other.store.steps._steps
         assert other.host is host
         logits = [each.sync([[*IDS[0].tolist(), token]]).logits for each, token in ((runner, 5), (other, 7))]

@@ -15,7 +15,7 @@ from generations import PLANS, prompts, target  # noqa: E402
 
 from zigzag import ArgumentError, generate  # noqa: E402
 from zigzag.generation.drafting import AdaptiveDrafter, Request, SuffixDrafter  # noqa: E402
-from zigzag.generation.drafting.prefix import shared_prefix  # noqa: E402
+from zigzag.running.prefix import shared_prefix  # noqa: E402
 
 
 def asked(drafter: SuffixDrafter, rows: list[list[int]], round_: int = 0, most: int = 99) -> list[list[int]]:

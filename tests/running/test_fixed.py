@@ -1,70 +1,66 @@
 """What only a store at fixed addresses does: adopting, growing, and steps that are replayed, here by a function."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from models import random_ids, tiny_llama
-from test_fixed_runner import CHAINS, fixed, histories
+from replays import FakeStep
+from test_fixed_runner import PLANS_FIXED, fixed, histories
 from test_runner import assert_right
 from windowed_models import WINDOWED
 
 from zigzag import LayerPlan
 from zigzag.running import graphs
-from zigzag.running.graphs import Step
 from zigzag.running.host import Host
 
 
 @pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of the steps that were captured; a replay runs the forward again, from the step's own buffers."""
-    found: list[tuple[int, ...]] = []
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[FakeStep]:
+    found: list[FakeStep] = []
 
-    def capture(forward: Any, ids: Any, places: Any, hidden: Any) -> Step:
-        found.append(tuple(ids.shape))
-        own = ids.clone(), torch.zeros_like(places), None if hidden is None else hidden.clone()
-        step = SimpleNamespace(ids=own[0], places=own[1], hidden=own[2], output=None)
-        step.graph = SimpleNamespace(replay=lambda: setattr(step, "output", forward(*own)))
-        return step  # type: ignore[return-value]
+    def capture(*given: Any) -> FakeStep:
+        found.append(FakeStep(*given))
+        return found[-1]
 
     monkeypatch.setattr(graphs, "_captured", capture)
     return found
 
 
-@pytest.mark.parametrize("name", CHAINS)
-def test_replayed_steps_give_the_same_logits(name: str, captured: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("name", PLANS_FIXED)
+def test_replayed_steps_give_the_same_logits(name: str, captured: list[FakeStep]) -> None:
     model = tiny_llama(4, dtype=torch.float64)
-    plain = histories(model, CHAINS[name], 2, capacity=64, graphs=False, rounds=25)
+    plain = histories(model, PLANS_FIXED[name], 2, capacity=64, graphs=False, rounds=40)
     assert not captured
-    replayed = histories(model, CHAINS[name], 2, capacity=64, graphs=True, rounds=25)
-    assert len(captured) > 3 and all(rows == 2 and width <= 9 for rows, width in captured)
+    replayed = histories(model, PLANS_FIXED[name], 2, capacity=64, graphs=True, rounds=40)
+    assert len(captured) > 3 and sum(step.replays for step in captured) > 12
     for (texts, logits), (others, again) in zip(plain, replayed, strict=True):
         assert texts == others
         torch.testing.assert_close(logits, again, rtol=0, atol=1e-12)
 
 
-def test_prompts_padding_and_single_logits_are_no_steps(captured: list[tuple[int, ...]]) -> None:
-    """What comes first, what is padded, and what gives its last logits alone is never captured."""
+def test_what_comes_first_is_no_step(captured: list[FakeStep]) -> None:
+    """Padded rows and single logits are; their logits are those of the texts."""
     model, text = tiny_llama(4, dtype=torch.float64), random_ids(1, 6)[0].tolist()
     with Host(model) as host, torch.inference_mode():
-        runner = fixed(host, CHAINS["mixed"], spare=9, capacity=64)
+        runner = fixed(host, PLANS_FIXED["mixed"], spare=9, capacity=64)
         for _ in range(3):
             runner.reset()
-            runner.feed(torch.tensor([text, text])) if runner.tokens else runner.sync([text, text])
-        for step in range(4):
-            runner.sync([[*row, *new] for row, new in zip(runner.tokens, ([5], [6, 7 + step]), strict=True)])
+            runner.sync([text, text])
         assert captured == []
-        for step in range(3):
-            runner.feed(torch.tensor([[5 + step]] * 2))
-            runner.keep([[0], [0]], [[5 + step]] * 2)
-        assert captured == [(2, 1)]
+        checks = []
+        for step in range(4):
+            texts = [[*row, *new] for row, new in zip(runner.tokens, ([5], [6, 7 + step]), strict=True)]
+            checks.append((texts, runner.sync(texts).logits[:, 0].clone()))
+    assert [(tuple(step.given[0].shape), step.replays) for step in captured] == [((2, 2), 3)]
+    for texts, logits in checks:
+        assert_right(model, PLANS_FIXED["mixed"], texts, logits)
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", PLANS_FIXED)
 def test_adopted_states(name: str) -> None:
     """Keys and values computed elsewhere: the next logits are those of the text."""
-    model, plan = tiny_llama(4, dtype=torch.float64), CHAINS[name]
+    model, plan = tiny_llama(4, dtype=torch.float64), PLANS_FIXED[name]
     text = random_ids(1, 14)[0].tolist()
     with torch.inference_mode():
         full = model(torch.tensor([text]), use_cache=True).past_key_values
@@ -84,7 +80,7 @@ def test_adopted_states(name: str) -> None:
 
 def test_beyond_the_capacity_by_far() -> None:
     """Room grows by a quarter, a whole number of slots."""
-    model, plan = tiny_llama(4, dtype=torch.float64, max_position_embeddings=4096), CHAINS["mixed"]
+    model, plan = tiny_llama(4, dtype=torch.float64, max_position_embeddings=4096), PLANS_FIXED["mixed"]
     text = random_ids(1, 1101)[0].tolist()
     with Host(model) as host, torch.inference_mode():
         runner = fixed(host, plan, spare=4, capacity=16, graphs=False)

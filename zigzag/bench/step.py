@@ -222,7 +222,7 @@ def fed(runner: Runner, ids: Tensor) -> Tensor:
 
 def replayed(store: FixedStore, ids: Tensor) -> float | None:
     """Microseconds of the step's graph, after `fed`; None without graphs."""
-    return replay_time(store.steps.captured((1, ids.shape[1])).graph.replay) if store.graphs else None
+    return replay_time(store.captured(1, ids.shape[1]).graph.replay) if store.graphs else None
 
 
 def _stock(model: Decoder, ids: Tensor, cache: DynamicCache) -> Tensor:

@@ -3,7 +3,8 @@
 The token at position p of a row has one place: slot p of a full layer; of a ring, slot p where p is a sink, and slot
 ``sink + (p - sink) % ring`` behind the sinks, ring = recent + spare. Taking tokens back therefore moves nothing. What
 lies behind a row's last token is later than any query, so nobody sees it, until the row comes by and writes it anew.
-The last slot of every buffer takes what is not kept: padding, and what a long chunk would write and overwrite.
+The slot behind these takes what is not kept: padding, and what a long chunk would write and overwrite. A tree's nodes
+share positions, so they lie behind all slots, one after another, until those that are kept move to their slots.
 """
 
 from typing import Any
@@ -26,14 +27,18 @@ class Slots:
 
     where: [b, T] slots; rows: which b of the cache's rows are fed; batch: how many there are
     from_start: these rows are empty, attention needs the new tokens alone
-    end: the columns up to here are what full layers attend to, each at its position; None: all there are
+    end: the columns up to here are what full layers attend to, each at its position; None: all slots
+    tree: nodes of the tree that is fed; 0: there is none; they lie behind `size` slots and one more
     """
+
+    size: int
 
     def __init__(self) -> None:
         self._where: Tensor | None = None
         self.from_start = False
         self.rows, self.batch = slice(None), 0
         self.end: int | None = None
+        self.tree = 0
 
     @property
     def where(self) -> Tensor:
@@ -41,17 +46,22 @@ class Slots:
             raise CacheError("a fixed cache must be told where the tokens of a forward go: its runner feeds the model")
         return self._where
 
-    def place(self, where: Tensor, *, from_start: bool, rows: slice = slice(None), end: int | None = None) -> None:
+    def place(
+        self, where: Tensor, *, from_start: bool, rows: slice = slice(None), end: int | None = None, tree: int = 0
+    ) -> None:
         """The tokens of the coming forward go to these slots."""
-        self._where, self.from_start, self.rows, self.end = where, from_start, rows, end
+        self._where, self.from_start, self.rows, self.end, self.tree = where, from_start, rows, end, tree
 
 
 class FixedLayer(DynamicLayer):
-    """One layer's keys and values [B, G, size + 1, D] at the slots that `slots` says; full layers as they are."""
+    """One layer's keys and values [B, G, size + 1 + nodes, D] at the slots that `slots` says; full layers as they are.
+
+    nodes: room for a tree of so many, see `grow`
+    """
 
     def __init__(self, slots: Slots, size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers' has no types
-        self.slots, self.size = slots, size
+        self.slots, self.size, self.nodes = slots, size, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values, where = self.buffers(key_states, value_states)
@@ -67,7 +77,7 @@ class FixedLayer(DynamicLayer):
         return True
 
     def buffers(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(keys, values) [b, G, size + 1, D] of the rows that are fed, and `where` [b, T] the new states go there."""
+        """(keys, values) of the rows that are fed, all that there is, and `where` [b, T] the new states go there."""
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             batch = max(self.slots.batch, len(key_states))
@@ -76,25 +86,40 @@ class FixedLayer(DynamicLayer):
         return keys[self.slots.rows], values[self.slots.rows], self.slots.where
 
     def _buffer(self, like: Tensor, batch: int) -> Tensor:
-        return like.new_empty(batch, like.shape[1], self.size + 1, like.shape[3])
+        return like.new_empty(batch, like.shape[1], self.size + 1 + self.nodes, like.shape[3])
 
     def attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """What the new tokens attend to, once they are in their slots; asked for before they go there."""
         if self.slots.from_start:
             return key_states, value_states
         keys, values, _ = self.buffers(key_states, value_states)
-        return keys[:, :, : self.slots.end], values[:, :, : self.slots.end]
+        end = self.slots.end
+        if end is None:
+            end = self.slots.size + 1 + self.slots.tree if self.slots.tree else self.size + 1
+        return keys[:, :, :end], values[:, :, :end]
 
-    def grow(self, size: int) -> None:
-        """Room for `size` tokens; the buffers move. Where memory is too short, they stay as they are."""
-        old = self.size
+    def settle(self, nodes: Tensor, slots: Tensor) -> None:
+        """Of the tree that was fed last bring `nodes` [B, n] to `slots` [B, n]."""
+        if not self.is_initialized:  # a layer that is left out
+            return
+        nodes, slots = (self.slots.size + 1 + nodes)[:, None, :, None], slots[:, None, :, None]
+        for states in filled(self):
+            shape = (*states.shape[:2], nodes.shape[2], states.shape[3])
+            states.scatter_(2, slots.expand(shape), states.gather(2, nodes.expand(shape)))
+
+    def grow(self, size: int, nodes: int = 0) -> None:
+        """Room for `size` tokens and a tree; the buffers move. Where memory is too short, they stay as they are.
+
+        Not between a tree and what is kept of it.
+        """
+        old, nodes = self.size, max(nodes, self.nodes)
         if self.is_initialized:
             moved = []
             for states in filled(self):
-                moved.append(states.new_empty(*states.shape[:2], size + 1, states.shape[3]))
+                moved.append(states.new_empty(*states.shape[:2], size + 1 + nodes, states.shape[3]))
                 moved[-1][:, :, :old] = states[:, :, :old]
             self.keys, self.values = moved
-        self.size = size
+        self.size, self.nodes = size, nodes
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:
@@ -117,14 +142,11 @@ class Ring(Slots):
     def __init__(self, window: Window, spare: int) -> None:
         super().__init__()
         self.window, self.sink, self.length = window, window.sink, window.recent + spare
+        self.size = self.sink + self.length
         self.positions = torch.empty((0, 0), dtype=torch.int64)  # until `reset`
         self.attended_positions: Tensor | None = None
         self.chunk = False
         self.order: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        return self.sink + self.length
 
     def reset(self, rows: int, device: torch.device) -> None:
         self.batch, self.positions = rows, torch.full((rows, self.size + 1), NOBODY, device=device)
@@ -156,6 +178,10 @@ class Ring(Slots):
     def receive(self, positions: Tensor) -> None:
         """Take note of the new tokens' positions [b, T], after `place`."""
         held = self.positions[self.rows]
+        if self.tree:  # its nodes wait behind the slots, where old tokens are that the root or they come instead of
+            before = held.masked_fill(held >= positions[:, :1], NOBODY)
+            self.attended_positions = torch.cat([before, positions], dim=1)
+            return
         before = held
         if self.chunk:  # what was taken back and comes again must not be seen twice
             first = positions.masked_fill(positions < 0, torch.iinfo(positions.dtype).max).amin(dim=1, keepdim=True)
@@ -188,7 +214,8 @@ class RingLayer(FixedLayer):
 
     def attended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         if not self.writes_at_once:
-            order, (keys, values, _) = self.slots.order, self.buffers(key_states, value_states)
+            order = self.slots.order
+            keys, values = (states[:, :, : self.size + 1] for states in self.buffers(key_states, value_states)[:2])
             if order is not None:
                 keys, values = keys.index_select(2, order), values.index_select(2, order)
             return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)

@@ -8,6 +8,7 @@ from zigzag.generation.row import Row
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ArgumentError, CacheError, ModelError
+from zigzag.running.fixed import FixedStore
 from zigzag.running.model_layers import decoder_of, layers_of
 from zigzag.running.rope import check_lengths, first_piece
 from zigzag.running.runner import Runner
@@ -62,10 +63,11 @@ def check_cache(
             "generate: the weights of the model, or its active adapters, have changed since cache= was filled: "
             "leave it out, or call its reset()"
         )
-    fixed = not cache.store.takes_trees
-    if fixed and (drafts_trees(drafter) or cuda_graphs is False):
-        what = "drafts that are trees" if drafts_trees(drafter) else "cuda_graphs=False"
-        raise CacheError(f"generate: cache= is one at fixed addresses, for CUDA graphs, which cannot be with {what}")
+    fixed = isinstance(cache.store, FixedStore)
+    if fixed and cuda_graphs is False:
+        raise CacheError(
+            "generate: cache= is one at fixed addresses, for CUDA graphs, which cannot be with cuda_graphs=False"
+        )
     if not fixed and cuda_graphs:
         raise CacheError("generate: cache= is one that grows, which cannot be with cuda_graphs=True")
 

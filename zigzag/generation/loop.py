@@ -119,7 +119,6 @@ class Loop:
             spare=self.spare,
             keep_hidden=self.wants_hidden,
             capacity=self._longest,
-            trees=self.drafts_trees,
         )
 
     def _decode(self) -> None:
@@ -138,7 +137,8 @@ class Loop:
 
     def _prefill(self) -> None:
         begin = time.perf_counter()
-        self.target.reserve(self._longest)
+        nodes = self.drafter.longest + 1 if self.drafter is not None and self.drafts_trees else 0
+        self.target.reserve(self._longest, nodes)
         self.target.fill([row.tokens[:-1] for row in self.rows], told=self.on_prefill)
         self.target.host.wait()
         self.statistics.seconds_prefill = time.perf_counter() - begin
@@ -194,7 +194,8 @@ class Loop:
         hidden = self.target.take_hidden() if self.wants_hidden else None
         to_probs = partial(self.distribution.next_token, [row.index for row in self.alive])
         predictions = [row.predictions for row in self.alive] if self.wants_predictions and round_ else None
-        draft = self.drafter.draft(Request(texts, most, seeds, round_, to_probs, hidden, predictions))
+        static = not self.distribution.processors
+        draft = self.drafter.draft(Request(texts, most, seeds, round_, to_probs, hidden, predictions, static))
         draft.check(self.drafter, len(texts), self.vocabulary)
         self.statistics.draft_steps += int(draft.counts.max(initial=0))
         return draft if draft.parents is not None else until_stop(draft, self.eos)

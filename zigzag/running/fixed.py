@@ -1,11 +1,11 @@
-"""A store that stays where it is, so that decode and verification steps run as CUDA graphs; for chains.
+"""A store that stays where it is, so that steps run as CUDA graphs: of decoding, verifying, drafting.
 
 Python and kernel launches cost several times more than a step's memory traffic. What changes from step to step, the
 tokens and where they go, is copied into buffers that a step's graph reads. A tree's nodes share positions, and a
-position has one place: no trees.
+position has one slot: the nodes lie behind the slots until it is known which of them stay.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from zigzag.caches.filled import filled
-from zigzag.caches.fixed import FixedLayer, Ring, RingLayer, Slots
+from zigzag.caches.fixed import NOBODY, FixedLayer, Ring, RingLayer, Slots
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import CacheError
 from zigzag.running.attention import Attention, FullHeads
-from zigzag.running.graphs import Steps
+from zigzag.running.graphs import Step, Steps
 from zigzag.running.host import Output
 from zigzag.running.model_layers import ModelLayers, check_plan, place
 from zigzag.running.stores import Call, Counts, Feed, RunnerCache, too_many
+
+Parents = Sequence[int] | None
 
 
 class FixedStore:
@@ -29,10 +31,9 @@ class FixedStore:
     plan: None where every layer is full; layers: of the model
     spare: most tokens that streaming layers can take back
     capacity: tokens of a row that the full layers have room for; they move, and steps are captured again, beyond it
-    graphs: capture steps of at most `spare` tokens; needs a CUDA device; must: as of `Steps`
+    graphs: capture steps of at most `spare` tokens, or of a tree; needs a CUDA device; must: as of `Steps`
     """
 
-    takes_trees = False
     groups_rows = True
 
     def __init__(
@@ -48,8 +49,10 @@ class FixedStore:
     ) -> None:
         check_plan("FixedStore", plan, layers)
         self.plan, self.device, self.spare, self.capacity, self.graphs = plan, device, spare, capacity, graphs
+        self.nodes = 0  # of the largest tree that there is room for
         self.placement = place(plan, layers, own_windows=True)
         self.slots = Slots()
+        self.slots.size = capacity
         windows = self.placement.windows
         self.rings = {window: Ring(window, spare) for window in windows if window is not None}
         self.layers: list[Any] = [
@@ -61,6 +64,7 @@ class FixedStore:
 
     def restart(self, rows: int) -> None:
         self.written = np.zeros(rows, dtype=np.int64)  # a row's slots hold what was fed up to here, or after it
+        self._tree: Counts | None = None  # [B, T] positions of a tree's nodes that wait for `keep`
         self.steps.forget()
         self.slots.batch = rows
         for layer in self.layers:
@@ -72,69 +76,123 @@ class FixedStore:
         """What `restore` needs: the rings whole, since tokens that come overwrite old ones there."""
         rings = [ring.positions.clone() for ring in self.rings.values()]
         layers = [layer for layer in self.layers if isinstance(layer, RingLayer) and layer.is_initialized]
-        return self.written.copy(), rings, [(layer, *(states.clone() for states in filled(layer))) for layer in layers]
+        held = [(layer, *(states[:, :, : layer.size + 1].clone() for states in filled(layer))) for layer in layers]
+        return self.written.copy(), rings, held
 
     def restore(self, saved: tuple[Any, ...]) -> None:
         """Hold what was held when this was saved; full layers keep that until something else is fed there."""
         self.written, rings, layers = saved
+        self._tree = None
         for ring, positions in zip(self.rings.values(), rings, strict=True):
             ring.positions.copy_(positions)
         for layer, *states in layers:
             for buffer, kept in zip(filled(layer), states, strict=True):
-                buffer.copy_(kept)
+                buffer[:, :, : layer.size + 1].copy_(kept)
 
     def run(self, call: Call, feed: Feed) -> Output:
-        from_start = not self.written[feed.rows].any()
-        self.reserve(int(feed.lengths.max()))
+        width, every = feed.ids.shape[1], len(feed.ids) == len(self.written)
+        from_start = feed.parents is None and not self.written[feed.rows].any()
+        self.reserve(int(feed.lengths.max()), 0 if feed.parents is None else width)
+        if feed.parents is not None:
+            self._tree = feed.positions
+            return self._step(call, feed)
         self.written[feed.rows] = np.maximum(self.written[feed.rows], feed.lengths)
-        places = torch.from_numpy(self._places(feed.positions, feed.lengths))
-        width = feed.ids.shape[1]
-        if (
-            feed.keep_logits == width <= self.spare
-            and len(feed.ids) == len(self.written)
-            and not (from_start or feed.padded)
-        ):
-            return self._step(call, feed, places)
+        if width <= self.spare and every and not from_start and feed.keep_logits in (1, width):
+            return self._step(call, feed)
         in_order = feed.alike and (from_start or width > self.spare)
         self._order(int(feed.positions[0, 0]) if in_order and not from_start else None)
         for ring in self.rings.values():
             ring.chunk = width > self.spare and not from_start
         end = int(feed.lengths[0]) if in_order else None
-        places = places.to(self.device)
+        places = self._places(feed.positions, feed.lengths).to(self.device)
         self._receive(places, from_start, feed.rows, end)
         now = places[0]
         columns = now if from_start and feed.padded else None
         attention = self._attention(now, columns, in_order=in_order)
         return call(feed.ids, now, attention, feed.keep_logits, feed.hidden)
 
-    def _step(self, call: Call, feed: Feed, places: Tensor) -> Output:
-        """A forward of few tokens of every row, none of them padding; nothing in it waits for the device."""
+    def _step(self, call: Call, feed: Feed) -> Output:
+        """A forward of few tokens of every row; nothing in it waits for the device."""
+        self._take_few()
+        tree = None if feed.parents is None else tuple(feed.parents)
+
+        def forward(ids: Tensor, places: Tensor, hidden: Tensor | None) -> Output:
+            return self._few(call, ids, places, hidden, feed.keep_logits, tree)
+
+        places = self._tree_places(feed.positions) if tree else self._places(feed.positions, feed.lengths)
+        what = (*feed.ids.shape, feed.keep_logits, tree)
+        output: Output = self._replayed(what, forward, feed.ids, places, feed.hidden)
+        return output._replace(states=output.states.clone()) if feed.keep_states and self.graphs else output
+
+    def captured(self, rows: int, tokens: int) -> Step:
+        """The captured step of a chain; CacheError unless it has been run twice."""
+        return self.steps.captured((rows, tokens, tokens, None))
+
+    def run_chain(
+        self, call: Call, feed: Feed, coins: Tensor, draw: Callable[..., tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """Feed given tokens of every row, then those that `draw` gives one after another, but for the last.
+
+        feed: its ids [B, T] may be padded; positions [B, T + n - 1], of the tokens to be drawn too
+        coins: [B, n]; draw: of logits [B, V] and coins [B] gives the tokens [B] to go on with, and more that is kept
+        return: what `draw` gave, stacked, [B, n, ...]
+        """
+        self.reserve(int(feed.lengths.max()))
+        self.written = np.maximum(self.written, feed.lengths)
+        self._take_few()
+        given = feed.ids.shape[1]
+
+        def work(ids: Tensor, places: Tensor, coins: Tensor, hidden: Tensor | None) -> tuple[Tensor, ...]:
+            found = []
+            for step in range(coins.shape[1]):
+                begin = given + step - 1 if step else 0
+                now = places[:, :, begin : given + step].contiguous()
+                output = self._few(call, ids, now, hidden, 1, None)
+                found.append(draw(output.logits[:, -1], coins[:, step]))
+                ids, hidden = found[-1][0][:, None], None if hidden is None else output.states[:, -1:]
+            return tuple(torch.stack(each, dim=1) for each in zip(*found, strict=True))
+
+        places = self._places(feed.positions, feed.lengths)
+        what = ("chain", *feed.ids.shape, *coins.shape)
+        drawn: tuple[Tensor, ...] = self._replayed(what, work, feed.ids, places, coins, feed.hidden)
+        return drawn
+
+    def _take_few(self) -> None:
         self._order(None)
         for ring in self.rings.values():
             ring.chunk = False
 
-        def forward(ids: Tensor, places: Tensor, hidden: Tensor | None) -> Output:
-            self._receive(places, from_start=False)
-            attention = self._attention(places[0], None, in_order=False)
-            return call(ids, places[0], attention, feed.keep_logits, hidden)
+    def _few(
+        self, call: Call, ids: Tensor, places: Tensor, hidden: Tensor | None, keep_logits: int, tree: Parents
+    ) -> Output:
+        self._receive(places, from_start=False, tree=0 if tree is None else len(tree))
+        columns = None if tree is None else self._columns(places[0])
+        return call(ids, places[0], self._attention(places[0], columns, tree), keep_logits, hidden)
 
+    def _replayed(self, what: Any, work: Callable[..., Any], *given: Tensor | None) -> Any:
         if not self.graphs:
-            return forward(feed.ids, places.to(self.device), feed.hidden)
-        return self.steps.run(forward, feed.ids, places, feed.hidden, keep_states=feed.keep_states)
+            return work(*(None if each is None else each.to(self.device) for each in given))
+        return self.steps.run(what, work, self.device, *given)
 
-    def _attention(self, now: Tensor, columns: Tensor | None, *, in_order: bool) -> Attention:
-        full = FullHeads(now, columns, None, in_order=in_order, by_positions=True)
-        return Attention(self.placement, self.layers, full, now=now, columns=columns, in_order=in_order)
+    def _attention(
+        self, now: Tensor, columns: Tensor | None, parents: Parents = None, *, in_order: bool = False
+    ) -> Attention:
+        full = FullHeads(now, columns, parents, in_order=in_order, by_positions=True)
+        return Attention(
+            self.placement, self.layers, full, now=now, columns=columns, parents=parents, in_order=in_order
+        )
 
     def _order(self, position: int | None) -> None:
         """What a chunk from `position` on sees of the rings, in order; None: by the positions of their slots."""
         for ring in self.rings.values():
             ring.order = None if position is None else torch.from_numpy(ring.slots_before(position)).to(self.device)
 
-    def _receive(self, places: Tensor, from_start: bool, rows: slice = slice(None), end: int | None = None) -> None:
-        self.slots.place(places[1], from_start=from_start, rows=rows, end=end)
+    def _receive(
+        self, places: Tensor, from_start: bool, rows: slice = slice(None), end: int | None = None, tree: int = 0
+    ) -> None:
+        self.slots.place(places[1], from_start=from_start, rows=rows, end=end, tree=tree)
         for ring, where in zip(self.rings.values(), places[2:], strict=True):
-            ring.place(where, from_start=from_start, rows=rows)
+            ring.place(where, from_start=from_start, rows=rows, tree=tree)
             ring.receive(places[0])
 
     def adopt(self, length: int, states: Iterable[tuple[Tensor, Tensor]], rows: int) -> None:
@@ -142,20 +200,38 @@ class FixedStore:
         self.reserve(length)
         self.written[:] = length
         positions = np.tile(np.arange(length), (rows, 1))
-        self._receive(torch.from_numpy(self._places(positions, self.written)).to(self.device), from_start=True)
+        self._receive(self._places(positions, self.written).to(self.device), from_start=True)
         for layer, (key, value) in zip(self.layers, states, strict=True):
             layer.update(key, value)
 
-    def _places(self, positions: Counts, lengths: Counts) -> Counts:
+    def _places(self, positions: Counts, lengths: Counts) -> Tensor:
         """[2 + rings, B, T]: positions, slots of the full layers, slots of each ring."""
         full = np.where(positions < 0, self.capacity, positions)
-        return np.stack([positions, full, *(ring.slots_of(positions, lengths) for ring in self.rings.values())])
+        rings = (ring.slots_of(positions, lengths) for ring in self.rings.values())
+        return torch.from_numpy(np.stack([positions, full, *rings]))
 
-    def reserve(self, tokens: int) -> None:
-        """Have room for so many tokens of a row, and for some later ones where there is memory for these too.
+    def _tree_places(self, positions: Counts) -> Tensor:
+        """As `_places`, of a tree's nodes: behind all slots, one after another."""
+        nodes = np.broadcast_to(np.arange(positions.shape[1]), positions.shape)
+        sizes = [self.capacity, *(ring.size for ring in self.rings.values())]
+        return torch.from_numpy(np.stack([positions, *(size + 1 + nodes for size in sizes)]))
+
+    def _columns(self, positions: Tensor) -> Tensor:
+        """[B, capacity + 1 + T] positions of what full layers hold beside a tree of nodes at `positions` [B, T]."""
+        slots = torch.arange(self.capacity + 1, device=positions.device)
+        return torch.cat([torch.where(slots < positions[:, :1], slots, NOBODY), positions], dim=1)
+
+    def reserve(self, tokens: int, nodes: int = 0) -> None:
+        """Have room for so many tokens of a row, and for some later ones where there is memory for these too; for a
+        tree of so many nodes.
 
         Buffers move, and steps are captured again.
         """
+        if nodes > self.nodes:
+            for layer in self.layers:
+                layer.grow(layer.size, nodes)
+            self.nodes = nodes
+            self.steps.forget()
         if tokens <= self.capacity:
             return
         try:
@@ -167,7 +243,7 @@ class FixedStore:
         for layer in self.layers:
             if not isinstance(layer, RingLayer) and layer.size < capacity:
                 layer.grow(capacity)  # where memory is too short for one, the others are only larger than they need be
-        self.capacity = capacity
+        self.capacity = self.slots.size = capacity
         self.steps.forget()
 
     def check_padding(self, positions: Counts) -> None:
@@ -177,10 +253,30 @@ class FixedStore:
         """Padding went to nobody's slot."""
 
     def keep(self, nodes: Sequence[Sequence[int]], fed: int, lengths: Counts) -> None:
+        tree, self._tree = self._tree, None
+        if tree is not None:
+            if any(map(len, nodes)):
+                self._settle(nodes, tree, lengths)
+            return
         for row in nodes:
             if list(row) != list(range(len(row))):
                 raise CacheError(f"a fixed cache keeps the first tokens of what was fed, got {list(row)}")
         self._check_window(lengths)
+
+    def _settle(self, nodes: Sequence[Sequence[int]], tree: Counts, lengths: Counts) -> None:
+        """Bring the nodes of a tree that stay to their slots."""
+        self.written = np.maximum(self.written, lengths)
+        depth = int((tree - tree[:, :1]).max()) + 1
+        chosen, positions = np.zeros((len(nodes), depth), np.int64), np.full((len(nodes), depth), NOBODY)
+        for b, row in enumerate(nodes):
+            chosen[b, : len(row)], positions[b, : len(row)] = row, tree[b, list(row)]
+        places = self._places(positions, lengths)
+        self._replayed(("settle", *chosen.shape), self._moved, torch.from_numpy(chosen), places)
+
+    def _moved(self, nodes: Tensor, places: Tensor) -> None:
+        self._receive(places, from_start=False)
+        for layer in self.layers:
+            layer.settle(nodes, layer.slots.where)
 
     def take_back(self, counts: Counts, lengths: Counts) -> None:
         self._check_window(lengths)

@@ -1,7 +1,7 @@
-"""Steps as CUDA graphs: a forward of one shape is run, captured when it comes again, and replayed from then on."""
+"""Work as CUDA graphs: it is run, captured when it comes again in the same shape, and replayed from then on."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -10,35 +10,33 @@ import torch
 from torch import Tensor
 
 from zigzag.reference.errors import CacheError, ModelError
-from zigzag.running.host import Output
 from zigzag.running.transfers import pinned, to_device
 
 log = logging.getLogger("zigzag")
+MOST = 64  # steps that are kept; what comes beyond, as trees that are never twice the same, runs as it is
 _capturing = Lock()  # torch captures on one stream, whichever thread it is
-Forward = Callable[[Tensor, Tensor, Tensor | None], Output]  # (ids, places, hidden)
+Given = Tensor | None
 
 
 @dataclass(frozen=True)
 class Step:
-    """A captured forward: the buffers that it reads, and what it leaves in others of its own."""
+    """Captured work: the buffers that it reads, None where it was given nothing, and what it leaves in its own."""
 
     graph: torch.cuda.CUDAGraph
-    ids: Tensor  # [B, T]
-    places: Tensor  # [2 + rings, B, T]: positions, slots of full layers, slots of each ring
-    hidden: Tensor | None
-    output: Output
+    given: tuple[Given, ...]
+    output: Any
 
 
 class Steps:
-    """The captured forwards of a store, by shape (rows, tokens).
+    """The captured work of a store or a drafter, by what it is: its shapes, a tree, and so on.
 
-    must: a forward that cannot be captured, as one that waits for the device, is an error; else it runs as it is, told
-        once at INFO, and `cannot` is True from then on
+    must: work that cannot be captured, as what waits for the device, is an error; else it runs as it is, told once at
+        INFO, and `cannot` is True from then on
     """
 
     def __init__(self, *, must: bool = False) -> None:
         self.must, self.cannot = must, False
-        self._steps: dict[tuple[int, ...], Step | None] = {}  # None: ran once, to be captured
+        self._steps: dict[Hashable, Step | None] = {}  # None: ran once, to be captured
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Steps":
         """None: a copied store has buffers of its own."""
@@ -48,39 +46,41 @@ class Steps:
         """Capture anew: buffers that the graphs read have moved."""
         self._steps.clear()
 
-    def captured(self, shape: tuple[int, ...]) -> Step:
-        """The step of a shape that has been run twice; CacheError for another."""
-        step = self._steps.get(shape)
+    def captured(self, what: Hashable) -> Step:
+        """The step of what has been run twice; CacheError for another."""
+        step = self._steps.get(what)
         if step is None:
-            raise CacheError(f"no step of shape {list(shape)} has been captured: run it twice")
+            raise CacheError(f"no step of {what} has been captured: run it twice")
         return step
 
-    def run(self, forward: Forward, ids: Tensor, places: Tensor, hidden: Tensor | None, *, keep_states: bool) -> Output:
-        """What `forward` gives. `places` is on the host; the next run overwrites the states unless they are kept."""
-        shape = tuple(ids.shape)
-        step = self._step(shape, forward, ids, places, hidden)
+    def run(self, what: Hashable, work: Callable[..., Any], device: torch.device, *given: Given) -> Any:
+        """What `work` gives for tensors, on the host or on `device`. The next run of the same overwrites it.
+
+        what: names the work and everything in it that is no tensor, so that two of one name are the same
+        """
+        step = self._step(what, work, device, given)
         if step is None:
-            return forward(ids, to_device(places, ids.device), hidden)
-        step.ids.copy_(ids)
-        step.places.copy_(pinned(places, ids.device), non_blocking=True)
-        if (step.hidden is None) != (hidden is None):
-            raise CacheError(
-                f"a step of shape {list(shape)} was captured {'with' if hidden is None else 'without'} states"
-            )
-        if step.hidden is not None and hidden is not None:
-            step.hidden.copy_(hidden)
+            return work(*(_sent(each, device) for each in given))
+        if [each is None for each in step.given] != [each is None for each in given]:
+            raise CacheError(f"{what} was captured with other tensors missing than in this call")
+        for kept, new in zip(step.given, given, strict=True):
+            if kept is not None and new is not None:
+                on_host = new.device.type == "cpu"
+                kept.copy_(pinned(new, device) if on_host else new, non_blocking=on_host)
         step.graph.replay()
-        return step.output._replace(states=step.output.states.clone()) if keep_states else step.output
+        return step.output
 
     def _step(
-        self, shape: tuple[int, ...], forward: Forward, ids: Tensor, places: Tensor, hidden: Tensor | None
+        self, what: Hashable, work: Callable[..., Any], device: torch.device, given: tuple[Given, ...]
     ) -> Step | None:
-        """The step to replay; None where the forward runs as it is: the first time, or where it cannot be captured."""
-        if shape not in self._steps or self.cannot:
-            self._steps[shape] = None
-        elif self._steps[shape] is None:
+        """The step to replay; None where the work runs as it is: the first time, or where it cannot be captured."""
+        if self.cannot or (what not in self._steps and len(self._steps) >= MOST):
+            return None
+        if what not in self._steps:
+            self._steps[what] = None
+        elif self._steps[what] is None:
             try:
-                self._steps[shape] = _captured(forward, ids, places, hidden)
+                self._steps[what] = _captured(work, device, given)
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0]
                 if self.must:
@@ -88,20 +88,25 @@ class Steps:
                         f"cuda_graphs=True cannot be: a step of this model cannot be captured ({reason}); leave it out"
                     ) from error
                 self.cannot = True
-                _free_random_numbers(ids.device)
+                self._steps.clear()
+                _free_random_numbers(device)
                 log.info("no CUDA graphs: a step cannot be captured (%s)", reason)
-        return self._steps[shape]
+                return None
+        return self._steps[what]
 
 
-def _captured(forward: Forward, ids: Tensor, places: Tensor, hidden: Tensor | None) -> Step:
-    ids, hidden = ids.clone(), None if hidden is None else hidden.clone()
-    places = torch.zeros_like(places, device=ids.device)
+def _sent(given: Given, device: torch.device) -> Given:
+    return given if given is None or given.device.type != "cpu" else to_device(given, device)
+
+
+def _captured(work: Callable[..., Any], device: torch.device, given: tuple[Given, ...]) -> Step:
+    kept = tuple(None if each is None else torch.zeros_like(each, device=device) for each in given)
     graph = torch.cuda.CUDAGraph()
     with _capturing:
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads run models of their own
-            output = forward(ids, places, hidden)
-    return Step(graph, ids, places, hidden, output)
+            output = work(*kept)
+    return Step(graph, kept, output)
 
 
 def _free_random_numbers(device: torch.device) -> None:

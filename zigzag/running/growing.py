@@ -26,7 +26,6 @@ class GrowingStore:
     by_positions: how full heads attend, see `FullHeads`; None: on a GPU
     """
 
-    takes_trees = True
     groups_rows = False
 
     def __init__(

@@ -85,6 +85,11 @@ class Host:
         self._states = None
         self._held.close()
 
+    @property
+    def may_capture(self) -> bool:
+        """Whether steps may be CUDA graphs."""
+        return self.device.type == "cuda" and self.cuda_graphs is not False
+
     def piece_size(self, longest: int) -> int:
         """Most tokens of a forward, where rows have so many in the end."""
         if self.prefill_chunk_size is not None:

@@ -24,12 +24,11 @@ def open_runner(
     spare: int = 64,
     keep_hidden: bool = False,
     capacity: int = 1024,
-    trees: bool = False,
     changes: Changes = NONE,
 ) -> Runner:
     """A runner with CUDA graphs over a fixed store where that can be, unless `host.cuda_graphs` is False.
 
-    capacity: tokens of a row that a fixed store has room for at first; trees: whether trees will be fed
+    capacity: tokens of a row that a fixed store has room for at first
     changes: of the model; the plan's windows are those of the layers that are not left out
 
     Raises ArgumentError if `host.cuda_graphs` is True and it cannot be, PlanError if the plan is for another model,
@@ -45,7 +44,7 @@ def open_runner(
     check_skip("generate", changes.skip, host.layers)
     if changes.skip and plan is not None:
         plan = without(plan, changes.skip, host.layers)
-    reason = _no_graphs(host, plan, trees)
+    reason = _no_graphs(host, plan)
     if host.cuda_graphs and reason:
         raise ArgumentError(f"generate: cuda_graphs=True cannot be: {reason}; leave it out")
     store: Store
@@ -67,7 +66,7 @@ def without(plan: Plan, skip: frozenset[int], layers: ModelLayers) -> Plan:
     return replace(plan, kinds=tuple(kinds))
 
 
-def _no_graphs(host: Host, plan: Plan | None, trees: bool) -> str:
+def _no_graphs(host: Host, plan: Plan | None) -> str:
     """Why steps of this model cannot be CUDA graphs; empty if they can."""
     model = host.model
     devices = {weight.device for weight in model.parameters()}
@@ -83,4 +82,4 @@ def _no_graphs(host: Host, plan: Plan | None, trees: bool) -> str:
         return "its cache holds latents, of which every step would make the keys of all slots"
     if has_eager_experts(model):
         return "its experts run one by one, by what the device says (set_experts_implementation('grouped_mm'))"
-    return "drafts are trees, and a tree's siblings share a position" if trees else ""
+    return ""

@@ -9,11 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
 
 BOUND, CARD = 2 << 30, 80 << 30  # bytes for a piece on a card of so many; in proportion on others
 LARGEST = 8_192  # tokens; more make no product faster
 SMALLEST = 64
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -87,3 +92,22 @@ def token_bytes(config: Any, itemsize: int) -> int:
     inner = getattr(config, "moe_intermediate_size", None) or 0
     experts = (getattr(config, "num_experts_per_tok", None) or 0) * (2 * states + 3 * inner) if inner else 0
     return int(itemsize * (6 * states + max(attention, dense, experts)))
+
+
+def span(piece: Piece, padding: int) -> slice:
+    """Which of a row's new tokens, with so much padding before them, a piece has."""
+    return slice(max(0, piece.begin - padding), max(0, piece.end - padding))
+
+
+def padded(new: Sequence[Sequence[int]], lengths: Counts, width: int) -> tuple[Counts, Counts]:
+    """(ids, positions) [B, width] of rows' new tokens behind `lengths` old ones, each at the right end; -1: padding."""
+    ids = np.zeros((len(new), width), dtype=np.int64)
+    real = np.zeros(ids.shape, dtype=bool)
+    for b, row in enumerate(new):
+        ids[b, width - len(row) :], real[b, width - len(row) :] = row, True
+    return ids, np.where(real, lengths[:, None] + np.cumsum(real, axis=1) - 1, -1)
+
+
+def joined(hidden: Sequence[Tensor] | None, width: int) -> Tensor | None:
+    """The rows' states [B, width, hidden], each at the right end, as the tokens are."""
+    return None if hidden is None else torch.stack([pad(row, (0, 0, width - len(row), 0)) for row in hidden])

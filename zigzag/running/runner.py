@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 from zigzag.plans.heads import Plan
@@ -23,7 +22,8 @@ from zigzag.running.changes import NONE, Changes
 from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, Output
-from zigzag.running.pieces import Piece, pieces_of
+from zigzag.running.pieces import Piece, joined, padded, pieces_of, span
+from zigzag.running.prefix import shared_prefix
 from zigzag.running.stores import Counts, Feed
 from zigzag.running.weights import weights_state
 
@@ -119,12 +119,12 @@ class Runner:
     def missing(self, sequences: Sequence[list[int]]) -> int:
         """Most tokens of a row that `fill` would feed."""
         held = self.tokens or [[] for _ in sequences]
-        return max(len(new) - _common(old, new, len(new)) for old, new in zip(held, sequences, strict=True))
+        return max(len(new) - shared_prefix(old, new) for old, new in zip(held, sequences, strict=True))
 
-    def reserve(self, tokens: int) -> None:
-        """Have memory for so many tokens of a row, so that a fixed cache moves once and not piece by piece."""
+    def reserve(self, tokens: int, nodes: int = 0) -> None:
+        """Have memory for so many tokens of a row and a tree, so that a fixed cache moves once, not piece by piece."""
         if isinstance(self.store, FixedStore):
-            self.store.reserve(tokens)
+            self.store.reserve(tokens, nodes)
 
     def adopt(self, sequences: Sequence[list[int]], states: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Hold `sequences`, all of one length, with keys and values [B, G, T, D] of every layer computed elsewhere."""
@@ -141,9 +141,7 @@ class Runner:
         self._check_settled()
         if not self.tokens:
             self._restart(len(sequences))
-        common = [_common(o, n, max(0, len(n) - at_least)) for o, n in zip(self.tokens, sequences, strict=True)]
-        self.take_back([len(old) - n for old, n in zip(self.tokens, common, strict=True)])
-        pending = [row[n:] for row, n in zip(sequences, common, strict=True)]
+        pending = self._pending(sequences, at_least)
         counts = [len(row) for row in pending]
         held = any(map(len, self.tokens))
         longest = max(map(len, sequences))
@@ -154,29 +152,69 @@ class Runner:
         padding_first = held and not groups_rows
         for piece in pieces_of(counts, size, groups_rows=groups_rows, padding_first=padding_first, first=least):
             width = max(counts[piece.rows])
-            spans = [_span(piece, width - count) for count in counts[piece.rows]]
-            new = [row[span] for row, span in zip(pending[piece.rows], spans, strict=True)]
-            given = None if hidden is None else [h[s] for h, s in zip(hidden[piece.rows], spans, strict=True)]
+            spans = [span(piece, width - count) for count in counts[piece.rows]]
+            new = [row[part] for row, part in zip(pending[piece.rows], spans, strict=True)]
+            given = None if hidden is None else [h[part] for h, part in zip(hidden[piece.rows], spans, strict=True)]
             output = self._feed_piece(piece, new, given)
             if states is not None:
-                for kept, span, found in zip(states[piece.rows], spans, output.states, strict=True):
-                    kept[span] = found[len(found) - (span.stop - span.start) :]
+                for kept, part, found in zip(states[piece.rows], spans, output.states, strict=True):
+                    kept[part] = found[len(found) - (part.stop - part.start) :]
             done += sum(map(len, new))
             yield Fed(piece.rows, piece.end == width, done, sum(counts), output)
+
+    def _pending(self, sequences: Sequence[list[int]], at_least: int) -> list[list[int]]:
+        """Takes back what goes beyond a common prefix; gives of each row what is still to be fed."""
+        common = [
+            min(shared_prefix(o, n), max(0, len(n) - at_least)) for o, n in zip(self.tokens, sequences, strict=True)
+        ]
+        self.take_back([len(old) - n for old, n in zip(self.tokens, common, strict=True)])
+        return [row[n:] for row, n in zip(sequences, common, strict=True)]
+
+    def draw(
+        self,
+        sequences: Sequence[list[int]],
+        draw: Callable[..., tuple[Tensor, ...]],
+        coins: Tensor,
+        *,
+        hidden: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, ...] | None:
+        """As `sync`, then the model's own tokens in a row, one for each column of `coins` [B, n], as one step.
+
+        draw: of logits [B, V] and coins [B] gives tokens [B] to be fed next, and more; always the same function
+        return: what it gave, [B, n, ...]; None where a cache grows or too much is to be fed: nothing was done then
+        All that was drawn is fed but the last; `keep` says what stays.
+        """
+        if not isinstance(self.store, FixedStore) or self.keep_hidden or not any(map(len, self.tokens)):
+            return None
+        self._check_settled()
+        missing, drawn = self.missing(sequences), coins.shape[1]
+        if not drawn or missing > min(drawn + 1, self.store.spare):
+            return None
+        new = self._pending(sequences, 1)
+        width = 2 if missing <= 2 else drawn + 1  # two shapes: most are one's
+        ids, positions = padded(new, self.lengths, width)
+        lengths = self.lengths + np.array([len(row) + drawn - 1 for row in new], dtype=np.int64)
+        later = np.arange(1, drawn) + positions[:, -1:]
+        states = None if hidden is None else joined(hidden, width)
+        positions = np.concatenate([positions, later], axis=1)
+        feed = Feed(torch.from_numpy(ids), positions, True, lengths, None, 1, states, False, slice(None))
+        self._void = True
+        found = self.store.run_chain(self._call, feed, coins, draw)
+        self._void = False
+        self._settle(new)
+        self.fed = drawn - 1
+        return found
 
     def _feed_piece(self, piece: Piece, new: list[list[int]], hidden: Sequence[Tensor] | None) -> Output:
         """One forward of some new tokens of its rows, at the right end of the piece's columns."""
         width = piece.end - piece.begin
-        ids = np.zeros((len(new), width), dtype=np.int64)
-        real = np.zeros(ids.shape, dtype=bool)
-        for b, row in enumerate(new):
-            ids[b, width - len(row) :], real[b, width - len(row) :] = row, True
-        positions = np.where(real, self.lengths[piece.rows, None] + np.cumsum(real, axis=1) - 1, -1)
-        if not real.all():
+        ids, positions = padded(new, self.lengths[piece.rows], width)
+        is_padded = bool((positions < 0).any())
+        if is_padded:
             self.store.check_padding(positions)
         tokens = torch.from_numpy(ids).to(self.device)
-        output = self._forward(tokens, positions, None, 1, _joined(hidden, width), piece.rows)
-        if not real.all():
+        output = self._forward(tokens, positions, None, 1, joined(hidden, width), piece.rows)
+        if is_padded:
             self.store.drop_padding(positions)
         self._settle(new, piece.rows)
         return output
@@ -199,8 +237,6 @@ class Runner:
         parents: [T] of each token among these, -1 for the row's last token in the cache.
         hidden: [B, T, hidden] the states that an MTP layer joins with the tokens
         """
-        if parents is not None and not self.store.takes_trees:
-            raise CacheError("a fixed cache takes chains only: a tree's siblings share a position")
         if parents is not None:
             self._check_settled()
         width = token_ids.shape[1]
@@ -362,28 +398,3 @@ def _of_all_rows(found: Sequence[tuple[slice, Output]], count: int) -> Output:
         for whole, part in zip(made, output, strict=True):
             whole[rows] = part
     return made
-
-
-def _span(piece: Piece, padding: int) -> slice:
-    """Which of a row's new tokens, with so much padding before them, a piece has."""
-    return slice(max(0, piece.begin - padding), max(0, piece.end - padding))
-
-
-def _joined(hidden: Sequence[Tensor] | None, width: int) -> Tensor | None:
-    """The rows' states [B, width, hidden], each at the right end, as the tokens are."""
-    return None if hidden is None else torch.stack([pad(row, (0, 0, width - len(row), 0)) for row in hidden])
-
-
-def _common(old: list[int], new: list[int], most: int) -> int:
-    """Length of the common prefix, at most `most`."""
-    most = min(len(old), most)
-    if old[:most] == new[:most]:
-        return most
-    low, high = 0, most  # a common prefix of `low`, none of `high`
-    while high - low > 1:
-        middle = (low + high) // 2
-        if old[:middle] == new[:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

@@ -77,6 +77,7 @@ class Request:
         `to_probs(logits, sequences)`, sequences with the drafts so far
     hidden: for drafters with `wants_hidden`: of each row [n, hidden] the target's final states at the positions that
         were computed since the last draft
+    static: whether `to_probs` is the same in every round and looks at no sequence
     predictions: for drafters with `wants_predictions`: of each row [K + 1] the target's likeliest token after each
         token of the last verification, the row's last token before it first, then its drafts; None before the first
     """
@@ -88,6 +89,7 @@ class Request:
     to_probs: Any
     hidden: Sequence[Any] | None = None
     predictions: Sequence[list[int]] | None = None
+    static: bool = False
 
 
 class Drafter(Protocol):

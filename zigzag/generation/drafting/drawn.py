@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zigzag import ops
@@ -51,7 +52,16 @@ class DrawnDrafter(ABC):
         return self.stop.longest if self.parents is None else len(self.parents)
 
     def draft(self, request: Request) -> Draft:
-        logits = self._start(request)
+        """In one step of the device where that can be, else token by token, or level by level."""
+        made = self._at_once(request) if request.static and not self.stop.looks else None
+        return self._from(request, self._start(request)) if made is None else made
+
+    def _at_once(self, request: Request) -> Draft | None:
+        """The whole draft as one step, whose length and distribution are known beforehand; None: nothing was done."""
+        return None
+
+    def _from(self, request: Request, logits: Tensor) -> Draft:
+        """A draft whose first tokens come from `logits`."""
         return self._chain(request, logits) if self.parents is None else self._tree(request, logits, self.parents)
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
@@ -115,30 +125,44 @@ class DrawnDrafter(ABC):
                 break
         if not ids:
             return Draft(np.empty((len(most), 0), np.int64), np.zeros(len(most), np.int64))
-        tokens = torch.stack(ids, dim=1).cpu().numpy()
+        return self._said(torch.stack(ids, dim=1), torch.stack(rows, dim=1), most)
+
+    def _said(self, ids: Tensor, probs: Tensor, most: NDArray[np.int64]) -> Draft:
+        """The chains whose tokens [B, K] were drawn from `probs`; at most so many of each row count."""
+        tokens = ids.cpu().numpy()
         self._drawn(tokens)
-        tokens[np.arange(len(ids)) >= most[:, None]] = -1
-        return Draft(tokens, most, torch.stack(rows, dim=1))
+        tokens[np.arange(tokens.shape[1]) >= most[:, None]] = -1
+        return Draft(tokens, most, probs)
 
     def _tree(self, request: Request, logits: Tensor, parents: tuple[int, ...]) -> Draft:
-        """Level by level."""
         coins = self.uniforms(request.seeds, request.round_, len(parents))
+        return self._told(request, parents, *self._levels(request, logits, parents, coins))
+
+    def _told(self, request: Request, parents: tuple[int, ...], chosen: Tensor, probs: Tensor | None) -> Draft:
+        """The tree whose tokens [B, N] were chosen."""
+        tokens, depths = chosen.cpu().numpy(), node_depths(parents)
+        counts = np.searchsorted(depths, request.most, side="right")  # all levels that there is room for
+        tokens[np.arange(len(parents)) >= counts[:, None]] = -1
+        return Draft(tokens, counts, probs, parents, self.siblings == "with replacement")
+
+    def _levels(
+        self, request: Request, logits: Tensor, parents: tuple[int, ...], coins: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Level by level: tokens [B, N], and what they were drawn from; nothing here waits for the device."""
         depths = node_depths(parents)
         chosen: list[Tensor] = []
         sources: list[Tensor] = []
         for level in range(1, int(depths.max()) + 1):
             nodes = [n for n in range(len(parents)) if depths[n] == level]
-            if chosen:
-                below = self._below(chosen, parents[: len(chosen)])
+            below = self._below(chosen, parents[: len(chosen)]) if chosen else logits[:, None]
+            if self.siblings == "top":
+                chosen += _likeliest(below, parents, nodes)
+                continue
             for row in dict.fromkeys(parents[n] + 1 for n in nodes):
-                before = logits if row == 0 else below[:, row - 1]
+                before = below[:, max(0, row - 1)]
                 path = [chosen[n] for n in path_to(parents, row - 1)]
                 self._siblings(request, before, path, children(parents, row), coins, chosen, sources)
-        tokens = torch.stack(chosen, dim=1).cpu().numpy()
-        counts = np.searchsorted(depths, request.most, side="right")  # all levels that there is room for
-        tokens[np.arange(len(parents)) >= counts[:, None]] = -1
-        probs = torch.stack(sources, dim=1) if sources else None
-        return Draft(tokens, counts, probs, parents, self.siblings == "with replacement")
+        return torch.stack(chosen, dim=1), torch.stack(sources, dim=1) if sources else None
 
     def _siblings(
         self,
@@ -150,10 +174,7 @@ class DrawnDrafter(ABC):
         chosen: list[Tensor],
         sources: list[Tensor],
     ) -> None:
-        """Choose the tokens of `nodes`, the children of one node, and remember what they were drawn from."""
-        if self.siblings == "top":
-            chosen.extend(logits.topk(len(nodes), dim=-1).indices.unbind(dim=-1))
-            return
+        """Draw the tokens of `nodes`, the children of one node, and remember what they were drawn from."""
         probs = left = request.to_probs(logits, _extended(request.sequences, path))
         first = len(chosen)
         for node in nodes:
@@ -164,6 +185,15 @@ class DrawnDrafter(ABC):
                 left = probs.scatter(-1, drawn, 0.0)
                 rest = torch.ones_like(left).scatter(-1, drawn, 0.0)  # q is used up: uniformly from the rest
                 left = torch.where(left.sum(-1, keepdim=True) > 0, left, rest)
+
+
+def _likeliest(logits: Tensor, parents: Sequence[int], nodes: Sequence[int]) -> list[Tensor]:
+    """The tokens [B] of each of a level's nodes, siblings in the order of their logits [B, n, V] after each node."""
+    rows = [max(0, parents[node]) for node in nodes]
+    ranks = [sum(parents[other] == parents[node] for other in nodes if other < node) for node in nodes]
+    first = min(rows)  # a level's parents stand together, nearly
+    top = logits[:, first : max(rows) + 1].topk(max(ranks) + 1, dim=-1).indices.unbind(dim=1)
+    return [top[row - first][:, rank] for row, rank in zip(rows, ranks, strict=True)]
 
 
 def _sorted_tree(name: str, parents: Sequence[int]) -> tuple[int, ...]:

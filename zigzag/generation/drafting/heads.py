@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from zigzag import ops
 from zigzag.generation.drafting.draft import Draft, Request, padded
 from zigzag.generation.drafting.drawn import DrawnDrafter, path_to
 from zigzag.generation.drafting.termination import Fixed
@@ -13,6 +15,7 @@ from zigzag.models.draft_heads.placement import check_heads
 from zigzag.models.draft_heads.positions import PositionHeads
 from zigzag.reference.errors import ArgumentError
 from zigzag.reference.trees import node_depths
+from zigzag.running.graphs import Steps
 from zigzag.running.host import Host
 from zigzag.running.transfers import to_device
 
@@ -47,10 +50,12 @@ class HeadsDrafter(DrawnDrafter):
         self._states: list[Tensor] = []  # [1, hidden] of each row's last token but one, [0, hidden] before the first
         self._state: Tensor | None = None  # [B, hidden] of this round
         self._last: Tensor | None = None  # [B, 1] tokens that those states said
+        self._steps: Steps | None = None  # whole drafts, where they can be CUDA graphs
 
     def open(self, host: Host, vocabulary: int | None = None, stage: int = 0) -> None:
         check_heads(self.heads, host.model)
         self._states, self._state, self._last = [], None, None
+        self._steps = Steps() if host.may_capture else None
         self._draws(host.device, stage)
 
     def draft(self, request: Request) -> Draft:
@@ -62,6 +67,34 @@ class HeadsDrafter(DrawnDrafter):
         last = [[row[-1]] for row in request.sequences]
         self._last = to_device(torch.tensor(last), self._state.device)
         return super().draft(request)
+
+    def _at_once(self, request: Request) -> Draft | None:
+        """Also a tree: heads hold nothing, and all of a round hangs on a state, a token and its random numbers."""
+        if self._steps is None:
+            return None
+        most = np.minimum(request.most, self.stop.length)
+        count = int(most.max()) if self.parents is None else len(self.parents)
+        coins = self.uniforms(request.seeds, request.round_, count)
+
+        def work(state: Tensor, last: Tensor, coins: Tensor) -> tuple[Tensor, Tensor | None]:
+            self._state, self._last = state, last
+            logits = self._start(request)
+            if self.parents is not None:
+                return self._levels(request, logits, self.parents, coins)
+            return self._drawn_from(request, logits, coins)
+
+        state, last = self._known()
+        ids, probs = self._steps.run((*coins.shape, self.parents), work, state.device, state, last, coins)
+        return self._said(ids, probs, most) if self.parents is None else self._told(request, self.parents, ids, probs)
+
+    def _drawn_from(self, request: Request, logits: Tensor, coins: Tensor) -> tuple[Tensor, Tensor]:
+        """A chain's tokens [B, K], and what they were drawn from."""
+        ids: list[Tensor] = []
+        rows: list[Tensor] = []
+        for step in range(coins.shape[1]):
+            rows.append(request.to_probs(self._next(ids) if ids else logits, list))
+            ids.append(ops.sample(rows[-1], coins[:, step]))
+        return torch.stack(ids, dim=1), torch.stack(rows, dim=1)
 
     def _start(self, request: Request) -> Tensor:
         return self._logits(1, [])

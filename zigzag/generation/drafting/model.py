@@ -1,12 +1,14 @@
 """Drafting by a model: a small one, or the target itself under a cheaper plan."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from zigzag.generation.drafting.draft import Request
+from zigzag import ops
+from zigzag.generation.drafting.draft import Draft, Request
 from zigzag.generation.drafting.drawn import DrawnDrafter
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.drafting.vocabulary import fitted, known, vocabulary_size
@@ -16,6 +18,8 @@ from zigzag.running.changes import Changes
 from zigzag.running.host import Host
 from zigzag.running.opening import open_runner
 from zigzag.running.runner import Runner
+
+FEW_LAYERS = 8  # of a model that drafts a chain in one graph
 
 
 class ModelDrafter(DrawnDrafter):
@@ -59,9 +63,30 @@ class ModelDrafter(DrawnDrafter):
         """As `DrawnDrafter.open`, with a fresh cache."""
         self._own = vocabulary_size(host.model)
         self._target = self._own if vocabulary is None else vocabulary
-        spare, trees = max(64, self.longest + 1), self.parents is not None
-        self._runner = open_runner(host, self.plan, spare=spare, trees=trees, changes=self.changes)
+        self._runner = open_runner(host, self.plan, spare=max(64, self.longest + 1), changes=self.changes)
+        self._runner.reserve(0, 0 if self.parents is None else self.longest)
         self._draws(self.runner.device, stage)
+
+    def _at_once(self, request: Request) -> Draft | None:
+        """A chain of a small model; capturing one of a large model takes longer than a call gains."""
+        if self.parents is not None or self.runner.host.layers.num_layers - len(self.changes.skip) > FEW_LAYERS:
+            return None
+        most = np.minimum(request.most, self.stop.length)
+        coins = self.uniforms(request.seeds, request.round_, int(most.max()))
+
+        def draw(logits: Tensor, coin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            probs = request.to_probs(fitted(logits, self._target), list)
+            token = ops.sample(probs, coin)
+            return token.clamp(max=self._own - 1), token, probs
+
+        drawn = self._draw(request, draw, coins)
+        return None if drawn is None else self._said(drawn[1], drawn[2], most)
+
+    def _draw(
+        self, request: Request, draw: Callable[..., tuple[Tensor, ...]], coins: Tensor
+    ) -> tuple[Tensor, ...] | None:
+        """As `Runner.draw` behind the texts."""
+        return self.runner.draw(self._readable(request.sequences), draw, coins)
 
     def _start(self, request: Request) -> Tensor:
         return fitted(self._first(request), self._target)

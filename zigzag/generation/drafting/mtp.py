@@ -1,6 +1,6 @@
 """Drafting by a multi-token-prediction layer: one small layer on the target's own hidden states."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -56,18 +56,32 @@ class MtpDrafter(ModelDrafter):
             return Draft(*padded([[] for _ in most]))
         return super().draft(replace(request, most=most))
 
+    def _draw(
+        self, request: Request, draw: Callable[..., tuple[Tensor, ...]], coins: Tensor
+    ) -> tuple[Tensor, ...] | None:
+        rows, pairs = self._pairs(request)
+        drawn = self.runner.draw(rows, draw, coins, hidden=pairs)
+        if drawn is not None:
+            self._waiting = [[] for _ in rows]
+        return drawn
+
     def _first(self, request: Request) -> Tensor:
+        rows, pairs = self._pairs(request)
+        self._waiting = [[] for _ in rows]
+        output = self.runner.sync(rows, hidden=pairs)
+        self._states = output.states[:, -1:]
+        return output.logits[:, -1]
+
+    def _pairs(self, request: Request) -> tuple[list[list[int]], list[Tensor]]:
+        """The tokens of each row, and the states that belong to the last of them; the others are in the cache."""
         rows = [row[1:] for row in request.sequences]
         pairs = [torch.cat(row) for row in self._waiting]
-        self._waiting = [[] for _ in rows]
         true = [len(row) - len(new) for row, new in zip(rows, pairs, strict=True)]
         if min(true) < 0:
             raise CacheError("MtpDrafter: the states of some tokens are missing; start with an empty cache")
         if self.runner.tokens:
-            self.runner.take_back([len(held) - n for held, n in zip(self.runner.tokens, true, strict=True)])
-        output = self.runner.sync(rows, hidden=pairs)
-        self._states = output.states[:, -1:]
-        return output.logits[:, -1]
+            self.runner.take_back([max(0, len(held) - n) for held, n in zip(self.runner.tokens, true, strict=True)])
+        return rows, pairs
 
     def _feed(self, tokens: Tensor, parents: Sequence[int] | None = None) -> Tensor:
         """A chain goes on from the last state; a tree's nodes from those of their parents."""

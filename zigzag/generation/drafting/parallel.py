@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigzag.generation.drafting.draft import Request
+from zigzag.generation.drafting.draft import Draft, Request
 from zigzag.generation.drafting.model import ModelDrafter
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.drafting.vocabulary import fitted
@@ -53,6 +53,9 @@ class ParallelDrafter(ModelDrafter):
     def open(self, host: Host, vocabulary: int | None = None, stage: int = 0) -> None:
         check_heads(self.vectors, host.model)
         super().open(host, vocabulary, stage)
+
+    def _at_once(self, request: Request) -> Draft | None:
+        return None  # one forward gives all rows
 
     def _start(self, request: Request) -> Tensor:
         readable = self._readable(request.sequences)

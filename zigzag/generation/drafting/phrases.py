@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from zigzag.generation.drafting.draft import Draft, Law, Request, padded
-from zigzag.generation.drafting.prefix import shared_prefix
 from zigzag.reference.checks import check_count
+from zigzag.running.prefix import shared_prefix
 
 Phrase = tuple[int, ...]
 

@@ -1,6 +1,7 @@
 """Drafters one after another within a draft: a better one for its first tokens, cheaper ones for what follows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class RelayDrafter:
         self._drafted = []
         for drafter, tokens in self.parts:
             most = np.where(going, np.minimum(left, tokens), 0)
-            draft = drafter.draft(Request(texts, most.tolist(), request.seeds, request.round_, request.to_probs))
+            draft = drafter.draft(replace(request, sequences=texts, most=most.tolist(), hidden=None, predictions=None))
             for text, new in zip(texts, draft.rows, strict=True):
                 text += new
             left -= draft.counts

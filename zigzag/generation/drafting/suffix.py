@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zigzag.generation.drafting.draft import Draft, Law, Request, padded
-from zigzag.generation.drafting.prefix import shared_prefix
 from zigzag.reference.checks import as_real, check_count
 from zigzag.reference.errors import ArgumentError
+from zigzag.running.prefix import shared_prefix
 
 DEPTH = 64  # tokens that are compared backwards
 

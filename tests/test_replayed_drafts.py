@@ -1,0 +1,99 @@
+"""Whole drafts and trees as replayed steps: the tokens of the same calls without graphs, whatever drafts and verifies.
+
+The graphs are functions that compute anew from a step's own buffers; tests/test_gpu_models.py has real ones.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+from draft_heads import KINDS, random_head  # noqa: E402
+from generations import PLANS, near, prompts, target  # noqa: E402
+from models import tiny_glm4_moe, tiny_llama  # noqa: E402
+from replays import FakeStep, replay_on_cpu  # noqa: E402
+from transformers import RepetitionPenaltyLogitsProcessor  # noqa: E402
+
+from zigzag import generate  # noqa: E402
+from zigzag.generation.drafting import Confidence, Heuristic, LookaheadDrafter, ModelDrafter, drafter_of  # noqa: E402
+from zigzag.reference import best_tree  # noqa: E402
+
+TREE = tuple(best_tree([0.6, 0.2, 0.1], 8)[0])
+SHAPES = {
+    "chain": {},
+    "longer": {"stop": 0},
+    "tree": {"parents": TREE},
+    "drawn": {"parents": TREE, "siblings": "without replacement"},
+}
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[FakeStep]:
+    return replay_on_cpu(monkeypatch)
+
+
+def shaped(shape: str) -> dict[str, Any]:
+    return {"stop": Heuristic(2, longest=4)} if shape == "longer" else SHAPES[shape]
+
+
+def both(captured: list[FakeStep], make: Callable[[], Any], rows: Any, model: Any, **options: Any) -> list[Any]:
+    """The same call without graphs and with them; all that was captured is replayed."""
+    options = {"max_new_tokens": 24, "seed": 3, **options}
+    plain = generate(model, rows, cuda_graphs=False, drafter=make(), **options)
+    assert not captured
+    replayed = generate(model, rows, drafter=make(), **options)
+    assert captured and all(step.replays for step in captured)
+    return [plain, replayed]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pass"])
+def test_trained_heads(captured: list[FakeStep], kind: str, shape: str, temperature: float) -> None:
+    for make in (tiny_llama, tiny_glm4_moe) if shape == "chain" else (tiny_llama,):
+        model = target(make)
+        for plan in PLANS.values():
+            head = random_head(kind, model)
+            options = {"plan": plan, "temperature": temperature}
+            plain, replayed = both(captured, lambda: drafter_of(head, **shaped(shape)), prompts(), model, **options)  # noqa: B023
+            assert plain.sequences == replayed.sequences
+            assert plain.statistics.reached == replayed.statistics.reached
+            captured.clear()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_another_model(captured: list[FakeStep], shape: str) -> None:
+    model = target()
+    plain, replayed = both(captured, lambda: ModelDrafter(near(model), **shaped(shape)), prompts(), model)
+    assert plain.sequences == replayed.sequences and sum(replayed.statistics.reached) > 20
+
+
+def test_a_chain_is_one_step(captured: list[FakeStep]) -> None:
+    """Of a drafter that may be whole; not where it stops by what it sees, or a processor looks at the text."""
+    model = target()
+
+    def steps(drafter: Callable[[], Any], **options: Any) -> int:
+        captured.clear()
+        both(captured, drafter, prompts()[:1], model, **options)
+        return sum(isinstance(step.output, tuple) and len(step.output) == 3 for step in captured)
+
+    assert steps(lambda: ModelDrafter(near(model), stop=3)) > 0
+    assert steps(lambda: ModelDrafter(near(model), stop=Confidence(0.0, 3))) == 0
+    assert steps(lambda: ModelDrafter(near(model), stop=3), logits_processor=[RepetitionPenaltyLogitsProcessor(1.3)]) == 0
+
+
+def test_lookahead(captured: list[FakeStep]) -> None:
+    model = target()
+    plain, replayed = both(captured, lambda: LookaheadDrafter(3, 3, 2), prompts()[:1], model, temperature=0)
+    assert plain.sequences == replayed.sequences
+
+
+def test_rows_that_leave(captured: list[FakeStep]) -> None:
+    """Steps are captured anew for fewer rows."""
+    model = target()
+    options = {"temperature": 0, "max_new_tokens": 40, "eos_token_id": list(range(0, 60, 9))}
+    plain, replayed = both(captured, lambda: ModelDrafter(near(model), parents=TREE), prompts(), model, **options)
+    assert plain.sequences == replayed.sequences and len(set(map(len, plain.new_tokens))) > 1

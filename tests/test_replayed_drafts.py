@@ -82,7 +82,9 @@ def test_a_chain_is_one_step(captured: list[FakeStep]) -> None:
 
     assert steps(lambda: ModelDrafter(near(model), stop=3)) > 0
     assert steps(lambda: ModelDrafter(near(model), stop=Confidence(0.0, 3))) == 0
-    assert steps(lambda: ModelDrafter(near(model), stop=3), logits_processor=[RepetitionPenaltyLogitsProcessor(1.3)]) == 0
+    assert (
+        steps(lambda: ModelDrafter(near(model), stop=3), logits_processor=[RepetitionPenaltyLogitsProcessor(1.3)]) == 0
+    )
 
 
 def test_lookahead(captured: list[FakeStep]) -> None:

@@ -1,30 +1,42 @@
 """The acceptance rules for token trees.
 
 A walk goes down all trees of the batch at once, level by level: each row's weights [B, V] stand for its last accepted
-node, and the siblings below it are tested in draw order. A chain is verified without walking.
+node, and the siblings below it are tested in draw order. Chains, and trees that are verified greedily, need no walk.
+What a tree is goes to the device once and is kept there.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
-from zigzag.backends.eager.arrays import Array, along, cast, full, masked_fill, namespace, places, put
+import numpy as np
+
+from zigzag.backends.eager.arrays import Array, along, cast, from_host, masked_fill, namespace, places, put
+from zigzag.backends.eager.attention import related_nodes
 from zigzag.backends.eager.sampling import argmax, draw
 from zigzag.backends.eager.verification import Drafts, fallback, less, prepare, residual, verdict_of
 from zigzag.reference.trees import chain, children, node_depths
 from zigzag.reference.verification import Verdict
 
+MOST_KEPT = 256
+_KEPT: dict[Any, tuple[Array, ...]] = {}
+
 
 def verify_tree_greedy(
     draft_token_ids: Array, target_logits: Array, *, parents: Sequence[int], num_draft_tokens: Array | None = None
 ) -> Verdict:
+    """A node is accepted that is its parent's likeliest token, the first sibling that is, if its ancestors are."""
     drafts = prepare(draft_token_ids, None, target_logits, None, num_draft_tokens)
-
-    def test(nodes: Array, row: Array) -> tuple[Array, Array]:
-        tokens = along(drafts.ids, nodes.clip(0))
-        return _first(nodes, (nodes >= 0) & (tokens == argmax(row)[:, None])), row
-
-    path, row = _descend(drafts, parents, test)
-    return _tree_verdict(drafts, path, argmax(row))
+    top = argmax(drafts.target)
+    if not len(parents):
+        return _tree_verdict(drafts, namespace(top).zeros_like(drafts.ids), top[:, 0])
+    rows, earlier, ancestors, levels = _kept(parents, "relations", drafts.ids)
+    fits = (drafts.ids == top[:, rows]) & drafts.real
+    first = fits & ~(fits[:, None] & earlier).any(axis=-1)
+    accepted = ~(~first[:, None] & ancestors).any(axis=-1)
+    path = namespace(top).amax(masked_fill(places(drafts.ids)[None, None], ~(accepted[:, None] & levels), -1), axis=-1)
+    last = namespace(top).amax(path, axis=-1) + 1  # a node comes after its ancestors
+    return _tree_verdict(drafts, path, along(top, last[:, None])[:, 0])
 
 
 def verify_tree_residual(
@@ -68,7 +80,8 @@ def _descend(
     `test` gets the siblings [B, C] below each row's last node (-1: no more) and that node's target row; it returns
     the accepted one or -1, and what is left of the row. A row that has ended has no siblings, and keeps its weights.
     """
-    xp, (table, widths) = namespace(drafts.ids), _children(parents, drafts.ids)
+    xp, widths = namespace(drafts.ids), _widths(tuple(parents))
+    (table,) = _kept(parents, "children", drafts.ids)
     row = xp.zeros_like(drafts.counts)
     weights, path = drafts.target_row(row), list[Array]()
     for width in widths:
@@ -152,19 +165,44 @@ def _any_of(beta: Array, count: Array) -> Array:
     return -xp.expm1(count * xp.log1p(-beta.clip(max=1)))
 
 
-def _children(parents: Sequence[int], like: Array) -> tuple[Array, list[int]]:
-    """([N + 1, C] the children of each row in draw order, then -1; the most children of a row, level by level)."""
+def _kept(parents: Sequence[int], what: str, like: Array) -> tuple[Array, ...]:
+    """Tables of a tree where `like` is: copied there once, since that waits for the device."""
+    key = tuple(parents), what, namespace(like).__name__, str(getattr(like, "device", ""))
+    if key not in _KEPT:
+        if len(_KEPT) >= MOST_KEPT:
+            _KEPT.clear()
+        made = _relations(key[0]) if what == "relations" else (_children(key[0]),)
+        _KEPT[key] = tuple(from_host(table, like) for table in made)
+    return _KEPT[key]
+
+
+def _children(parents: tuple[int, ...]) -> Any:
+    """[N + 1, C] the children of each row in draw order, then -1."""
     families = [children(parents, row) for row in range(len(parents) + 1)]
+    table = np.full((len(families), max(map(len, families))), -1, dtype=np.int64)
+    for row, family in enumerate(families):
+        table[row, : len(family)] = family
+    return table
+
+
+@lru_cache(MOST_KEPT)
+def _widths(parents: tuple[int, ...]) -> list[int]:
+    """The most children of a row, level by level."""
     depths = [0, *node_depths(parents).tolist()]
     widths = [0] * (max(depths) + 1)
-    for depth, family in zip(depths, families, strict=True):
-        widths[depth] = max(widths[depth], len(family))
-    table = full(like, (len(families), max(widths)), -1)
-    for row, family in enumerate(families):
-        for place, node in enumerate(family):
-            cell = table[row, place : place + 1]
-            cell += node + 1  # made on the device: a copy from the host would wait for it
-    return table, widths[:-1]
+    for row, depth in enumerate(depths):
+        widths[depth] = max(widths[depth], len(children(parents, row)))
+    return widths[:-1]
+
+
+def _relations(parents: tuple[int, ...]) -> tuple[Any, ...]:
+    """Of each node its parent's row [N]; [N, N] which are siblings before it, and which its ancestors or itself; [D, N]
+    which are of a level."""
+    above, depths = np.array(parents, dtype=np.int64), node_depths(parents)
+    node = np.arange(len(parents))
+    earlier = (above[:, None] == above) & (node[:, None] > node)
+    levels = depths == np.arange(1, int(depths.max()) + 1)[:, None]
+    return above + 1, earlier, related_nodes(parents, len(parents), len(parents)), levels
 
 
 def _first(nodes: Array, passed: Array) -> Array:

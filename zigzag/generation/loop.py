@@ -28,6 +28,7 @@ from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ModelError
 from zigzag.reference.trees import node_depths
 from zigzag.running.attach import cache_bytes
+from zigzag.running.graphs import Steps
 from zigzag.running.host import Host
 from zigzag.running.memory import check_fits, told_what_helps
 from zigzag.running.opening import open_runner
@@ -129,6 +130,7 @@ class Loop:
         reads_logits = self.criteria.read_scores or self.logprobs is not None  # behind a round
         alone = self.drafter is None and not self.distribution.processors and not reads_logits
         self.ahead = Ahead(self.target, wanted=alone)
+        self.verdicts = Steps() if self.target.host.may_capture else None
         round_ = 0
         while self.alive:
             self._round(round_)
@@ -208,7 +210,8 @@ class Loop:
             coins = torch.empty(len(rules), ids.shape[1] + 1, device=ids.device)  # nobody looks at them
         else:
             coins = self.uniforms([row.seed for row in self.alive], round_, ids.shape[1] + 1)
-        return judge(rules, draft, ids, counts, logits, coins, self.distribution, type(self.drafter).__name__)
+        drafter = type(self.drafter).__name__
+        return judge(rules, draft, ids, counts, logits, coins, self.distribution, drafter, self.verdicts)
 
     def _commit(self, draft: Draft, judged: Judged, logits: torch.Tensor) -> None:
         """Cut what goes too far, keep the accepted path in the cache, drop rows that are done."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting.draft import Draft
 from zigzag.generation.rules import Rule
 from zigzag.reference.errors import ArgumentError
-from zigzag.reference.verification import Verdict
+from zigzag.running.graphs import Steps
 from zigzag.running.transfers import ToHost
 
 
@@ -74,31 +75,48 @@ def judge(
     coins: Tensor,
     distribution: Distribution,
     drafter: str,
+    steps: Steps | None = None,
 ) -> Pending:
     """Verify the drafts, each row by its rule; rows of one rule together. Nothing here waits for the device.
 
     ids: [B, K] the drafts on the device; counts: [B] how many these are; coins: [B, K + 1]
     logits: [B, K + 1, V] of the target, processed
     drafter: its name, for errors
+    steps: for verdicts on trees, which are many small kernels; those of one rule, distribution and tree are captured
     """
     parts, first = [], None
     for rule in {id(r): r for r in rules}.values():
         mine = [i for i, r in enumerate(rules) if r is rule]
         all_of_them = len(mine) == len(rules)
         some = slice(None) if all_of_them else torch.tensor(mine, device=ids.device)
-        probs = None if draft.probs is None else draft.probs[some]
-        verdict = rule.verify(
-            ids[some], probs, logits[some], distribution, coins[some], counts[some], draft.parents, draft.replacement
-        )
-        drawn = draft.parents is None or draft.replacement  # else a sibling may come from outside its row
-        parts.append(_sent(mine, verdict, probs if drawn else None, ids[some], counts[some]))
+        given = ids[some], None if draft.probs is None else draft.probs[some], logits[some], coins[some], counts[some]
+        work = partial(_answers, rule, distribution, draft.parents, draft.replacement)
+        if steps is None or draft.parents is None:
+            answers, tokens, nodes, checked = work(*given)
+        else:
+            what = id(rule), tuple(given[0].shape), given[1] is None, draft.parents, draft.replacement
+            answers, tokens, nodes, checked = steps.run(what, work, ids.device, *given)
+        parts.append(Part(mine, ToHost(answers), nodes, checked))
         if all_of_them:
-            first = verdict.output_token_ids[:, :1]
+            first = tokens
     return Pending(parts, first, drafter)
 
 
-def _sent(rows: list[int], verdict: Verdict, draft_probs: Tensor | None, ids: Tensor, counts: Tensor) -> Part:
-    """All that the host wants to know of these rows, in one transfer."""
+def _answers(
+    rule: Rule,
+    distribution: Distribution,
+    parents: Sequence[int] | None,
+    replacement: bool,
+    ids: Tensor,
+    probs: Tensor | None,
+    logits: Tensor,
+    coins: Tensor,
+    counts: Tensor,
+) -> tuple[Tensor, Tensor, int, bool]:
+    """(what `Part.answers` are, first tokens [B, 1], nodes, checked): all that the host wants to know, side by side."""
+    verdict = rule.verify(ids, probs, logits, distribution, coins, counts, parents, replacement)
+    drawn = parents is None or replacement  # else a sibling may come from outside its row
+    draft_probs = probs if drawn else None
     columns = [verdict.output_token_ids]
     nodes = 0 if verdict.accepted_nodes is None else verdict.accepted_nodes.shape[1]
     if verdict.accepted_nodes is not None:
@@ -108,4 +126,4 @@ def _sent(rows: list[int], verdict: Verdict, draft_probs: Tensor | None, ids: Te
         own = draft_probs.gather(-1, ids[..., None])[..., 0]
         read = torch.arange(ids.shape[1], device=ids.device) < counts[:, None]
         columns.append((read & ~(own > 0)).any(dim=1, keepdim=True).long())
-    return Part(rows, ToHost(torch.cat(columns, dim=1)), nodes, draft_probs is not None)
+    return torch.cat(columns, dim=1), verdict.output_token_ids[:, :1], nodes, draft_probs is not None

@@ -38,6 +38,15 @@ def children(parents: Sequence[int], row: int) -> list[int]:
     return [node for node, parent in enumerate(parents) if parent == row - 1]
 
 
+def below_root(parents: Sequence[int]) -> list[int]:
+    """The parents of the tree whose first node is the last committed token itself.
+
+    >>> below_root([-1, -1, 0])
+    [-1, 0, 0, 1]
+    """
+    return [-1, *(parent + 1 for parent in parents)]
+
+
 def check_tree(op: str, parents: Sequence[int], num_nodes: int) -> None:
     if len(parents) != num_nodes:
         raise ArgumentError(f"{op}: parents must name one parent for each of the {num_nodes} nodes, got {len(parents)}")

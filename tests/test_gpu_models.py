@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from draft_heads import KINDS, random_head
 from models import random_ids, tiny_llama
 from windowed_models import WINDOWED
 from written_out import written_out
 
 import zigzag
 from zigzag import BackendError, LayerPlan
-from zigzag.generation.drafting import ModelDrafter
+from zigzag.generation.drafting import GrownTree, ModelDrafter, drafter_of
+from zigzag.reference import best_tree
 from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host
@@ -200,3 +202,30 @@ def test_scores_on_a_gpu_are_those_of_the_cpu() -> None:
         there = zigzag.calibrate(WINDOWED["olmo3"](dtype=torch.float32).cuda(), **options)
         here = zigzag.calibrate(WINDOWED["olmo3"](), **options)
         np.testing.assert_allclose(there.values, here.values, rtol=1e-2, atol=1e-4)
+
+
+TREE = tuple(best_tree([0.6, 0.2, 0.1], 8)[0])
+SHAPES: dict[str, dict[str, Any]] = {
+    "chain": {},
+    "tree": {"parents": TREE},
+    "drawn": {"parents": TREE, "siblings": "without replacement"},
+    "grown": {"parents": GrownTree(6, 3, 2)},
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_drafts_and_trees_in_graphs(kind: str, shape: str, temperature: float) -> None:
+    """The tokens of the same call without graphs, under a plan, rows of several lengths."""
+    model = tiny_llama(4, dtype=torch.float32).cuda()
+    head = random_head(kind, model)
+    plan = LayerPlan(("full", "streaming", "full", "streaming"), 4, 12)
+    texts = [row[: 20 - 4 * n].tolist() for n, row in enumerate(random_ids(3, 20))]
+    options = {"plan": plan, "temperature": temperature, "max_new_tokens": 30, "seed": 1}
+    with_graphs, without = (
+        zigzag.generate(model, texts, drafter=drafter_of(head, **SHAPES[shape]), cuda_graphs=graphs, **options)
+        for graphs in (True, False)
+    )
+    assert with_graphs.sequences == without.sequences
+    assert with_graphs.statistics.reached == without.statistics.reached

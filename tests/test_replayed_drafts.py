@@ -18,7 +18,7 @@ from replays import FakeStep, replay_on_cpu  # noqa: E402
 from transformers import RepetitionPenaltyLogitsProcessor  # noqa: E402
 
 from zigzag import generate  # noqa: E402
-from zigzag.generation.drafting import Confidence, Heuristic, LookaheadDrafter, ModelDrafter, drafter_of  # noqa: E402
+from zigzag.generation.drafting import Confidence, GrownTree, Heuristic, LookaheadDrafter, ModelDrafter, drafter_of  # noqa: E402
 from zigzag.reference import best_tree  # noqa: E402
 
 TREE = tuple(best_tree([0.6, 0.2, 0.1], 8)[0])
@@ -99,3 +99,16 @@ def test_rows_that_leave(captured: list[FakeStep]) -> None:
     options = {"temperature": 0, "max_new_tokens": 40, "eos_token_id": list(range(0, 60, 9))}
     plain, replayed = both(captured, lambda: ModelDrafter(near(model), parents=TREE), prompts(), model, **options)
     assert plain.sequences == replayed.sequences and len(set(map(len, plain.new_tokens))) > 1
+
+
+def test_trees_that_grow_are_run_as_they_come(captured: list[FakeStep]) -> None:
+    """Each is another: neither it nor its verdict is captured, what is kept of it and the drafter's chain are."""
+    model = target()
+    head = random_head("eagle", model)
+
+    def make() -> Any:
+        return drafter_of(head, parents=GrownTree(6, 3, 2))
+
+    plain, replayed = both(captured, make, prompts(), model, temperature=0)
+    assert plain.sequences == replayed.sequences
+    assert all(step.given[0].shape[1] < 6 for step in captured)

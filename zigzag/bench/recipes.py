@@ -28,7 +28,9 @@ FORMAT, VERSION = "zigzag-recipes-bench", 1
 TEXTS = ("continue", "sums", "edit", "summary")
 LENGTH = 600  # tokens of a prompt but of a sum's
 PLAIN = "plain"
-MTP_LENGTHS = (1, 3, 6)
+MTP_LENGTHS = (1, 3, 6, 12)
+CHAIN_LENGTHS = (3, 6)
+THEIRS = 128  # new tokens of transformers' own, of which each costs the same
 Made = dict[str, Any]
 COLUMNS = (
     "text", "T", "rows", "method", "lossless", "seconds", "over plain", "tokens/verification", "accepted by position",
@@ -90,6 +92,8 @@ def methods(model: Any, mtp: Any, heads: set[str], skip: tuple[int, ...]) -> dic
             found[name] = partial(arguments, name, model, **more)
     for length in MTP_LENGTHS if mtp is not None else ():
         found[f"mtp, {length}"] = partial(_mtp, mtp, length)
+    for length in CHAIN_LENGTHS if "eagle" in heads else ():
+        found[f"eagle, chain of {length}"] = partial(_chain, model, length)
     found["adaptive"] = partial(_adaptive, model, mtp, heads)
     return found
 
@@ -107,6 +111,10 @@ def _heads(model: Any) -> set[str]:
 
 def _mtp(mtp: Any, length: int) -> Made:
     return {"drafter": MtpDrafter(mtp, stop=length)}
+
+
+def _chain(model: Any, length: int) -> Made:
+    return {"drafter": drafter_of(load_head("eagle", model), length)}
 
 
 def _adaptive(model: Any, mtp: Any, heads: set[str]) -> Made:
@@ -138,7 +146,10 @@ def run(
     done: Mapping[str, Row] | None = None,
     log: Callable[[str], object] = print,
 ) -> Iterator[Row]:
-    """Each call once, after a short one that is not counted; those in `done` are left out."""
+    """Each call once, after a short one that is not counted; those in `done` are left out.
+
+    only: what a row's `key` must hold, or several such with | between them
+    """
     done = {} if done is None else done
     layers = len(model.get_decoder().layers)
     heads = _heads(model)
@@ -150,7 +161,7 @@ def run(
                 for name in (*every, *others):
                     row = Row(text, temperature, rows, name, 0, 0.0)
                     case = f"{text}, {temperature:g}, {rows}"
-                    wanted = only in row.key and row.key not in done
+                    wanted = any(part in row.key for part in only.split("|")) and row.key not in done
                     if name in others and (temperature or rows > 1):
                         continue
                     if not wanted and not (name == PLAIN and case not in plain):
@@ -166,7 +177,8 @@ def run(
                         plain[case] = tokens
                     if not wanted:
                         continue
-                    same = tokens == plain[case] if temperature == 0 else None
+                    shown = [row[: len(found)] for row, found in zip(plain[case], tokens, strict=True)]
+                    same = tokens == shown if temperature == 0 else None
                     yield Row(text, temperature, rows, name, sum(map(len, tokens)), seconds, same, *_said(numbers))
 
 
@@ -175,7 +187,7 @@ def _timed(
 ) -> tuple[list[list[int]], float, Statistics | None]:
     def call(most: int) -> tuple[list[list[int]], Statistics | None]:
         if ours is None:
-            return [greedy(model, ids[0], most, **(stock or {}))], None
+            return [greedy(model, ids[0], min(most, THEIRS), **(stock or {}))], None
         result = generate(model, ids, **ours(), temperature=temperature, max_new_tokens=most, eos_token_id=[], seed=0)
         return result.new_tokens, result.statistics
 
@@ -220,8 +232,8 @@ def page(facts: Made, rows: list[Row], picture: str = "") -> str:
         f"Made by `{facts['command']}` at {facts['commit']}; nothing is typed by hand. {versions}; {facts['dtype']}. "
         f"Prompts of {LENGTH} tokens (a sum's is shorter), each call once after a short one that is not counted, the "
         "fastest first. *Seconds* is the whole call, its prompt included, and *over plain* the speed over that of "
-        "plain decoding here. *Accepted*: drafts, or levels of a tree, over those that were tested. Heads are those "
-        "that `zigzag.load_head` gives; the draft model is the head `student`.",
+        f"plain decoding here, a token; transformers' own give {THEIRS} tokens at most. *Accepted*: drafts, or levels "
+        "of a tree, over those that were tested. Heads are those that `zigzag.load_head` gives; the draft model is the head `student`.",
         "",
     ]
     cases: dict[tuple[float, int, str], list[Row]] = {}

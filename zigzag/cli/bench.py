@@ -41,7 +41,9 @@ def bench(
     out: Annotated[
         Path, typer.Option(callback=check_out, help="Where to write the numbers (JSON), and a page beside them.")
     ] = Path("out/bench.json"),
-    only: Annotated[str, typer.Option(help="Cases with this in what the table says of them.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Cases with this in what the table says of them; of recipes also several, as 'a|b'.")
+    ] = "",
     model: Annotated[str, typer.Option(help="For speculation: as for generate.")] = "smollm2",
     length: Annotated[list[int] | None, typer.Option(help="For speculation: prompt tokens; may be repeated.")] = None,
     task: Annotated[list[Task] | None, typer.Option(help="For speculation: default all; may be repeated.")] = None,

@@ -1,7 +1,7 @@
 """Draft, verify, commit, until every row is done. docs/generation.md says why it is right."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from zigzag.generation.conditions import check_cache, check_drafter, check_rope,
 from zigzag.generation.criteria import Criteria
 from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting.draft import Draft, Drafter, Request, padded, until_stop
+from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.logprobs import LogProbs
 from zigzag.generation.result import Generation
 from zigzag.generation.row import Row
@@ -26,7 +27,7 @@ from zigzag.generation.verdict import Judged, Pending, judge
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ModelError
-from zigzag.reference.trees import node_depths
+from zigzag.reference.trees import below_root, node_depths
 from zigzag.running.attach import cache_bytes
 from zigzag.running.graphs import Steps
 from zigzag.running.host import Host
@@ -104,6 +105,12 @@ class Loop:
         """Most tokens of a row, drafts included."""
         return max(row.end for row in self.rows) + self.spare
 
+    @property
+    def _tree(self) -> Sequence[int]:
+        """The tree that all drafts are; empty where there is none, or each is another."""
+        parents = getattr(self.drafter, "parents", None)
+        return () if parents is None or isinstance(parents, GrownTree) else tuple(parents)
+
     def _open(self, host: Host) -> Runner:
         needed = partial(
             check_fits, host, self.plan, len(self.rows), self._longest, spare=self.spare, keep_hidden=self.wants_hidden
@@ -130,7 +137,7 @@ class Loop:
         reads_logits = self.criteria.read_scores or self.logprobs is not None  # behind a round
         alone = self.drafter is None and not self.distribution.processors and not reads_logits
         self.ahead = Ahead(self.target, wanted=alone)
-        self.verdicts = Steps() if self.target.host.may_capture else None
+        self.verdicts = Steps() if self._tree and self.target.host.may_capture else None
         round_ = 0
         while self.alive:
             self._round(round_)
@@ -139,8 +146,7 @@ class Loop:
 
     def _prefill(self) -> None:
         begin = time.perf_counter()
-        nodes = self.drafter.longest + 1 if self.drafter is not None and self.drafts_trees else 0
-        self.target.reserve(self._longest, nodes)
+        self.target.reserve(self._longest, below_root(self._tree) if self._tree else ())
         self.target.fill([row.tokens[:-1] for row in self.rows], told=self.on_prefill)
         self.target.host.wait()
         self.statistics.seconds_prefill = time.perf_counter() - begin
@@ -175,8 +181,8 @@ class Loop:
             none = torch.zeros(len(logits), 1, dtype=torch.int64, device=logits.device)
             return none, none[:, 0], logits
         fed, counts = self._on_device(draft)
-        below_root = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
-        return fed, counts, self.target.feed(fed, parents=below_root).logits
+        tree = None if draft.parents is None else below_root(draft.parents)
+        return fed, counts, self.target.feed(fed, parents=tree).logits
 
     def _on_device(self, draft: Draft) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, K + 1] the rows' last tokens and their drafts, and [B] how many these are.
@@ -196,8 +202,8 @@ class Loop:
         hidden = self.target.take_hidden() if self.wants_hidden else None
         to_probs = partial(self.distribution.next_token, [row.index for row in self.alive])
         predictions = [row.predictions for row in self.alive] if self.wants_predictions and round_ else None
-        static = not self.distribution.processors
-        draft = self.drafter.draft(Request(texts, most, seeds, round_, to_probs, hidden, predictions, static))
+        static, greedy = not self.distribution.processors, self.distribution.temperature == 0
+        draft = self.drafter.draft(Request(texts, most, seeds, round_, to_probs, hidden, predictions, static, greedy))
         draft.check(self.drafter, len(texts), self.vocabulary)
         self.statistics.draft_steps += int(draft.counts.max(initial=0))
         return draft if draft.parents is not None else until_stop(draft, self.eos)

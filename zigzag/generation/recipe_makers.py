@@ -1,6 +1,7 @@
 """What the recipes of the survey's systems are made of: each a function that gives the arguments of `generate`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from zigzag.reference.trees import node_depths
@@ -8,7 +9,7 @@ from zigzag.reference.trees import node_depths
 Made = dict[str, Any]  # arguments of `generate`
 WITH, WITHOUT = "with replacement", "without replacement"
 TREE = (-1, -1, 0, 0, 1, 2)  # two tokens deep, mostly; sorted by level, as a drafter wants it
-WIDE = (-1, -1, -1, 0, 0, 1, 3, 3, 6)  # three tokens for the next place, fewer for those behind
+WIDE = (-1, -1, -1, -1, 0, 0, 0, 1, 2, 4, 4, 5, 7, 9, 13, 14)  # `best_tree([0.6, 0.15, 0.08, 0.04], 16)`
 CHAINS = (-1, -1, -1, 0, 1, 2, 3, 4, 5)  # three side by side
 LENGTH = 4
 ROLLBACK = 0.1353352832366127  # e^-2
@@ -122,12 +123,23 @@ def of_head(rule: Any = "residual", **options: Any) -> Callable[..., Made]:
 
 def no_deeper(head: Any, options: Made) -> Made:
     """The options with a tree that is no deeper than a head drafts in a row; its nodes are sorted by level."""
+    from zigzag.generation.drafting.grown import GrownTree
     from zigzag.generation.drafting.trained import most_in_a_row
 
     if "parents" not in options:
         return options
+    if isinstance(options["parents"], GrownTree):
+        tree = options["parents"]
+        return options | {"parents": replace(tree, depth=min(tree.depth, most_in_a_row(head)))}
     levels = node_depths(options["parents"]) <= most_in_a_row(head)
     return options | {"parents": options["parents"][: int(levels.sum())]}
+
+
+def grown(head: Any) -> Made:
+    """EAGLE-2's tree has 60 nodes of 8 levels, grown 10 wide; this one is for small targets."""
+    from zigzag.generation.drafting import GrownTree
+
+    return of_head(parents=GrownTree())(head)
 
 
 def blockwise(head: Any) -> Made:

@@ -216,6 +216,26 @@ RECIPES: Mapping[str, Recipe] = {
     "mtp": Recipe(
         "2508.06471", "GLM-4.5's MTP layer", "chain", "fixed", "residual", makers.mtp, ("mtp_drafter",), after=True
     ),
+    "eagle-2": Recipe(
+        "2406.16858",
+        "a head on the target's states",
+        "tree, each round's another",
+        "likeliest paths",
+        "residual",
+        makers.grown,
+        HEAD,
+        head="eagle",
+        after=True,
+    ),
+    "eagle-3": Recipe(
+        "2503.01840",
+        "a head on several of the target's states",
+        "tree, each round's another",
+        "likeliest paths",
+        "residual",
+        lacks="heads that read several layers, such as its authors' EAGLE-3 weights",
+        after=True,
+    ),
     "suffix-decoding": Recipe(
         "2411.04975", "this text and earlier ones", "chain", "agreement", "exact", makers.suffix, after=True
     ),

@@ -21,6 +21,7 @@ from zigzag.running.graphs import Step, Steps
 from zigzag.running.host import Output
 from zigzag.running.model_layers import ModelLayers, check_plan, place
 from zigzag.running.stores import Call, Counts, Feed, RunnerCache, too_many
+from zigzag.running.transfers import to_device
 
 Parents = Sequence[int] | None
 
@@ -50,6 +51,7 @@ class FixedStore:
         check_plan("FixedStore", plan, layers)
         self.plan, self.device, self.spare, self.capacity, self.graphs = plan, device, spare, capacity, graphs
         self.nodes = 0  # of the largest tree that there is room for
+        self.tree: tuple[int, ...] = ()  # that is expected
         self.placement = place(plan, layers, own_windows=True)
         self.slots = Slots()
         self.slots.size = capacity
@@ -92,8 +94,9 @@ class FixedStore:
     def run(self, call: Call, feed: Feed) -> Output:
         width, every = feed.ids.shape[1], len(feed.ids) == len(self.written)
         from_start = feed.parents is None and not self.written[feed.rows].any()
-        self.reserve(int(feed.lengths.max()), 0 if feed.parents is None else width)
+        self.reserve(int(feed.lengths.max()))
         if feed.parents is not None:
+            self._make_room(width)
             self._tree = feed.positions
             return self._step(call, feed)
         self.written[feed.rows] = np.maximum(self.written[feed.rows], feed.lengths)
@@ -120,8 +123,10 @@ class FixedStore:
             return self._few(call, ids, places, hidden, feed.keep_logits, tree)
 
         places = self._tree_places(feed.positions) if tree else self._places(feed.positions, feed.lengths)
-        what = (*feed.ids.shape, feed.keep_logits, tree)
-        output: Output = self._replayed(what, forward, feed.ids, places, feed.hidden)
+        given = feed.ids, places, feed.hidden
+        if tree is not None and tree != self.tree[: len(tree)]:
+            return forward(*self._sent(*given))
+        output: Output = self._replayed((*feed.ids.shape, feed.keep_logits, tree), forward, *given)
         return output._replace(states=output.states.clone()) if feed.keep_states and self.graphs else output
 
     def captured(self, rows: int, tokens: int) -> Step:
@@ -170,9 +175,10 @@ class FixedStore:
         return call(ids, places[0], self._attention(places[0], columns, tree), keep_logits, hidden)
 
     def _replayed(self, what: Any, work: Callable[..., Any], *given: Tensor | None) -> Any:
-        if not self.graphs:
-            return work(*(None if each is None else each.to(self.device) for each in given))
-        return self.steps.run(what, work, self.device, *given)
+        return self.steps.run(what, work, self.device, *given) if self.graphs else work(*self._sent(*given))
+
+    def _sent(self, *given: Tensor | None) -> list[Any]:
+        return [None if each is None else to_device(each, self.device) for each in given]
 
     def _attention(
         self, now: Tensor, columns: Tensor | None, parents: Parents = None, *, in_order: bool = False
@@ -221,17 +227,23 @@ class FixedStore:
         slots = torch.arange(self.capacity + 1, device=positions.device)
         return torch.cat([torch.where(slots < positions[:, :1], slots, NOBODY), positions], dim=1)
 
-    def reserve(self, tokens: int, nodes: int = 0) -> None:
-        """Have room for so many tokens of a row, and for some later ones where there is memory for these too; for a
-        tree of so many nodes.
+    def expect(self, tree: Sequence[int]) -> None:
+        """Have room for this tree. It, and what it begins with, are captured; other trees are run as they come."""
+        self.tree = tuple(tree)
+        self._make_room(len(tree))
 
-        Buffers move, and steps are captured again.
-        """
+    def _make_room(self, nodes: int) -> None:
         if nodes > self.nodes:
             for layer in self.layers:
                 layer.grow(layer.size, nodes)
             self.nodes = nodes
             self.steps.forget()
+
+    def reserve(self, tokens: int) -> None:
+        """Have room for so many tokens of a row, and for some later ones where there is memory for these too.
+
+        Buffers move, and steps are captured again.
+        """
         if tokens <= self.capacity:
             return
         try:

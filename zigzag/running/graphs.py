@@ -96,7 +96,7 @@ class Steps:
 
 
 def _sent(given: Given, device: torch.device) -> Given:
-    return given if given is None or given.device.type != "cpu" else to_device(given, device)
+    return None if given is None else to_device(given, device)
 
 
 def _captured(work: Callable[..., Any], device: torch.device, given: tuple[Given, ...]) -> Step:

@@ -121,10 +121,14 @@ class Runner:
         held = self.tokens or [[] for _ in sequences]
         return max(len(new) - shared_prefix(old, new) for old, new in zip(held, sequences, strict=True))
 
-    def reserve(self, tokens: int, nodes: int = 0) -> None:
-        """Have memory for so many tokens of a row and a tree, so that a fixed cache moves once, not piece by piece."""
+    def reserve(self, tokens: int, tree: Sequence[int] = ()) -> None:
+        """Have memory for so many tokens of a row, so that a fixed cache moves once and not piece by piece.
+
+        tree: one that will be fed, often
+        """
         if isinstance(self.store, FixedStore):
-            self.store.reserve(tokens, nodes)
+            self.store.reserve(tokens)
+            self.store.expect(tree)
 
     def adopt(self, sequences: Sequence[list[int]], states: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Hold `sequences`, all of one length, with keys and values [B, G, T, D] of every layer computed elsewhere."""

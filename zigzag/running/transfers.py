@@ -10,7 +10,9 @@ def pinned(numbers: Tensor, device: torch.device) -> Tensor:
 
 
 def to_device(numbers: Tensor, device: torch.device) -> Tensor:
-    """A copy on `device`, for what it is given to do from here on."""
+    """A copy on `device`, for what it is given to do from here on; what is there already as it is."""
+    if numbers.device.type != "cpu":
+        return numbers
     return pinned(numbers, device).to(device, non_blocking=True)
 
 

@@ -3,6 +3,7 @@
 from zigzag.generation.drafting.adaptive import AdaptiveDrafter
 from zigzag.generation.drafting.draft import Draft, Drafter, Request
 from zigzag.generation.drafting.early_exit import ExitDrafter
+from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.heads import HeadsDrafter
 from zigzag.generation.drafting.jacobi import JacobiDrafter, LookaheadDrafter
 from zigzag.generation.drafting.lookup import LookupDrafter
@@ -28,6 +29,7 @@ __all__ = [
     "ExitDrafter",
     "ExpectedGain",
     "Fixed",
+    "GrownTree",
     "HeadsDrafter",
     "Heuristic",
     "JacobiDrafter",

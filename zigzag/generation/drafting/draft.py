@@ -78,6 +78,8 @@ class Request:
     hidden: for drafters with `wants_hidden`: of each row [n, hidden] the target's final states at the positions that
         were computed since the last draft
     static: whether `to_probs` is the same in every round and looks at no sequence
+    greedy: whether the target's likeliest tokens are decoded: then so are the drafter's, also where a tree's siblings
+        would be drawn
     predictions: for drafters with `wants_predictions`: of each row [K + 1] the target's likeliest token after each
         token of the last verification, the row's last token before it first, then its drafts; None before the first
     """
@@ -90,6 +92,7 @@ class Request:
     hidden: Sequence[Any] | None = None
     predictions: Sequence[list[int]] | None = None
     static: bool = False
+    greedy: bool = False
 
 
 class Drafter(Protocol):

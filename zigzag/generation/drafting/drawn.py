@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zigzag import ops
 from zigzag.generation.drafting.draft import Draft, Law, Request
+from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.uniform_blocks import UniformBlocks
 from zigzag.reference.errors import ArgumentError
@@ -24,22 +25,28 @@ class DrawnDrafter(ABC):
     """Draws drafts from logits, processed as the target's are; `probs` are those it drew from.
 
     stop: when a draft ends, one of `zigzag.generation.drafting.termination`, or a number of tokens
-    parents: draft this tree instead of chains, its nodes sorted by level (as `zigzag.reference.best_tree` gives them)
-    siblings: "top": the likeliest tokens, without chance; "without replacement", "with replacement": drawn from q
+    parents: draft this tree instead of chains, its nodes sorted by level (as `zigzag.reference.best_tree` gives them),
+        or trees that grow as `GrownTree` says
+    siblings: "top": the likeliest tokens, without chance; "without replacement", "with replacement": drawn from q, but
+        of greedy decoding, whose q is sure of one token, the likeliest too
     """
 
     model: Any = None  # that it runs; None: the target, or none
     uniforms: UniformBlocks
 
-    def __init__(self, *, stop: Fixed | int = 4, parents: Sequence[int] | None = None, siblings: str = "top") -> None:
+    def __init__(
+        self, *, stop: Fixed | int = 4, parents: Sequence[int] | GrownTree | None = None, siblings: str = "top"
+    ) -> None:
         name = type(self).__name__
         if siblings not in SIBLINGS:
             raise ArgumentError(f"{name}: siblings must be one of {', '.join(SIBLINGS)}, got {siblings!r}")
         if parents is None and siblings != "top":
             raise ArgumentError(f"{name}: siblings={siblings!r} is for trees: give parents, or leave it out")
+        if isinstance(parents, GrownTree) and siblings != "top":
+            raise ArgumentError(f"{name}: a GrownTree is of the likeliest tokens, leave out siblings={siblings!r}")
         self.siblings = siblings
         self.stop = stop if isinstance(stop, Fixed) else Fixed(stop)
-        self.parents = None if parents is None else _sorted_tree(name, parents)
+        self.parents = parents if parents is None or isinstance(parents, GrownTree) else _sorted_tree(name, parents)
         self.law: Law = "one-hot" if parents is not None and siblings == "top" else "dense"
 
     @property
@@ -49,6 +56,8 @@ class DrawnDrafter(ABC):
 
     @property
     def longest(self) -> int:
+        if isinstance(self.parents, GrownTree):
+            return self.parents.nodes
         return self.stop.longest if self.parents is None else len(self.parents)
 
     def draft(self, request: Request) -> Draft:
@@ -62,6 +71,9 @@ class DrawnDrafter(ABC):
 
     def _from(self, request: Request, logits: Tensor) -> Draft:
         """A draft whose first tokens come from `logits`."""
+        if isinstance(self.parents, GrownTree):
+            tokens, parents = self.parents.grow(logits, self._below)
+            return self._told(request, parents, tokens, None)
         return self._chain(request, logits) if self.parents is None else self._tree(request, logits, self.parents)
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
@@ -143,7 +155,7 @@ class DrawnDrafter(ABC):
         tokens, depths = chosen.cpu().numpy(), node_depths(parents)
         counts = np.searchsorted(depths, request.most, side="right")  # all levels that there is room for
         tokens[np.arange(len(parents)) >= counts[:, None]] = -1
-        return Draft(tokens, counts, probs, parents, self.siblings == "with replacement")
+        return Draft(tokens, counts, probs, parents, self.siblings == "with replacement" and not request.greedy)
 
     def _levels(
         self, request: Request, logits: Tensor, parents: tuple[int, ...], coins: Tensor
@@ -155,13 +167,18 @@ class DrawnDrafter(ABC):
         for level in range(1, int(depths.max()) + 1):
             nodes = [n for n in range(len(parents)) if depths[n] == level]
             below = self._below(chosen, parents[: len(chosen)]) if chosen else logits[:, None]
-            if self.siblings == "top":
+            if self.siblings == "top" or request.greedy:
                 chosen += _likeliest(below, parents, nodes)
+            if self.siblings == "top":
                 continue
             for row in dict.fromkeys(parents[n] + 1 for n in nodes):
                 before = below[:, max(0, row - 1)]
                 path = [chosen[n] for n in path_to(parents, row - 1)]
-                self._siblings(request, before, path, children(parents, row), coins, chosen, sources)
+                family = children(parents, row)
+                if request.greedy:
+                    sources += [request.to_probs(before, _extended(request.sequences, path))] * len(family)
+                else:
+                    self._siblings(request, before, path, family, coins, chosen, sources)
         return torch.stack(chosen, dim=1), torch.stack(sources, dim=1) if sources else None
 
     def _siblings(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.model import ModelDrafter
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.models.draft_heads.exit_layer import ExitLayer
@@ -24,7 +25,7 @@ class ExitDrafter(ModelDrafter):
         *,
         plan: LayerPlan | None = None,
         stop: Fixed | int = 4,
-        parents: Sequence[int] | None = None,
+        parents: Sequence[int] | GrownTree | None = None,
         siblings: str = "top",
     ) -> None:
         super().__init__(plan=plan, skip=exit_layer.skip, stop=stop, parents=parents, siblings=siblings)

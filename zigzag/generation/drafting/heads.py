@@ -10,6 +10,7 @@ from torch import Tensor
 from zigzag import ops
 from zigzag.generation.drafting.draft import Draft, Request, padded
 from zigzag.generation.drafting.drawn import DrawnDrafter, path_to
+from zigzag.generation.drafting.grown import GrownTree, deepest
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.models.draft_heads.placement import check_heads
 from zigzag.models.draft_heads.positions import PositionHeads
@@ -36,15 +37,15 @@ class HeadsDrafter(DrawnDrafter):
         heads: PositionHeads,
         *,
         stop: Fixed | int | None = None,
-        parents: Sequence[int] | None = None,
+        parents: Sequence[int] | GrownTree | None = None,
         siblings: str = "top",
     ) -> None:
         super().__init__(stop=heads.count if stop is None else stop, parents=parents, siblings=siblings)
-        deepest = self.longest if self.parents is None else int(node_depths(self.parents).max())
-        if deepest > heads.count:
+        levels = self.longest if self.parents is None else deepest(self.parents)
+        if levels > heads.count:
             raise ArgumentError(
-                f"HeadsDrafter: {heads.count} heads draft no {deepest} tokens in a row; give a stop or parents of "
-                f"at most {heads.count}, or train more heads (train-drafter --size count={deepest})"
+                f"HeadsDrafter: {heads.count} heads draft no {levels} tokens in a row; give a stop or parents of "
+                f"at most {heads.count}, or train more heads (train-drafter --size count={levels})"
             )
         self.heads = heads
         self._states: list[Tensor] = []  # [1, hidden] of each row's last token but one, [0, hidden] before the first
@@ -70,22 +71,23 @@ class HeadsDrafter(DrawnDrafter):
 
     def _at_once(self, request: Request) -> Draft | None:
         """Also a tree: heads hold nothing, and all of a round hangs on a state, a token and its random numbers."""
-        if self._steps is None:
+        parents = self.parents
+        if self._steps is None or isinstance(parents, GrownTree):
             return None
         most = np.minimum(request.most, self.stop.length)
-        count = int(most.max()) if self.parents is None else len(self.parents)
+        count = int(most.max()) if parents is None else len(parents)
         coins = self.uniforms(request.seeds, request.round_, count)
 
         def work(state: Tensor, last: Tensor, coins: Tensor) -> tuple[Tensor, Tensor | None]:
             self._state, self._last = state, last
             logits = self._start(request)
-            if self.parents is not None:
-                return self._levels(request, logits, self.parents, coins)
+            if parents is not None:
+                return self._levels(request, logits, parents, coins)
             return self._drawn_from(request, logits, coins)
 
         state, last = self._known()
-        ids, probs = self._steps.run((*coins.shape, self.parents), work, state.device, state, last, coins)
-        return self._said(ids, probs, most) if self.parents is None else self._told(request, self.parents, ids, probs)
+        ids, probs = self._steps.run((*coins.shape, parents), work, state.device, state, last, coins)
+        return self._said(ids, probs, most) if parents is None else self._told(request, parents, ids, probs)
 
     def _drawn_from(self, request: Request, logits: Tensor, coins: Tensor) -> tuple[Tensor, Tensor]:
         """A chain's tokens [B, K], and what they were drawn from."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from zigzag import ops
 from zigzag.generation.drafting.draft import Draft, Request
 from zigzag.generation.drafting.drawn import DrawnDrafter
+from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.drafting.vocabulary import fitted, known, vocabulary_size
 from zigzag.plans.layers import LayerPlan
@@ -39,7 +40,7 @@ class ModelDrafter(DrawnDrafter):
         plan: LayerPlan | None = None,
         skip: Collection[int] = (),
         stop: Fixed | int = 4,
-        parents: Sequence[int] | None = None,
+        parents: Sequence[int] | GrownTree | None = None,
         siblings: str = "top",
         whole: bool = False,
     ) -> None:
@@ -64,7 +65,7 @@ class ModelDrafter(DrawnDrafter):
         self._own = vocabulary_size(host.model)
         self._target = self._own if vocabulary is None else vocabulary
         self._runner = open_runner(host, self.plan, spare=max(64, self.longest + 1), changes=self.changes)
-        self._runner.reserve(0, 0 if self.parents is None else self.longest)
+        self._runner.reserve(0, () if self.parents is None or isinstance(self.parents, GrownTree) else self.parents)
         self._draws(self.runner.device, stage)
 
     def _at_once(self, request: Request) -> Draft | None:

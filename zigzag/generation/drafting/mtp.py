@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zigzag.generation.drafting.draft import Draft, Request, padded
+from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.model import ModelDrafter
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.models.state_head import StateHead
@@ -32,7 +33,7 @@ class MtpDrafter(ModelDrafter):
         *,
         plan: LayerPlan | None = None,
         stop: Fixed | int = 3,
-        parents: Sequence[int] | None = None,
+        parents: Sequence[int] | GrownTree | None = None,
         siblings: str = "top",
     ) -> None:
         super().__init__(head, plan=plan, stop=stop, parents=parents, siblings=siblings)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zigzag.generation.drafting.draft import Draft, Request
+from zigzag.generation.drafting.grown import GrownTree, deepest
 from zigzag.generation.drafting.model import ModelDrafter
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.drafting.vocabulary import fitted
@@ -39,14 +40,14 @@ class ParallelDrafter(ModelDrafter):
         *,
         plan: LayerPlan | None = None,
         stop: Fixed | int | None = None,
-        parents: Sequence[int] | None = None,
+        parents: Sequence[int] | GrownTree | None = None,
         siblings: str = "top",
     ) -> None:
         stop = vectors.count + 1 if stop is None else stop
         super().__init__(model, plan=plan, stop=stop, parents=parents, siblings=siblings, whole=True)
-        deepest = self.longest if self.parents is None else int(node_depths(self.parents).max())
-        if deepest > vectors.count + 1:
-            raise ArgumentError(f"ParallelDrafter: {vectors.count} vectors draft no {deepest} tokens in a row")
+        levels = self.longest if self.parents is None else deepest(self.parents)
+        if levels > vectors.count + 1:
+            raise ArgumentError(f"ParallelDrafter: {vectors.count} vectors draft no {levels} tokens in a row")
         self.vectors, self.changes = vectors, Changes(vectors=vectors)
         self._rows: Tensor | None = None  # [B, K, V] of this round
 

@@ -76,7 +76,9 @@ class StagedDrafter(ModelDrafter):
         left: of each row how many tokens it may still have, less afterwards
         """
         most = np.maximum(left - 1, 0).tolist()
-        asked = Request(texts, most, request.seeds, round_, request.to_probs, static=request.static)
+        asked = Request(
+            texts, most, request.seeds, round_, request.to_probs, static=request.static, greedy=request.greedy
+        )
         draft = self.drafter.draft(asked)
         draft.check(self.drafter, len(texts), self._target)
         sent = np.concatenate([[[row[-1]] for row in texts], np.maximum(draft.token_ids, 0), draft.counts[:, None]], 1)

@@ -233,7 +233,8 @@ def page(facts: Made, rows: list[Row], picture: str = "") -> str:
         f"Prompts of {LENGTH} tokens (a sum's is shorter), each call once after a short one that is not counted, the "
         "fastest first. *Seconds* is the whole call, its prompt included, and *over plain* the speed over that of "
         f"plain decoding here, a token; transformers' own give {THEIRS} tokens at most. *Accepted*: drafts, or levels "
-        "of a tree, over those that were tested. Heads are those that `zigzag.load_head` gives; the draft model is the head `student`.",
+        "of a tree, over those that were tested. Heads are those that `zigzag.load_head` gives; the draft model is the "
+        "head `student`.",
         "",
     ]
     cases: dict[tuple[float, int, str], list[Row]] = {}

@@ -5,11 +5,27 @@ index, which must be the order in which they were drawn.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zigzag.reference.errors import ArgumentError
+
+
+class Tree(tuple[int, ...]):
+    """Parents whose relations also lie where they are read, so that one captured step serves all trees of their size.
+
+    related: [N, N] uint8 on the device, 1 where the column is the row's node itself or an ancestor; the N queries are
+        the nodes, and read this alone
+    """
+
+    related: Any
+
+    def __new__(cls, parents: Sequence[int], related: Any) -> "Tree":
+        made = super().__new__(cls, parents)
+        made.related = related
+        return made
 
 
 def chain(num_nodes: int) -> list[int]:
@@ -36,6 +52,22 @@ def node_depths(parents: Sequence[int]) -> NDArray[np.int64]:
 def children(parents: Sequence[int], row: int) -> list[int]:
     """The nodes that continue target row `row` (0: the last committed token; n + 1: node n), in draw order."""
     return [node for node, parent in enumerate(parents) if parent == row - 1]
+
+
+def related_nodes(parents: Sequence[int]) -> NDArray[np.bool_]:
+    """[N, N]: whether the column is the row's node itself or an ancestor of it.
+
+    >>> related_nodes([-1, -1, 0]).astype(int)
+    array([[1, 0, 0],
+           [0, 1, 0],
+           [1, 0, 1]])
+    """
+    related = np.zeros((len(parents), len(parents)), dtype=bool)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            related[node] = related[parent]
+        related[node, node] = True
+    return related
 
 
 def below_root(parents: Sequence[int]) -> list[int]:

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from zigzag.reference.checks import check_parents, check_positions, check_window
 from zigzag.reference.errors import ArgumentError
+from zigzag.reference.trees import related_nodes
 
 
 def visible(
@@ -71,12 +72,7 @@ def visible(
 
 def _tree(parents: Sequence[int], num_queries: int, num_keys: int) -> NDArray[np.bool_]:
     """[Tq, Tk]: False only where the key is a node that is neither the query itself nor its ancestor."""
-    nodes = len(parents)
-    ancestors = np.zeros((nodes, nodes), dtype=bool)
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            ancestors[node] = ancestors[parent]
-        ancestors[node, node] = True
+    nodes, ancestors = len(parents), related_nodes(parents)
     allowed = np.ones((num_queries, num_keys), dtype=bool)
     for query in range(num_queries):
         node = query - (num_queries - nodes)  # the last queries are the nodes

@@ -13,7 +13,7 @@ def random_head(kind: str, model: Any, amount: float = 0.05, seed: int = 0) -> A
     head, generator = make_head(kind, model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in own_weights(head).values():
-            weight += amount * torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype)
+            weight += amount * torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight)
     return head.eval()
 
 

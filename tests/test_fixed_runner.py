@@ -16,7 +16,14 @@ from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host
 from zigzag.running.runner import Runner
 
-TREES = ([-1, 0], [-1, 0, 0, 1], [-1, 0, 0, 1, 1, 2, 3], [-1, -1, 0, 1, 1])  # the last without a root of its own
+TREES = (
+    [-1, 0],
+    [-1, 0, 0, 1],
+    [-1, 0, 1, 0],
+    [-1, 0, 1, 2],
+    [-1, 0, 0, 1, 1, 2, 3],
+    [-1, -1, 0, 1, 1],
+)  # the last without a root of its own
 PLANS_FIXED = {name: PLANS[name] for name in ("full", "mixed", "streaming")}
 ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 GPU = pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU, and --device cuda")

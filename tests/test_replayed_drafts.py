@@ -71,16 +71,19 @@ def test_another_model(captured: list[FakeStep], shape: str) -> None:
     assert plain.sequences == replayed.sequences and sum(replayed.statistics.reached) > 20
 
 
-def test_a_chain_is_one_step(captured: list[FakeStep]) -> None:
+def test_a_draft_is_one_step(captured: list[FakeStep]) -> None:
     """Of a drafter that may be whole; not where it stops by what it sees, or a processor looks at the text."""
     model = target()
 
     def steps(drafter: Callable[[], Any], **options: Any) -> int:
         captured.clear()
         both(captured, drafter, prompts()[:1], model, **options)
-        return sum(isinstance(step.output, tuple) and len(step.output) == 3 for step in captured)
+        return sum(type(step.output) is tuple and len(step.output) == 2 for step in captured)
 
     assert steps(lambda: ModelDrafter(near(model), stop=3)) > 0
+    assert steps(lambda: ModelDrafter(near(model), parents=TREE)) > 0
+    assert steps(lambda: drafter_of(random_head("eagle", model), parents=TREE)) > 0
+    assert steps(lambda: drafter_of(random_head("hydra", model))) > 0
     assert steps(lambda: ModelDrafter(near(model), stop=Confidence(0.0, 3))) == 0
     assert (
         steps(lambda: ModelDrafter(near(model), stop=3), logits_processor=[RepetitionPenaltyLogitsProcessor(1.3)]) == 0
@@ -101,8 +104,8 @@ def test_rows_that_leave(captured: list[FakeStep]) -> None:
     assert plain.sequences == replayed.sequences and len(set(map(len, plain.new_tokens))) > 1
 
 
-def test_trees_that_grow_are_run_as_they_come(captured: list[FakeStep]) -> None:
-    """Each is another: neither it nor its verdict is captured, what is kept of it and the drafter's chain are."""
+def test_one_step_serves_all_trees_of_a_size(captured: list[FakeStep]) -> None:
+    """They grow, and each is another: who sees whom is read anew."""
     model = target()
     head = random_head("eagle", model)
 
@@ -111,4 +114,5 @@ def test_trees_that_grow_are_run_as_they_come(captured: list[FakeStep]) -> None:
 
     plain, replayed = both(captured, make, prompts(), model, temperature=0)
     assert plain.sequences == replayed.sequences
-    assert all(step.given[0].shape[1] < 6 for step in captured)
+    whole = [step.replays for step in captured if step.given[0].shape == (3, 7)]
+    assert len(whole) == 1 and whole[0] > 5

@@ -26,6 +26,7 @@ from zigzag.backends.eager.arrays import (
     namespace,
 )
 from zigzag.reference.checks import check_window
+from zigzag.reference.trees import Tree
 from zigzag.reference.visibility import default_positions
 
 MAX_SCORES = 2**26  # elements of one block of scores: 256 MiB in float32
@@ -51,12 +52,16 @@ def visible(
     elif window is not None:
         first_recent = (i + align) // align - window[1] // align  # ceil((i + 1) / align) = (i + align) // align
         seen = seen & ((j // align < window[0] // align) | (j // align >= first_recent))
+    if isinstance(parents, Tree):
+        nodes = len(parents)
+        among = seen[..., -nodes:] & (parents.related != 0)
+        return namespace(seen).concatenate([seen[..., :-nodes], among], axis=-1)
     if parents is not None:
-        seen = seen & from_host(related_nodes(parents, *seen.shape[-2:]), seen)
+        seen = seen & from_host(_among_nodes(parents, *seen.shape[-2:]), seen)
     return seen
 
 
-def related_nodes(parents: Sequence[int], num_queries: int, num_keys: int) -> NDArray[np.bool_]:
+def _among_nodes(parents: Sequence[int], num_queries: int, num_keys: int) -> NDArray[np.bool_]:
     """[Tq, Tk]: False only where the key is a node that is neither the query itself nor its ancestor."""
     same, others = np.zeros(num_queries, dtype=np.int64), np.zeros(num_keys, dtype=np.int64)
     return reference.visible(same, others, parents=parents)

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from zigzag.backends.eager.arrays import Array, along, cast, from_host, masked_fill, namespace, places, put
-from zigzag.backends.eager.attention import related_nodes
 from zigzag.backends.eager.sampling import argmax, draw
 from zigzag.backends.eager.verification import Drafts, fallback, less, prepare, residual, verdict_of
-from zigzag.reference.trees import chain, children, node_depths
+from zigzag.reference.trees import chain, children, node_depths, related_nodes
 from zigzag.reference.verification import Verdict
 
 MOST_KEPT = 256
@@ -202,7 +201,7 @@ def _relations(parents: tuple[int, ...]) -> tuple[Any, ...]:
     node = np.arange(len(parents))
     earlier = (above[:, None] == above) & (node[:, None] > node)
     levels = depths == np.arange(1, int(depths.max()) + 1)[:, None]
-    return above + 1, earlier, related_nodes(parents, len(parents), len(parents)), levels
+    return above + 1, earlier, related_nodes(parents), levels
 
 
 def _first(nodes: Array, passed: Array) -> Array:

@@ -6,10 +6,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from zigzag.backends.eager.attention import positions_of, related_nodes
+from zigzag.backends.eager.attention import positions_of
 from zigzag.backends.triton.blocks import Blocks
 from zigzag.backends.triton.dtypes import LOG2E
 from zigzag.backends.triton.parts import width_of
+from zigzag.reference.trees import Tree, related_nodes
 
 # All that a plan of launches may depend on: shape, strides, dtype, device.
 Layout = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
@@ -26,7 +27,7 @@ def positions_for_kernel(
     if not parents:
         return dense(query_positions), dense(key_positions), None
     where, keys_where = positions_of(query, num_keys, query_positions, key_positions, parents)
-    return where, keys_where, ancestors(tuple(parents), query.device)
+    return where, keys_where, parents.related if isinstance(parents, Tree) else ancestors(tuple(parents), query.device)
 
 
 def dense(array: Tensor | None) -> Tensor | None:
@@ -79,4 +80,4 @@ def launch_options(blocks: Blocks, size: int, value_size: int) -> dict[str, int]
 @cache
 def ancestors(parents: tuple[int, ...], device: torch.device) -> Tensor:
     """[N, N] uint8: 1 where the column is the row's node itself or an ancestor."""
-    return torch.from_numpy(related_nodes(parents, len(parents), len(parents))).to(device, torch.uint8)
+    return torch.from_numpy(related_nodes(parents)).to(device, torch.uint8)

@@ -1,7 +1,7 @@
 """Draft, verify, commit, until every row is done. docs/generation.md says why it is right."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -105,12 +105,6 @@ class Loop:
         """Most tokens of a row, drafts included."""
         return max(row.end for row in self.rows) + self.spare
 
-    @property
-    def _tree(self) -> Sequence[int]:
-        """The tree that all drafts are; empty where there is none, or each is another."""
-        parents = getattr(self.drafter, "parents", None)
-        return () if parents is None or isinstance(parents, GrownTree) else tuple(parents)
-
     def _open(self, host: Host) -> Runner:
         needed = partial(
             check_fits, host, self.plan, len(self.rows), self._longest, spare=self.spare, keep_hidden=self.wants_hidden
@@ -137,7 +131,8 @@ class Loop:
         reads_logits = self.criteria.read_scores or self.logprobs is not None  # behind a round
         alone = self.drafter is None and not self.distribution.processors and not reads_logits
         self.ahead = Ahead(self.target, wanted=alone)
-        self.verdicts = Steps() if self._tree and self.target.host.may_capture else None
+        fixed = self.drafts_trees and not isinstance(getattr(self.drafter, "parents", None), GrownTree)
+        self.verdicts = Steps() if fixed and self.target.host.may_capture else None
         round_ = 0
         while self.alive:
             self._round(round_)
@@ -146,7 +141,8 @@ class Loop:
 
     def _prefill(self) -> None:
         begin = time.perf_counter()
-        self.target.reserve(self._longest, below_root(self._tree) if self._tree else ())
+        nodes = self.drafter.longest + 1 if self.drafter is not None and self.drafts_trees else 0
+        self.target.reserve(self._longest, nodes)
         self.target.fill([row.tokens[:-1] for row in self.rows], told=self.on_prefill)
         self.target.host.wait()
         self.statistics.seconds_prefill = time.perf_counter() - begin

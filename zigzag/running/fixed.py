@@ -16,11 +16,12 @@ from zigzag.caches.filled import filled
 from zigzag.caches.fixed import NOBODY, FixedLayer, Ring, RingLayer, Slots
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import CacheError
+from zigzag.reference.trees import Tree, node_depths, related_nodes
 from zigzag.running.attention import Attention, FullHeads
 from zigzag.running.graphs import Step, Steps
 from zigzag.running.host import Output
 from zigzag.running.model_layers import ModelLayers, check_plan, place
-from zigzag.running.stores import Call, Counts, Feed, RunnerCache, too_many
+from zigzag.running.stores import Call, Counts, Drawn, Feed, Program, RunnerCache, too_many
 from zigzag.running.transfers import to_device
 
 Parents = Sequence[int] | None
@@ -51,7 +52,6 @@ class FixedStore:
         check_plan("FixedStore", plan, layers)
         self.plan, self.device, self.spare, self.capacity, self.graphs = plan, device, spare, capacity, graphs
         self.nodes = 0  # of the largest tree that there is room for
-        self.tree: tuple[int, ...] = ()  # that is expected
         self.placement = place(plan, layers, own_windows=True)
         self.slots = Slots()
         self.slots.size = capacity
@@ -96,7 +96,7 @@ class FixedStore:
         from_start = feed.parents is None and not self.written[feed.rows].any()
         self.reserve(int(feed.lengths.max()))
         if feed.parents is not None:
-            self._make_room(width)
+            self.make_room(width)
             self._tree = feed.positions
             return self._step(call, feed)
         self.written[feed.rows] = np.maximum(self.written[feed.rows], feed.lengths)
@@ -117,50 +117,56 @@ class FixedStore:
     def _step(self, call: Call, feed: Feed) -> Output:
         """A forward of few tokens of every row; nothing in it waits for the device."""
         self._take_few()
-        tree = None if feed.parents is None else tuple(feed.parents)
+        parents = feed.parents
 
-        def forward(ids: Tensor, places: Tensor, hidden: Tensor | None) -> Output:
+        def forward(ids: Tensor, places: Tensor, related: Tensor | None, hidden: Tensor | None) -> Output:
+            tree = None if related is None or parents is None else Tree(parents, related)
             return self._few(call, ids, places, hidden, feed.keep_logits, tree)
 
-        places = self._tree_places(feed.positions) if tree else self._places(feed.positions, feed.lengths)
-        given = feed.ids, places, feed.hidden
-        if tree is not None and tree != self.tree[: len(tree)]:
-            return forward(*self._sent(*given))
-        output: Output = self._replayed((*feed.ids.shape, feed.keep_logits, tree), forward, *given)
+        related = None if parents is None else torch.from_numpy(related_nodes(parents).astype(np.uint8))
+        places = self._places(feed.positions, feed.lengths) if parents is None else self._tree_places(feed.positions)
+        what = (*feed.ids.shape, feed.keep_logits, parents is not None)
+        output: Output = self._replayed(what, forward, feed.ids, places, related, feed.hidden)
         return output._replace(states=output.states.clone()) if feed.keep_states and self.graphs else output
 
     def captured(self, rows: int, tokens: int) -> Step:
         """The captured step of a chain; CacheError unless it has been run twice."""
-        return self.steps.captured((rows, tokens, tokens, None))
+        return self.steps.captured((rows, tokens, tokens, False))
 
-    def run_chain(
-        self, call: Call, feed: Feed, coins: Tensor, draw: Callable[..., tuple[Tensor, ...]]
-    ) -> tuple[Tensor, ...]:
-        """Feed given tokens of every row, then those that `draw` gives one after another, but for the last.
+    def run_program(self, call: Call, feed: Feed, program: Program, coins: Tensor) -> Drawn:
+        """Feed the given tokens of every row, and then what a program feeds; nothing in it waits for the device.
 
-        feed: its ids [B, T] may be padded; positions [B, T + n - 1], of the tokens to be drawn too
-        coins: [B, n]; draw: of logits [B, V] and coins [B] gives the tokens [B] to go on with, and more that is kept
-        return: what `draw` gave, stacked, [B, n, ...]
+        feed: its ids and positions [B, T] may be padded; lengths: of each row when all is fed; parents: of a tree
+        program: of the output of the given tokens, a function that feeds more, and coins [B, n]. A chain's tokens are
+            fed one after another, at most n - 1; a tree's first nodes, however many, again and again
         """
+        tree, given, count = feed.parents, feed.ids.shape[1], coins.shape[1]
         self.reserve(int(feed.lengths.max()))
         self.written = np.maximum(self.written, feed.lengths)
         self._take_few()
-        given = feed.ids.shape[1]
+        last, places = feed.positions[:, -1:], [self._places(feed.positions, feed.lengths)]
+        if tree is None:
+            places.append(self._places(last + np.arange(1, count), feed.lengths))
+        else:
+            self.make_room(count)
+            places.append(self._tree_places(last + node_depths(tree)))
 
-        def work(ids: Tensor, places: Tensor, coins: Tensor, hidden: Tensor | None) -> tuple[Tensor, ...]:
-            found = []
-            for step in range(coins.shape[1]):
-                begin = given + step - 1 if step else 0
-                now = places[:, :, begin : given + step].contiguous()
-                output = self._few(call, ids, now, hidden, 1, None)
-                found.append(draw(output.logits[:, -1], coins[:, step]))
-                ids, hidden = found[-1][0][:, None], None if hidden is None else output.states[:, -1:]
-            return tuple(torch.stack(each, dim=1) for each in zip(*found, strict=True))
+        def work(ids: Tensor, places: Tensor, coins: Tensor, hidden: Tensor | None) -> Drawn:
+            first = self._few(call, ids, places[:, :, :given].contiguous(), hidden, 1, None)
+            fed = given
 
-        places = self._places(feed.positions, feed.lengths)
-        what = ("chain", *feed.ids.shape, *coins.shape)
-        drawn: tuple[Tensor, ...] = self._replayed(what, work, feed.ids, places, coins, feed.hidden)
-        return drawn
+            def more(tokens: Tensor, hidden: Tensor | None) -> Output:
+                nonlocal fed
+                now = places[:, :, fed : fed + tokens.shape[1]].contiguous()
+                fed += tokens.shape[1] if tree is None else 0
+                parents = None if tree is None else tree[: tokens.shape[1]]
+                return self._few(call, tokens, now, hidden, tokens.shape[1], parents)
+
+            return program(first, more, coins)
+
+        what = ("program", *feed.ids.shape, count, None if tree is None else tuple(tree))
+        found: Drawn = self._replayed(what, work, feed.ids, torch.cat(places, dim=2), coins, feed.hidden)
+        return found
 
     def _take_few(self) -> None:
         self._order(None)
@@ -227,12 +233,8 @@ class FixedStore:
         slots = torch.arange(self.capacity + 1, device=positions.device)
         return torch.cat([torch.where(slots < positions[:, :1], slots, NOBODY), positions], dim=1)
 
-    def expect(self, tree: Sequence[int]) -> None:
-        """Have room for this tree. It, and what it begins with, are captured; other trees are run as they come."""
-        self.tree = tuple(tree)
-        self._make_room(len(tree))
-
-    def _make_room(self, nodes: int) -> None:
+    def make_room(self, nodes: int) -> None:
+        """For a tree of so many."""
         if nodes > self.nodes:
             for layer in self.layers:
                 layer.grow(layer.size, nodes)

@@ -24,7 +24,7 @@ from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, Output
 from zigzag.running.pieces import Piece, joined, padded, pieces_of, span
 from zigzag.running.prefix import shared_prefix
-from zigzag.running.stores import Counts, Feed
+from zigzag.running.stores import Counts, Drawn, Feed, Program, of_all_rows
 from zigzag.running.weights import weights_state
 
 log = logging.getLogger("zigzag")
@@ -105,7 +105,7 @@ class Runner:
         last = [(fed.rows, fed.last()) for fed in self._advance(sequences, 1, hidden) if fed.ends_rows]
         if not last:
             raise ArgumentError("sync: every sequence must have at least one token")
-        return _of_all_rows(last, len(sequences))
+        return of_all_rows(last, len(sequences))
 
     def fill(self, sequences: Sequence[list[int]], *, told: Callable[[int, int], object] | None = None) -> None:
         """As `sync` without logits; there may be nothing left to feed.
@@ -121,14 +121,11 @@ class Runner:
         held = self.tokens or [[] for _ in sequences]
         return max(len(new) - shared_prefix(old, new) for old, new in zip(held, sequences, strict=True))
 
-    def reserve(self, tokens: int, tree: Sequence[int] = ()) -> None:
-        """Have memory for so many tokens of a row, so that a fixed cache moves once and not piece by piece.
-
-        tree: one that will be fed, often
-        """
+    def reserve(self, tokens: int, nodes: int = 0) -> None:
+        """Have memory for so many tokens of a row and a tree, so that a fixed cache moves once, not piece by piece."""
         if isinstance(self.store, FixedStore):
             self.store.reserve(tokens)
-            self.store.expect(tree)
+            self.store.make_room(nodes)
 
     def adopt(self, sequences: Sequence[list[int]], states: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Hold `sequences`, all of one length, with keys and values [B, G, T, D] of every layer computed elsewhere."""
@@ -174,39 +171,41 @@ class Runner:
         self.take_back([len(old) - n for old, n in zip(self.tokens, common, strict=True)])
         return [row[n:] for row, n in zip(sequences, common, strict=True)]
 
-    def draw(
+    def at_once(
         self,
         sequences: Sequence[list[int]],
-        draw: Callable[..., tuple[Tensor, ...]],
+        program: Program,
         coins: Tensor,
         *,
+        tree: Sequence[int] | None = None,
         hidden: Sequence[Tensor] | None = None,
-    ) -> tuple[Tensor, ...] | None:
-        """As `sync`, then the model's own tokens in a row, one for each column of `coins` [B, n], as one step.
+    ) -> Drawn | None:
+        """As `sync`, and then what the program feeds, as one step: tokens of its own, one by one or a tree's levels.
 
-        draw: of logits [B, V] and coins [B] gives tokens [B] to be fed next, and more; always the same function
-        return: what it gave, [B, n, ...]; None where a cache grows or too much is to be fed: nothing was done then
-        All that was drawn is fed but the last; `keep` says what stays.
+        program: see `FixedStore.run_program`; always the same for a number of coins; tree: that it feeds; None: a chain
+        coins: [B, n] random numbers, one for each token that it chooses
+        return: what it gave; None where a cache grows or too much is to be fed: then nothing was done
+        Of a chain n - 1 tokens are fed, and `keep` says what stays; of a tree nothing stays.
         """
         if not isinstance(self.store, FixedStore) or self.keep_hidden or not any(map(len, self.tokens)):
             return None
         self._check_settled()
-        missing, drawn = self.missing(sequences), coins.shape[1]
-        if not drawn or missing > min(drawn + 1, self.store.spare):
+        missing, chosen = self.missing(sequences), coins.shape[1]
+        most = 1 + (chosen if tree is None else int(node_depths(tree).max()))
+        if not chosen or missing > min(most, self.store.spare):
             return None
         new = self._pending(sequences, 1)
-        width = 2 if missing <= 2 else drawn + 1  # two shapes: most are one's
+        width = 2 if missing <= 2 else most  # two shapes: most are one's
         ids, positions = padded(new, self.lengths, width)
-        lengths = self.lengths + np.array([len(row) + drawn - 1 for row in new], dtype=np.int64)
-        later = np.arange(1, drawn) + positions[:, -1:]
+        fed = chosen - 1 if tree is None else 0
+        lengths = self.lengths + np.array([len(row) + fed for row in new], dtype=np.int64)
         states = None if hidden is None else joined(hidden, width)
-        positions = np.concatenate([positions, later], axis=1)
-        feed = Feed(torch.from_numpy(ids), positions, True, lengths, None, 1, states, False, slice(None))
+        feed = Feed(torch.from_numpy(ids), positions, True, lengths, tree, 1, states, False, slice(None))
         self._void = True
-        found = self.store.run_chain(self._call, feed, coins, draw)
+        found = self.store.run_program(self._call, feed, program, coins)
         self._void = False
         self._settle(new)
-        self.fed = drawn - 1
+        self.fed = fed
         return found
 
     def _feed_piece(self, piece: Piece, new: list[list[int]], hidden: Sequence[Tensor] | None) -> Output:
@@ -390,15 +389,3 @@ class Runner:
             logits_to_keep=keep_logits,
             **({} if hidden is None else {"hidden": hidden}),
         )
-
-
-def _of_all_rows(found: Sequence[tuple[slice, Output]], count: int) -> Output:
-    """The logits and states of the last token of `count` rows, from those of some at a time."""
-    first = found[0][1]
-    if len(first.logits) == count:
-        return first
-    made = Output(*(part.new_zeros(count, *part.shape[1:]) for part in first))
-    for rows, output in found:
-        for whole, part in zip(made, output, strict=True):
-            whole[rows] = part
-    return made

@@ -57,6 +57,10 @@ class RunnerCache(Cache):
         raise CacheError("this cache belongs to a runner, which knows what it holds: call take_back() of the runner")
 
 
+# Feeds tokens [B, T], with states for an MTP layer. A program draws: from the output of what was given, feeding, coins.
+Feeds = Callable[[Tensor, Tensor | None], Output]
+Drawn = tuple[Tensor, Tensor | None]  # tokens, and what they were drawn from
+Program = Callable[[Output, Feeds, Tensor], Drawn]
 # Calls the model: token ids [B, T], their positions [B, T] on the device, attention, how many logits, hidden -> output.
 Call = Callable[[Tensor, Tensor, Attention, int, Tensor | None], Output]
 
@@ -67,3 +71,15 @@ def too_many(taken_back: int, spare: int) -> str:
         f"{taken_back} tokens would have to be taken back, but the streaming layers have spare = {spare} slots; "
         f"give a larger spare or draft less"
     )
+
+
+def of_all_rows(found: Sequence[tuple[slice, Output]], count: int) -> Output:
+    """The logits and states of the last token of `count` rows, from those of some at a time."""
+    first = found[0][1]
+    if len(first.logits) == count:
+        return first
+    made = Output(*(part.new_zeros(count, *part.shape[1:]) for part in first))
+    for rows, output in found:
+        for whole, part in zip(made, output, strict=True):
+            whole[rows] = part
+    return made

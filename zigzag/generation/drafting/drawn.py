@@ -17,6 +17,7 @@ from zigzag.generation.uniform_blocks import UniformBlocks
 from zigzag.reference.errors import ArgumentError
 from zigzag.reference.trees import check_tree, children, node_depths
 from zigzag.running.host import Host
+from zigzag.running.stores import Drawn
 
 SIBLINGS = ("top", "without replacement", "with replacement")
 
@@ -67,7 +68,30 @@ class DrawnDrafter(ABC):
 
     def _at_once(self, request: Request) -> Draft | None:
         """The whole draft as one step, whose length and distribution are known beforehand; None: nothing was done."""
+        if isinstance(self.parents, GrownTree):
+            return None
+        most = np.minimum(request.most, self.stop.length)
+        count = int(most.max()) if self.parents is None else len(self.parents)
+        found = self._captured(request, self.uniforms(request.seeds, request.round_, count))
+        if found is None:
+            return None
+        ids, probs = found
+        return self._said(ids, probs, most) if self.parents is None else self._told(request, self.parents, ids, probs)
+
+    def _captured(self, request: Request, coins: Tensor) -> Drawn | None:
+        """Tokens [B, N] and what they were drawn from, as one step of the device; None where that cannot be."""
         return None
+
+    def _drawn_from(self, request: Request, logits: Tensor, coins: Tensor) -> Drawn:
+        """The same from the first logits, a coin for each token; nothing here waits for the device."""
+        if self.parents is not None and not isinstance(self.parents, GrownTree):
+            return self._levels(request, logits, self.parents, coins)
+        ids: list[Tensor] = []
+        rows: list[Tensor] = []
+        for step in range(coins.shape[1]):
+            rows.append(request.to_probs(self._next(ids) if ids else logits, list))
+            ids.append(ops.sample(rows[-1], coins[:, step]))
+        return torch.stack(ids, dim=1), torch.stack(rows, dim=1)
 
     def _from(self, request: Request, logits: Tensor) -> Draft:
         """A draft whose first tokens come from `logits`."""
@@ -139,7 +163,7 @@ class DrawnDrafter(ABC):
             return Draft(np.empty((len(most), 0), np.int64), np.zeros(len(most), np.int64))
         return self._said(torch.stack(ids, dim=1), torch.stack(rows, dim=1), most)
 
-    def _said(self, ids: Tensor, probs: Tensor, most: NDArray[np.int64]) -> Draft:
+    def _said(self, ids: Tensor, probs: Tensor | None, most: NDArray[np.int64]) -> Draft:
         """The chains whose tokens [B, K] were drawn from `probs`; at most so many of each row count."""
         tokens = ids.cpu().numpy()
         self._drawn(tokens)
@@ -157,9 +181,7 @@ class DrawnDrafter(ABC):
         tokens[np.arange(len(parents)) >= counts[:, None]] = -1
         return Draft(tokens, counts, probs, parents, self.siblings == "with replacement" and not request.greedy)
 
-    def _levels(
-        self, request: Request, logits: Tensor, parents: tuple[int, ...], coins: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def _levels(self, request: Request, logits: Tensor, parents: tuple[int, ...], coins: Tensor) -> Drawn:
         """Level by level: tokens [B, N], and what they were drawn from; nothing here waits for the device."""
         depths = node_depths(parents)
         chosen: list[Tensor] = []

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from zigzag import ops
 from zigzag.generation.drafting.draft import Draft, Request, padded
 from zigzag.generation.drafting.drawn import DrawnDrafter, path_to
 from zigzag.generation.drafting.grown import GrownTree, deepest
@@ -18,6 +16,7 @@ from zigzag.reference.errors import ArgumentError
 from zigzag.reference.trees import node_depths
 from zigzag.running.graphs import Steps
 from zigzag.running.host import Host
+from zigzag.running.stores import Drawn
 from zigzag.running.transfers import to_device
 
 
@@ -69,34 +68,18 @@ class HeadsDrafter(DrawnDrafter):
         self._last = to_device(torch.tensor(last), self._state.device)
         return super().draft(request)
 
-    def _at_once(self, request: Request) -> Draft | None:
-        """Also a tree: heads hold nothing, and all of a round hangs on a state, a token and its random numbers."""
-        parents = self.parents
-        if self._steps is None or isinstance(parents, GrownTree):
+    def _captured(self, request: Request, coins: Tensor) -> Drawn | None:
+        """Heads hold nothing: all of a round hangs on a state, a token and its random numbers."""
+        if self._steps is None:
             return None
-        most = np.minimum(request.most, self.stop.length)
-        count = int(most.max()) if parents is None else len(parents)
-        coins = self.uniforms(request.seeds, request.round_, count)
 
-        def work(state: Tensor, last: Tensor, coins: Tensor) -> tuple[Tensor, Tensor | None]:
+        def work(state: Tensor, last: Tensor, coins: Tensor) -> Drawn:
             self._state, self._last = state, last
-            logits = self._start(request)
-            if parents is not None:
-                return self._levels(request, logits, parents, coins)
-            return self._drawn_from(request, logits, coins)
+            return self._drawn_from(request, self._start(request), coins)
 
         state, last = self._known()
-        ids, probs = self._steps.run((*coins.shape, parents), work, state.device, state, last, coins)
-        return self._said(ids, probs, most) if parents is None else self._told(request, parents, ids, probs)
-
-    def _drawn_from(self, request: Request, logits: Tensor, coins: Tensor) -> tuple[Tensor, Tensor]:
-        """A chain's tokens [B, K], and what they were drawn from."""
-        ids: list[Tensor] = []
-        rows: list[Tensor] = []
-        for step in range(coins.shape[1]):
-            rows.append(request.to_probs(self._next(ids) if ids else logits, list))
-            ids.append(ops.sample(rows[-1], coins[:, step]))
-        return torch.stack(ids, dim=1), torch.stack(rows, dim=1)
+        found: Drawn = self._steps.run(tuple(coins.shape), work, state.device, state, last, coins)
+        return found
 
     def _start(self, request: Request) -> Tensor:
         return self._logits(1, [])

@@ -1,14 +1,12 @@
 """Drafting by a model: a small one, or the target itself under a cheaper plan."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from zigzag import ops
-from zigzag.generation.drafting.draft import Draft, Request
+from zigzag.generation.drafting.draft import Request
 from zigzag.generation.drafting.drawn import DrawnDrafter
 from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.termination import Fixed
@@ -16,11 +14,12 @@ from zigzag.generation.drafting.vocabulary import fitted, known, vocabulary_size
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import ArgumentError, CacheError
 from zigzag.running.changes import Changes
-from zigzag.running.host import Host
+from zigzag.running.host import Host, Output
 from zigzag.running.opening import open_runner
 from zigzag.running.runner import Runner
+from zigzag.running.stores import Drawn, Feeds, Program
 
-FEW_LAYERS = 8  # of a model that drafts a chain in one graph
+FEW_LAYERS = 8  # of a model that drafts in one graph
 
 
 class ModelDrafter(DrawnDrafter):
@@ -52,6 +51,7 @@ class ModelDrafter(DrawnDrafter):
         self.model, self.plan, self.changes = model, plan, Changes(frozenset(skip))
         self._runner: Runner | None = None
         self._own = self._target = 0  # tokens of the two vocabularies
+        self._feeds: Feeds | None = None  # instead of the runner
 
     @property
     def runner(self) -> Runner:
@@ -65,36 +65,39 @@ class ModelDrafter(DrawnDrafter):
         self._own = vocabulary_size(host.model)
         self._target = self._own if vocabulary is None else vocabulary
         self._runner = open_runner(host, self.plan, spare=max(64, self.longest + 1), changes=self.changes)
-        self._runner.reserve(0, () if self.parents is None or isinstance(self.parents, GrownTree) else self.parents)
+        self._runner.reserve(0, 0 if self.parents is None else self.longest)
         self._draws(self.runner.device, stage)
 
-    def _at_once(self, request: Request) -> Draft | None:
-        """A chain of a small model; capturing one of a large model takes longer than a call gains."""
-        if self.parents is not None or self.runner.host.layers.num_layers - len(self.changes.skip) > FEW_LAYERS:
+    def _captured(self, request: Request, coins: Tensor) -> Drawn | None:
+        """Of a small model; capturing the drafts of a large one takes longer than a call gains."""
+        if self.runner.host.layers.num_layers - len(self.changes.skip) > FEW_LAYERS:
             return None
-        most = np.minimum(request.most, self.stop.length)
-        coins = self.uniforms(request.seeds, request.round_, int(most.max()))
 
-        def draw(logits: Tensor, coin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            probs = request.to_probs(fitted(logits, self._target), list)
-            token = ops.sample(probs, coin)
-            return token.clamp(max=self._own - 1), token, probs
+        def program(first: Output, feed: Feeds, coins: Tensor) -> Drawn:
+            self._feeds = feed
+            try:
+                return self._drawn_from(request, self._begun(first), coins)
+            finally:
+                self._feeds = None
 
-        drawn = self._draw(request, draw, coins)
-        return None if drawn is None else self._said(drawn[1], drawn[2], most)
+        return self._run(request, program, coins)
 
-    def _draw(
-        self, request: Request, draw: Callable[..., tuple[Tensor, ...]], coins: Tensor
-    ) -> tuple[Tensor, ...] | None:
-        """As `Runner.draw` behind the texts."""
-        return self.runner.draw(self._readable(request.sequences), draw, coins)
+    def _run(self, request: Request, program: Program, coins: Tensor) -> Drawn | None:
+        return self.runner.at_once(self._readable(request.sequences), program, coins, tree=self._same_tree)
+
+    @property
+    def _same_tree(self) -> tuple[int, ...] | None:
+        return None if isinstance(self.parents, GrownTree) else self.parents
+
+    def _begun(self, first: Output) -> Tensor:
+        """Logits [B, V] of the first draft, of the output of the texts' last tokens."""
+        return fitted(first.logits[:, -1], self._target)
 
     def _start(self, request: Request) -> Tensor:
-        return fitted(self._first(request), self._target)
+        return self._begun(self._first(request))
 
-    def _first(self, request: Request) -> Tensor:
-        """Logits [B, own vocabulary] of the first draft."""
-        return self.runner.sync(self._readable(request.sequences)).logits[:, -1]
+    def _first(self, request: Request) -> Output:
+        return self.runner.sync(self._readable(request.sequences))
 
     def _next(self, drawn: Sequence[Tensor]) -> Tensor:
         return fitted(self._feed(drawn[-1][:, None])[:, -1], self._target)
@@ -103,7 +106,8 @@ class ModelDrafter(DrawnDrafter):
         """All levels are fed again, since a forward can only see one tree."""
         tokens = torch.stack(list(chosen), dim=1)
         logits = fitted(self._feed(tokens, parents), self._target)
-        self.runner.keep([[]] * len(tokens), [[]] * len(tokens))
+        if self._feeds is None:
+            self.runner.keep([[]] * len(tokens), [[]] * len(tokens))
         return logits
 
     def _drawn(self, tokens: Any) -> None:
@@ -111,9 +115,15 @@ class ModelDrafter(DrawnDrafter):
         self.runner.keep([range(fed)] * len(tokens), self._readable(tokens[:, :fed].tolist()))
 
     def _feed(self, tokens: Tensor, parents: Sequence[int] | None = None) -> Tensor:
+        return self._fed(tokens, parents, None).logits
+
+    def _fed(self, tokens: Tensor, parents: Sequence[int] | None, hidden: Tensor | None) -> Output:
+        """By the runner, or within a step that is captured."""
         if self._own < self._target:
             tokens = tokens.clamp(max=self._own - 1)
-        return self.runner.feed(tokens, parents=parents).logits
+        if self._feeds is not None:
+            return self._feeds(tokens, hidden)
+        return self.runner.feed(tokens, parents=parents, hidden=hidden)
 
     def _readable(self, sequences: Sequence[list[int]]) -> Sequence[list[int]]:
         return sequences if self._own >= self._target else known(sequences, self._own)

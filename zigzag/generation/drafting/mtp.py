@@ -1,6 +1,6 @@
 """Drafting by a multi-token-prediction layer: one small layer on the target's own hidden states."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,8 @@ from zigzag.generation.drafting.termination import Fixed
 from zigzag.models.state_head import StateHead
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import CacheError
-from zigzag.running.host import Host
+from zigzag.running.host import Host, Output
+from zigzag.running.stores import Drawn, Program
 
 
 class MtpDrafter(ModelDrafter):
@@ -57,21 +58,21 @@ class MtpDrafter(ModelDrafter):
             return Draft(*padded([[] for _ in most]))
         return super().draft(replace(request, most=most))
 
-    def _draw(
-        self, request: Request, draw: Callable[..., tuple[Tensor, ...]], coins: Tensor
-    ) -> tuple[Tensor, ...] | None:
+    def _run(self, request: Request, program: Program, coins: Tensor) -> Drawn | None:
         rows, pairs = self._pairs(request)
-        drawn = self.runner.draw(rows, draw, coins, hidden=pairs)
-        if drawn is not None:
+        found = self.runner.at_once(rows, program, coins, tree=self._same_tree, hidden=pairs)
+        if found is not None:
             self._waiting = [[] for _ in rows]
-        return drawn
+        return found
 
-    def _first(self, request: Request) -> Tensor:
+    def _first(self, request: Request) -> Output:
         rows, pairs = self._pairs(request)
         self._waiting = [[] for _ in rows]
-        output = self.runner.sync(rows, hidden=pairs)
-        self._states = output.states[:, -1:]
-        return output.logits[:, -1]
+        return self.runner.sync(rows, hidden=pairs)
+
+    def _begun(self, first: Output) -> Tensor:
+        self._states = first.states[:, -1:]
+        return super()._begun(first)
 
     def _pairs(self, request: Request) -> tuple[list[list[int]], list[Tensor]]:
         """The tokens of each row, and the states that belong to the last of them; the others are in the cache."""
@@ -89,7 +90,8 @@ class MtpDrafter(ModelDrafter):
         if self._states is None:
             raise CacheError("MtpDrafter: no state to go on from: draft starts a round")
         above = [0] if parents is None else [parent + 1 for parent in parents]
-        logits, new = self.runner.feed(tokens, parents=parents, hidden=self._states[:, above])
+        hidden = torch.stack([self._states[:, place] for place in above], dim=1)  # a list as index would be sent
+        logits, new = self._fed(tokens, parents, hidden)
         self._states = new if parents is None else torch.cat([self._states[:, :1], new], dim=1)
         return logits
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigzag.generation.drafting.draft import Draft, Request
+from zigzag.generation.drafting.draft import Request
 from zigzag.generation.drafting.grown import GrownTree, deepest
 from zigzag.generation.drafting.model import ModelDrafter
 from zigzag.generation.drafting.termination import Fixed
@@ -18,6 +18,7 @@ from zigzag.reference.errors import ArgumentError
 from zigzag.reference.trees import node_depths
 from zigzag.running.changes import Changes
 from zigzag.running.host import Host
+from zigzag.running.stores import Drawn
 from zigzag.running.transfers import to_device
 
 
@@ -55,7 +56,7 @@ class ParallelDrafter(ModelDrafter):
         check_heads(self.vectors, host.model)
         super().open(host, vocabulary, stage)
 
-    def _at_once(self, request: Request) -> Draft | None:
+    def _captured(self, request: Request, coins: Tensor) -> Drawn | None:
         return None  # one forward gives all rows
 
     def _start(self, request: Request) -> Tensor:

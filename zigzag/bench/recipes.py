@@ -230,9 +230,10 @@ def page(facts: Made, rows: list[Row], picture: str = "") -> str:
         f"# Every recipe on {facts['device']}: {facts['model']}",
         "",
         f"Made by `{facts['command']}` at {facts['commit']}; nothing is typed by hand. {versions}; {facts['dtype']}. "
-        f"Prompts of {LENGTH} tokens (a sum's is shorter), each call once after a short one, on a GPU the same, that is "
-        "not counted, the fastest first. *Seconds* is the whole call, its prompt included, and *over plain* the speed over that of "
-        f"plain decoding here, a token; transformers' own give {THEIRS} tokens at most. *Accepted*: drafts, or levels "
+        f"Prompts of {LENGTH} tokens (a sum's is shorter), each call once after a short one, on a GPU the same, "
+        "that is not counted, the fastest first. *Seconds* is the whole call, its prompt included, and *over plain* "
+        f"the speed over plain decoding's here, a token; transformers' own give {THEIRS} tokens at most. "
+        "*Accepted*: drafts, or levels "
         "of a tree, over those that were tested. Heads are those that `zigzag.load_head` gives; the draft model is the "
         "head `student`.",
         "",

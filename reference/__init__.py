@@ -16,7 +16,12 @@ from zigzag.reference.ragged_attention import ragged_attention
 from zigzag.reference.routing import route_experts
 from zigzag.reference.rules import LOSSY_RULES, RULES, AcceptanceRule
 from zigzag.reference.sampling import sample, to_probs
-from zigzag.reference.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
+from zigzag.reference.tree_verification import (
+    verify_tree_greedy,
+    verify_tree_k_seq,
+    verify_tree_residual,
+    verify_tree_traversal,
+)
 from zigzag.reference.trees import chain, node_depths
 from zigzag.reference.verification import (
     Verdict,
@@ -55,6 +60,7 @@ OPS = (
     "verify_lenient",
     "verify_tree_greedy",
     "verify_tree_residual",
+    "verify_tree_traversal",
     "verify_tree_k_seq",
     "route_experts",
     "apply_experts",
@@ -118,6 +124,7 @@ __all__ = [
     "verify_tree_greedy",
     "verify_tree_k_seq",
     "verify_tree_residual",
+    "verify_tree_traversal",
     "verify_typical",
     "visible",
 ]

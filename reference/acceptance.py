@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zigzag.reference.sampling import Row
-from zigzag.reference.trees import children
+from zigzag.reference.trees import children, leaves_first, path_to
 
 Rows = Sequence[Row]
 
@@ -43,9 +43,11 @@ def first(tables: Tables, coins: Sequence[Any], parents: Sequence[int]) -> list[
 
 
 def last(tables: Tables, coins: Sequence[Any], parents: Sequence[int]) -> list[int]:
-    """All drafts up to the last one that passes."""
-    passed = [n for n in range(len(parents)) if coins[n] * tables.scale[n] < tables.threshold[n]]
-    return list(range(passed[-1] + 1)) if passed else []
+    """The path to the first node that passes, leaves first; of a chain all drafts up to the last one that passes."""
+    for node in leaves_first(parents):
+        if coins[node] * tables.scale[node] < tables.threshold[node]:
+            return path_to(parents, node)
+    return []
 
 
 def residual(
@@ -88,16 +90,55 @@ def block(
         weights[n] = residual_weights(p, q, capped)
         if n:
             threshold[n - 1] = _share(p, q, capped)
-        ratio = p[token] / q[token] if q[token] > 0 else 1 * (q[token] == 0 and p[token] > 0)
-        capped = capped * ratio if capped * ratio < 1 else 1 * (capped * ratio >= 1)  # NaN gives 0
+        capped = _capped(capped, p[token], q[token])
         scale[n], threshold[n] = 1, capped
     return Tables(scale, threshold, weights)
+
+
+def _capped(capped: Any, p: Any, q: Any) -> Any:
+    """capped * p / q, at most 1; NaN gives 0."""
+    product = capped * (p / q if q > 0 else 1 * (q == 0 and p > 0))
+    return product if product < 1 else 1 * (product >= 1)
 
 
 def _share(p: Row, q: Row, capped: Any) -> Any:
     """h of a draft that others follow: what is still owed after it, of all that could happen; 0/0 is 1."""
     owed = np.maximum(capped * p - q, 0).sum()
     return owed / (owed + 1 - capped) if owed + 1 - capped != 0 else 1
+
+
+def traversal(
+    draft_token_ids: Sequence[int],
+    draft_probs: Rows | None,
+    target_probs: Rows,
+    parents: Sequence[int],
+    *,
+    replacement: bool = True,
+) -> Tables:
+    """u < h, leaves first: a node that is left takes its share out of its parent's row and out of its parent's h."""
+    scale, threshold, weights = _blank(parents, target_probs)
+    owed: list[Any] = [1] * len(target_probs)
+
+    def visit(row: int, reachable: bool) -> None:
+        drawn: list[int] = []
+        for node in children(parents, row):
+            token = draft_token_ids[node]
+            q = draft_row(draft_probs, node, token, target_probs[row])
+            again = token in drawn and not replacement  # cannot have been drawn again: it says nothing
+            q = without(q, drawn) if drawn and not replacement and not again else q
+            owed[node + 1] = _capped(owed[row], weights[row][token], q[token]) if reachable and not again else 0
+            visit(node + 1, reachable and not again)
+            scale[node], threshold[node] = 1, owed[node + 1]
+            if not again:
+                left, share = (
+                    normalised(residual_weights(weights[row], q, owed[row])),
+                    _share(weights[row], q, owed[row]),
+                )
+                weights[row], owed[row] = left, share
+                drawn.append(token)
+
+    visit(0, True)
+    return Tables(scale, threshold, weights)
 
 
 def k_seq(

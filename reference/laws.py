@@ -16,7 +16,7 @@ from zigzag.reference.acceptance import Tables, last
 from zigzag.reference.errors import ArgumentError
 from zigzag.reference.rules import RULES, AcceptanceRule
 from zigzag.reference.sampling import Row
-from zigzag.reference.trees import chain, check_tree, children
+from zigzag.reference.trees import chain, check_tree, children, leaves_first
 
 Prefix = tuple[int, ...]
 Table = Mapping[Prefix, Sequence[Fraction]]
@@ -100,7 +100,7 @@ def stopping(tables: Tables, parents: Sequence[int], walk: Callable[..., list[in
     passes = [_share(s, t) for s, t in zip(tables.scale, tables.threshold, strict=True)]
     reached: list[Any] = [Fraction(1), *[Fraction(0)] * len(parents)]
     if walk is last:
-        for node in range(len(parents) - 1, -1, -1):
+        for node in leaves_first(parents):
             reached[node + 1] = reached[0] * passes[node]
             reached[0] *= 1 - passes[node]
         return reached

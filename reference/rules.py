@@ -64,6 +64,14 @@ RULES = {
         tells_replacement=True,
     ),
     "block": AcceptanceRule(acceptance.block, walk=last, chain="verify_block", lossless=True, needs_draft_probs=True),
+    "traversal": AcceptanceRule(
+        acceptance.traversal,
+        walk=last,
+        tree="verify_tree_traversal",
+        lossless=True,
+        needs_draft_probs=True,
+        tells_replacement=True,
+    ),
     "exact": AcceptanceRule(None, chain="verify_exact", lossless=True),
     "k_seq": AcceptanceRule(
         acceptance.k_seq, tree="verify_tree_k_seq", lossless=True, needs_draft_probs=True, one_source=True

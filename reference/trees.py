@@ -79,6 +79,32 @@ def below_root(parents: Sequence[int]) -> list[int]:
     return [-1, *(parent + 1 for parent in parents)]
 
 
+def leaves_first(parents: Sequence[int]) -> list[int]:
+    """The nodes, each after all that hang on it, earlier siblings with theirs before later ones.
+
+    >>> leaves_first([-1, -1, 0, 0, 2])
+    [4, 2, 3, 0, 1]
+    """
+    order: list[int] = []
+
+    def visit(row: int) -> None:
+        for node in children(parents, row):
+            visit(node + 1)
+            order.append(node)
+
+    visit(0)
+    return order
+
+
+def path_to(parents: Sequence[int], node: int) -> list[int]:
+    """The nodes from below the root to `node`, which is the last."""
+    path = []
+    while node >= 0:
+        path.append(node)
+        node = parents[node]
+    return path[::-1]
+
+
 def check_tree(op: str, parents: Sequence[int], num_nodes: int) -> None:
     if len(parents) != num_nodes:
         raise ArgumentError(f"{op}: parents must name one parent for each of the {num_nodes} nodes, got {len(parents)}")

@@ -28,6 +28,7 @@ BY_OP = {
     "verify_lenient": (SAMPLED, {"lenience": 0.5}),
     "verify_tree_greedy": ({"draft_token_ids": [[0, 1]], "target_logits": [[ROW] * 3]}, TREE),
     "verify_tree_residual": (SAMPLED, TREE),
+    "verify_tree_traversal": (SAMPLED, TREE),
     "verify_tree_k_seq": (SAMPLED, TREE),
 }
 SAMPLING = [op for op, (arrays, _) in BY_OP.items() if "uniforms" in arrays]

@@ -67,6 +67,7 @@ def calls(dtype: str, ragged: bool = True, deterministic: bool = False) -> dict[
         "verify_lenient": (drawn, [{**options, "lenience": 0.5} for options in chain]),
         "verify_tree_greedy": ((ids, target), trees),
         "verify_tree_residual": (drawn, [*trees, *({**options, "replacement": False} for options in trees)]),
+        "verify_tree_traversal": (drawn, [*trees, *({**options, "replacement": False} for options in trees)]),
         "verify_tree_k_seq": (drawn, trees),
         "apply_experts": ((states[0][0, 0], np.arange(18).reshape(9, 2) % 4 - 1, *experts), [{}]),
         "route_experts": ((target, target[0, 0]), [{"top_k": 2}, {"top_k": 2, "num_groups": 3, "top_groups": 2}]),

@@ -10,7 +10,7 @@ from replays import FakeStep
 from test_runner import PLANS, assert_right, draw
 
 from zigzag import CacheError
-from zigzag.generation.drafting.drawn import path_to
+from zigzag.reference.trees import path_to
 from zigzag.running import graphs as graphs_of_steps
 from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host

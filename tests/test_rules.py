@@ -109,13 +109,14 @@ def test_properties() -> None:
     def having(name: str) -> str:
         return " ".join(rule for rule, row in RULES.items() if getattr(row, name))
 
-    assert " ".join(RULES) == "greedy residual block exact k_seq typical relaxed top_k lenient"
-    assert having("lossless") == "greedy residual block exact k_seq"
+    assert " ".join(RULES) == "greedy residual block traversal exact k_seq typical relaxed top_k lenient"
+    assert having("lossless") == "greedy residual block traversal exact k_seq"
     assert having("only_greedy") == "greedy"
     assert having("takes_logits") == "greedy top_k"
-    assert having("needs_draft_probs") == "residual block k_seq lenient"
-    assert having("needs_uniforms") == "residual block exact k_seq typical lenient"
-    assert having("tree") == "greedy residual k_seq"
+    assert having("needs_draft_probs") == "residual block traversal k_seq lenient"
+    assert having("needs_uniforms") == "residual block traversal exact k_seq typical lenient"
+    assert having("tree") == "greedy residual traversal k_seq"
+    assert having("tells_replacement") == "residual traversal"
     assert having("one_source") == "k_seq"
     assert reference.LOSSY_RULES == ("typical", "relaxed", "top_k", "lenient")
 
@@ -148,6 +149,9 @@ PROBS = "probs of logits"
          {"lenience": 0.5}),
         (Rule("residual"), 0.5, SOFTMAX, TREE, "verify_tree_residual", [IDS, Q, PROBS, COINS],
          {"parents": TREE, "replacement": False}),
+        (Rule("traversal"), 0.5, SOFTMAX, TREE, "verify_tree_traversal", [IDS, Q, PROBS, COINS],
+         {"parents": TREE, "replacement": False}),
+        (Rule("traversal"), 0, SOFTMAX, TREE, "verify_tree_greedy", [IDS, LOGITS], {"parents": TREE}),
         (Rule("k_seq"), 0.5, FILTERED, TREE, "verify_tree_k_seq", [IDS, Q, PROBS, COINS], {"parents": TREE}),
         (Rule("k_seq"), 0.5, SOFTMAX, None, "verify_residual", [IDS, Q, LOGITS, COINS], {"temperature": 0.5}),
     ],
@@ -189,7 +193,11 @@ def test_bad_rules(name: str, options: dict, words: str) -> None:
     [
         (Rule("residual"), ("unknown", False, 1.0), "rule 'residual' needs the distribution that drafts come from"),
         (Rule("lenient", {"lenience": 1.0}), ("unknown", False, 0.0), "rule 'lenient' needs the distribution"),
-        (Rule("exact"), ("dense", True, 1.0), "'exact' works on chains only; for trees .* greedy, residual, k_seq"),
+        (
+            Rule("exact"),
+            ("dense", True, 1.0),
+            "'exact' works on chains only; for trees .* greedy, residual, traversal, k_seq",
+        ),
         (Rule("k_seq"), ("dense", False, 1.0), "'k_seq' is for several drafts: use a drafter with parents, or 'res"),
         (Rule("greedy"), ("one-hot", False, 0.5), "'greedy' is lossless at temperature 0 only, got temperature 0.5"),
         (PhaseRule(Rule("exact"), Rule("block"), (1,), (2,)), ("unknown", False, 1.0), "rule 'block' needs"),

@@ -13,7 +13,12 @@ from zigzag.backends.cupy.mixed_attention import mixed_attention
 from zigzag.backends.cupy.ragged_attention import ragged_attention
 from zigzag.backends.cupy.routing import route_experts
 from zigzag.backends.cupy.sampling import sample, to_probs
-from zigzag.backends.cupy.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
+from zigzag.backends.cupy.tree_verification import (
+    verify_tree_greedy,
+    verify_tree_k_seq,
+    verify_tree_residual,
+    verify_tree_traversal,
+)
 from zigzag.backends.cupy.verification import (
     verify_block,
     verify_exact,
@@ -52,6 +57,7 @@ __all__ = [
     "verify_tree_greedy",
     "verify_tree_k_seq",
     "verify_tree_residual",
+    "verify_tree_traversal",
     "verify_typical",
     "visible",
 ]

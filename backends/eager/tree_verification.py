@@ -71,6 +71,88 @@ def verify_tree_k_seq(
     return _tree_verdict(drafts, path, draw(left, drafts.last_coin))
 
 
+def verify_tree_traversal(
+    draft_token_ids: Array,
+    draft_probs: Array | None,
+    target_probs: Array,
+    uniforms: Array,
+    *,
+    parents: Sequence[int],
+    replacement: bool = True,
+    num_draft_tokens: Array | None = None,
+) -> Verdict:
+    """Rows of the tree on the way to the node that is visited are held; all rows of the batch visit together."""
+    drafts = prepare(draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens)
+    xp, none = namespace(drafts.ids), drafts.counts * 0
+    visits = _Visits(drafts, replacement, none - 1, drafts.target_row(none))
+
+    def visit(row: int, weights: Array, owed: Array) -> tuple[Array, Array]:
+        drawn = xp.zeros_like(weights, dtype=bool)
+        for node in children(parents, row):
+            q, share, tested, drawn = visits.enter(node, weights, owed, drawn)
+            visits.leave(node, *visit(node + 1, drafts.target_row(none + node + 1), share))
+            weights, owed = visits.without(node, weights, owed, q, tested)
+        return weights, owed
+
+    weights, _ = visit(0, visits.weights, cast(none + 1, drafts.dtype))
+    done = visits.accepted >= 0
+    path = _paths(parents, visits.accepted, drafts.ids)
+    return _tree_verdict(drafts, path, draw(xp.where(done[:, None], visits.weights, weights), drafts.last_coin))
+
+
+class _Visits:
+    """What a traversal has found: of each row of the batch the accepted node, -1 so far, and the weights after it."""
+
+    def __init__(self, drafts: Drafts, replacement: bool, accepted: Array, weights: Array) -> None:
+        self.drafts, self.replacement, self.accepted, self.weights = drafts, replacement, accepted, weights
+
+    def enter(self, node: int, weights: Array, owed: Array, drawn: Array) -> tuple[Any, Array, Array, Array]:
+        """(what the node was drawn from, what is owed to it, whether it counts, what its siblings are now)."""
+        drafts, xp = self.drafts, namespace(owed)
+        token = drafts.ids[:, node : node + 1]
+        tested = node < drafts.counts
+        q = drafts.draft_row(drafts.counts * 0 + node)
+        if not self.replacement:
+            tested = tested & ~along(drawn, token)[:, 0]
+            q = q if q is None else xp.where(drawn.any(axis=-1, keepdims=True), _without(q, drawn), q)
+            drawn = put(drawn, token, along(drawn, token) | tested[:, None])
+        p = along(weights, token)[:, 0]
+        if q is None:
+            ratio = p
+        else:
+            mine = along(q, token)[:, 0]
+            ratio = xp.where(mine > 0, p / masked_fill(mine, mine == 0, 1), cast((mine == 0) & (p > 0), p.dtype))
+        product = owed * ratio
+        share = xp.where(product < 1, product, cast(product >= 1, product.dtype))  # NaN gives 0
+        return q, masked_fill(share, ~tested, 0), tested, drawn
+
+    def leave(self, node: int, weights: Array, owed: Array) -> None:
+        """Test the node, after all that hang on it."""
+        xp = namespace(owed)
+        passed = (self.accepted < 0) & (self.drafts.coins[:, node] < owed)
+        self.accepted = xp.where(passed, node, self.accepted)
+        self.weights = xp.where(passed[:, None], weights, self.weights)
+
+    def without(self, node: int, weights: Array, owed: Array, q: Any, tested: Array) -> tuple[Array, Array]:
+        """(weights, what is owed) of the parent, where the node counts and was not accepted."""
+        xp = namespace(owed)
+        left = less(weights * owed[:, None], q, self.drafts.ids[:, node : node + 1])
+        total = left.sum(axis=-1)
+        outcomes = total + (1 - owed)
+        share = masked_fill(total / masked_fill(outcomes, outcomes == 0, 1), outcomes == 0, 1)
+        some = (tested & (total > 0))[:, None]
+        return xp.where(some, left / masked_fill(total, total == 0, 1)[:, None], weights), xp.where(tested, share, owed)
+
+
+def _paths(parents: Sequence[int], accepted: Array, like: Array) -> Array:
+    """[B, D] the nodes from the root to the accepted one, then -1."""
+    if not len(parents):
+        return namespace(like).zeros_like(like)
+    _, _, ancestors, levels = _kept(parents, "relations", like)
+    mine = ancestors[accepted.clip(0)] & (accepted >= 0)[:, None]
+    return namespace(like).amax(masked_fill(places(like)[None, None], ~(mine[:, None] & levels), -1), axis=-1)
+
+
 def _descend(
     drafts: Drafts, parents: Sequence[int], test: Callable[[Array, Array], tuple[Array, Array]]
 ) -> tuple[Array, Array]:

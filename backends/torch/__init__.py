@@ -10,7 +10,12 @@ from zigzag.backends.torch.mixed_attention import mixed_attention
 from zigzag.backends.torch.ragged_attention import ragged_attention
 from zigzag.backends.torch.routing import route_experts
 from zigzag.backends.torch.sampling import sample, to_probs
-from zigzag.backends.torch.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
+from zigzag.backends.torch.tree_verification import (
+    verify_tree_greedy,
+    verify_tree_k_seq,
+    verify_tree_residual,
+    verify_tree_traversal,
+)
 from zigzag.backends.torch.verification import (
     verify_block,
     verify_exact,
@@ -47,6 +52,7 @@ __all__ = [
     "verify_tree_greedy",
     "verify_tree_k_seq",
     "verify_tree_residual",
+    "verify_tree_traversal",
     "verify_typical",
     "visible",
 ]

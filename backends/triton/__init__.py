@@ -18,7 +18,12 @@ from zigzag.backends.torch import (
     merge,
     visible,
 )
-from zigzag.backends.torch.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
+from zigzag.backends.torch.tree_verification import (
+    verify_tree_greedy,
+    verify_tree_k_seq,
+    verify_tree_residual,
+    verify_tree_traversal,
+)
 from zigzag.backends.triton.attention import attention
 from zigzag.backends.triton.dtypes import DTYPES
 from zigzag.backends.triton.experts import apply_experts
@@ -65,6 +70,7 @@ __all__ = [
     "verify_tree_greedy",
     "verify_tree_k_seq",
     "verify_tree_residual",
+    "verify_tree_traversal",
     "verify_typical",
     "visible",
 ]

@@ -31,6 +31,7 @@ CALLS = {
     "verify_block": ("verify_block", SAMPLED, {}),
     "verify_exact": ("verify_exact", (IDS, TARGET, UNIFORMS), {}),
     "verify_tree_residual": ("verify_tree_residual", SAMPLED, TREE),
+    "verify_tree_traversal": ("verify_tree_traversal", SAMPLED, TREE),
     "verify_tree_k_seq": ("verify_tree_k_seq", SAMPLED, TREE),
 }
 

@@ -177,6 +177,10 @@ def without_replacement(ids: list[int], q: list[Row], p: list[Row], parents: lis
     return acceptance.residual(ids, q, p, parents, replacement=False)
 
 
+def traversed_without_replacement(ids: list[int], q: list[Row], p: list[Row], parents: list[int]) -> Tables:
+    return acceptance.traversal(ids, q, p, parents, replacement=False)
+
+
 # --- Tasks. Each group is small, fixed, and has in it what its mistakes need to show.
 
 BINARY = fractions("2/3", "1/3"), fractions("1/3", "2/3")
@@ -235,6 +239,9 @@ RIGHT: dict[str, tuple[Procedure, list[Task]]] = {
     "residual": (by_rule(acceptance.residual), CHAINS),
     "block": (by_rule(acceptance.block, last), CHAINS),
     "k_seq": (by_rule(acceptance.k_seq), TREES),
+    "traversal": (by_rule(acceptance.traversal, last), TREES),
+    "traversal without replacement": (by_rule(traversed_without_replacement, last), DISTINCT_TREES),
+    "traversal without rows": (without_rows(acceptance.traversal, last), DISTINCT_TREES),
     "residual on trees": (by_rule(acceptance.residual), TREES),
     "without replacement": (by_rule(without_replacement), DISTINCT_TREES),
     "residual without rows": (without_rows(acceptance.residual), CHAINS),

@@ -53,6 +53,8 @@ TREE_OPS = {
     "greedy": Op(reference.verify_tree_greedy, "greedy"),
     "with replacement": Op(reference.verify_tree_residual, "residual"),
     "without replacement": Op(reference.verify_tree_residual, "residual", {"replacement": False}),
+    "traversal": Op(reference.verify_tree_traversal, "traversal"),
+    "traversal, without": Op(reference.verify_tree_traversal, "traversal", {"replacement": False}),
     "k_seq": Op(reference.verify_tree_k_seq, "k_seq"),
 }
 
@@ -184,7 +186,7 @@ def test_drafts_without_rows(name: str) -> None:
         assert_same_law(found, exact_law(op, model, deterministic=True))
 
 
-@pytest.mark.parametrize("name", ["greedy", "with replacement", "without replacement"])
+@pytest.mark.parametrize("name", [name for name in TREE_OPS if name != "k_seq"])
 def test_trees(name: str) -> None:
     for model, at in zip(tree_models(), itertools.cycle(PLACES), strict=False):
         assert_same_law(law_by_cells(TREE_OPS[name], model, at=at), exact_law(TREE_OPS[name], model))
@@ -198,7 +200,7 @@ def test_k_seq() -> None:
         assert total_variation(found, exact_law(TREE_OPS["k_seq"], model)) < 8 * BLUR
 
 
-@pytest.mark.parametrize("name", ["with replacement", "without replacement"])
+@pytest.mark.parametrize("name", ["with replacement", "without replacement", "traversal", "traversal, without"])
 def test_candidates_without_rows(name: str) -> None:
     op = TREE_OPS[name]
     for model in tree_models():
@@ -245,6 +247,9 @@ def turned(verify: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
         (CHAIN_OPS["typical"], partial(reference.verify_typical, epsilon=0.3)),
         (CHAIN_OPS["top_k"], lambda *arrays, k: reference.verify_greedy(*arrays)),
         (TREE_OPS["with replacement"], reference.verify_tree_k_seq),
+        (TREE_OPS["with replacement"], reference.verify_tree_traversal),
+        (TREE_OPS["traversal"], reference.verify_tree_residual),
+        (TREE_OPS["traversal, without"], lambda *a, replacement, **o: reference.verify_tree_traversal(*a, **o)),
         (TREE_OPS["without replacement"], lambda *a, replacement, **o: reference.verify_tree_residual(*a, **o)),
         (TREE_OPS["with replacement"], partial(reference.verify_tree_residual, replacement=False)),
     ],

@@ -93,9 +93,15 @@ def test_one_hot_targets(rule: str) -> None:
         ("residual", {}),
         ("residual", {"replacement": False}),
         ("residual", {"deterministic": True, "replacement": False}),
+        ("traversal", {}),
+        ("traversal", {"replacement": False}),
+        ("traversal", {"deterministic": True, "replacement": False}),
         ("k_seq", {}),
     ],
-    ids=["with replacement", "without replacement", "distinct candidates", "k_seq"],
+    ids=[
+        *("with replacement", "without replacement", "distinct candidates"),
+        *("traversal, with", "traversal, without", "traversal, distinct", "k_seq"),
+    ],
 )
 def test_tree(rule: str, options: dict, rounds: int) -> None:
     for model in trees(rounds):

@@ -412,6 +412,20 @@ def k_seq_without_its_factor(task: Task, done: Prefix, coin: Coins, number: int)
     return emitted(Tables(scale, threshold, [residual_weights(p, share * taken), *drafts.p[1:]]), drafts)
 
 
+@wrong(TREES)
+def traversal_from_the_root(task: Task, done: Prefix, coin: Coins, number: int) -> Prefix:
+    """The numbers of traversal verification, tested from the root on as token verification tests its own."""
+    drafts = drafted(task, done, coin, number)
+    return emitted(acceptance.traversal(*drafts[:4]), drafts, first)
+
+
+@wrong(TREES)
+def traversal_of_whole_rows(task: Task, done: Prefix, coin: Coins, number: int) -> Prefix:
+    """Traversal verification that draws from the target's row as it was, with the shares of what was left in it."""
+    drafts = drafted(task, done, coin, number)
+    return emitted(acceptance.traversal(*drafts[:4])._replace(weights=drafts.p), drafts, last)
+
+
 @wrong(SINGLE)
 def inner_stage_without_residual(task: Task, done: Prefix, coin: Coins, number: int) -> Prefix:
     """Two stages; the inner one draws the middle row itself on rejection, the outer takes that row for q (TriForce)."""

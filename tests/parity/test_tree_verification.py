@@ -26,6 +26,8 @@ EXACT = {
 GENERAL = {
     "verify_tree_residual": ({"replacement": True}, {"tree": True}),
     "verify_tree_residual, distinct": ({"replacement": False}, {"tree": True, "replacement": False}),
+    "verify_tree_traversal": ({"replacement": True}, {"tree": True}),
+    "verify_tree_traversal, distinct": ({"replacement": False}, {"tree": True, "replacement": False}),
     "verify_tree_k_seq": ({}, {"tree": True, "alike": True}),
 }
 CASES = {case: [options] for case, (options, _) in GENERAL.items()} | EXACT
@@ -69,14 +71,17 @@ def test_every_rule_for_trees_is_covered() -> None:
     assert set(OPTIONS) == {op for op in reference.OPS if op.startswith("verify_tree")}
 
 
-def test_a_chain_is_a_tree(backend: str) -> None:
-    supports(backend, "verify_tree_residual")
-    drawn(backend, 30, lambda data: check_chain(backend, data.draw(rounds())))
+@pytest.mark.parametrize(
+    ("of_chains", "of_trees"), [("verify_residual", "verify_tree_residual"), ("verify_block", "verify_tree_traversal")]
+)
+def test_a_chain_is_a_tree(of_chains: str, of_trees: str, backend: str) -> None:
+    supports(backend, of_trees)
+    drawn(backend, 30, lambda data: check_chain(of_chains, of_trees, backend, data.draw(rounds())))
 
 
-def check_chain(backend: str, made: Round) -> None:
-    chain = call("verify_residual", backend, "float32", made, {}, validate=False)
-    tree = call("verify_tree_residual", backend, "float32", made, {}, validate=False)
+def check_chain(of_chains: str, of_trees: str, backend: str, made: Round) -> None:
+    chain = call(of_chains, backend, "float32", made, {}, validate=False)
+    tree = call(of_trees, backend, "float32", made, {}, validate=False)
     for one, other in zip(chain[:2], tree[:2], strict=True):
         assert np.array_equal(to_numpy(one), to_numpy(other))
     places = np.arange(made.ids.shape[1])

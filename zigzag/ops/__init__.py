@@ -12,7 +12,12 @@ from zigzag.ops.mixed_attention import mixed_attention
 from zigzag.ops.ragged_attention import ragged_attention
 from zigzag.ops.routing import route_experts
 from zigzag.ops.sampling import sample, to_probs
-from zigzag.ops.tree_verification import verify_tree_greedy, verify_tree_k_seq, verify_tree_residual
+from zigzag.ops.tree_verification import (
+    verify_tree_greedy,
+    verify_tree_k_seq,
+    verify_tree_residual,
+    verify_tree_traversal,
+)
 from zigzag.ops.verification import (
     verify_block,
     verify_exact,
@@ -49,6 +54,7 @@ __all__ = [
     "verify_tree_greedy",
     "verify_tree_k_seq",
     "verify_tree_residual",
+    "verify_tree_traversal",
     "verify_typical",
     "visible",
 ]

@@ -61,6 +61,32 @@ def verify_tree_residual(
     return judged("residual", arrays, backend, validate, parents=parents, replacement=replacement)
 
 
+def verify_tree_traversal(
+    draft_token_ids: Array,
+    draft_probs: Array | None,
+    target_probs: Array,
+    uniforms: Array,
+    *,
+    parents: Sequence[int],
+    replacement: bool = True,
+    num_draft_tokens: Array | None = None,
+    backend: str = "auto",
+    validate: bool = True,
+) -> Verdict:
+    """Traversal verification of a tree, leaves first; lossless. On a chain it is `verify_block` (arXiv 2505.12398).
+
+    A path counts as a whole: where its leaf is not accepted its node before that is tested, with what is left of it, and
+    so on; each node that is left takes its share out of its parent's target row. So no tree has fewer accepted drafts
+    than by `verify_tree_residual`, on average. Arguments as there.
+
+    backend: a name of `zigzag.list_backends()`, or "auto"; one that cannot be used raises BackendError
+    validate: check the values too: ids, counts, probabilities, uniforms. It waits for the device, so switch it off in a
+        loop; bad values then reject, or end a row's drafts, where they would raise
+    """
+    arrays = draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens
+    return judged("traversal", arrays, backend, validate, parents=parents, replacement=replacement)
+
+
 def verify_tree_k_seq(
     draft_token_ids: Array,
     draft_probs: Array | None,

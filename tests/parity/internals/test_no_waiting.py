@@ -87,10 +87,13 @@ def test_no_rule_waits(front_door: bool, ragged: bool, deterministic: bool) -> N
     run("verify_block", ids, draft, target, uniforms)
     run("verify_lenient", ids, draft, target, uniforms, lenience=0.5)
     for parents in TREES:
+        torch_ops.verify_tree_greedy(ids, target, parents=parents)  # what the tree is is sent once
+        torch_ops.verify_tree_k_seq(ids, draft, target, uniforms, parents=parents)
         run("verify_tree_greedy", ids, target, parents=parents)
         run("verify_tree_k_seq", ids, draft, target, uniforms, parents=parents)
         for replacement in (True, False):
-            run("verify_tree_residual", ids, draft, target, uniforms, parents=parents, replacement=replacement)
+            for op in ("verify_tree_residual", "verify_tree_traversal"):
+                run(op, ids, draft, target, uniforms, parents=parents, replacement=replacement)
     assert called == {op for op in reference.OPS if op.startswith("verify")}
 
 

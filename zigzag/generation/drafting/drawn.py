@@ -15,7 +15,7 @@ from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.uniform_blocks import UniformBlocks
 from zigzag.reference.errors import ArgumentError
-from zigzag.reference.trees import check_tree, children, node_depths
+from zigzag.reference.trees import check_tree, children, node_depths, path_to
 from zigzag.running.host import Host
 from zigzag.running.stores import Drawn
 
@@ -254,12 +254,3 @@ def _extended(sequences: Sequence[list[int]], drafted: list[Tensor]) -> Any:
         return [[*row, *new] for row, new in zip(sequences, more, strict=True)]
 
     return make
-
-
-def path_to(parents: Sequence[int], node: int) -> list[int]:
-    """The nodes from below the root to `node`, which is the last."""
-    path = []
-    while node >= 0:
-        path.append(node)
-        node = parents[node]
-    return path[::-1]

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from zigzag.generation.drafting.draft import Draft, Request, padded
-from zigzag.generation.drafting.drawn import DrawnDrafter, path_to
+from zigzag.generation.drafting.drawn import DrawnDrafter
 from zigzag.generation.drafting.grown import GrownTree, deepest
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.models.draft_heads.placement import check_heads
 from zigzag.models.draft_heads.positions import PositionHeads
 from zigzag.reference.errors import ArgumentError
-from zigzag.reference.trees import node_depths
+from zigzag.reference.trees import node_depths, path_to
 from zigzag.running.graphs import Steps
 from zigzag.running.host import Host
 from zigzag.running.stores import Drawn

@@ -130,11 +130,8 @@ def traversal(
             visit(node + 1, reachable and not again)
             scale[node], threshold[node] = 1, owed[node + 1]
             if not again:
-                left, share = (
-                    normalised(residual_weights(weights[row], q, owed[row])),
-                    _share(weights[row], q, owed[row]),
-                )
-                weights[row], owed[row] = left, share
+                left = residual_weights(weights[row], q, owed[row])
+                weights[row], owed[row] = normalised(left), _share(weights[row], q, owed[row])
                 drawn.append(token)
 
     visit(0, True)

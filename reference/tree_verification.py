@@ -61,9 +61,9 @@ def verify_tree_traversal(
 ) -> Verdict:
     """Traversal verification of a tree, leaves first; lossless. On a chain it is `verify_block` (arXiv 2505.12398).
 
-    A path counts as a whole: where its leaf is not accepted its node before that is tested, with what is left of it, and
-    so on; each node that is left takes its share out of its parent's target row. So no tree has fewer accepted drafts
-    than by `verify_tree_residual`, on average. Arguments as there.
+    A path counts as a whole: where its leaf is not accepted the node before that is tested, with what is left of it,
+    and so on; each node that is left takes its share out of its parent's target row. So no tree has fewer accepted
+    drafts than by `verify_tree_residual`, on average. Arguments as there.
     """
     arrays = draft_token_ids, draft_probs, target_probs, uniforms, num_draft_tokens
     return judged("traversal", arrays, parents=parents, replacement=replacement)

@@ -196,7 +196,7 @@ def test_bad_rules(name: str, options: dict, words: str) -> None:
         (
             Rule("exact"),
             ("dense", True, 1.0),
-            "'exact' works on chains only; for trees .* greedy, residual, traversal, k_seq",
+            "'exact' works on chains only; for trees .* greedy, residual, trav",
         ),
         (Rule("k_seq"), ("dense", False, 1.0), "'k_seq' is for several drafts: use a drafter with parents, or 'res"),
         (Rule("greedy"), ("one-hot", False, 0.5), "'greedy' is lossless at temperature 0 only, got temperature 0.5"),

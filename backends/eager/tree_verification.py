@@ -130,7 +130,7 @@ class _Visits:
         """Test the node, after all that hang on it."""
         xp = namespace(owed)
         passed = (self.accepted < 0) & (self.drafts.coins[:, node] < owed)
-        self.accepted = xp.where(passed, node, self.accepted)
+        self.accepted = masked_fill(self.accepted, passed, node)
         self.weights = xp.where(passed[:, None], weights, self.weights)
 
     def without(self, node: int, weights: Array, owed: Array, q: Any, tested: Array) -> tuple[Array, Array]:

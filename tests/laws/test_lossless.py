@@ -175,6 +175,25 @@ def test_block_accepts_no_fewer() -> None:
     assert more >= 60
 
 
+def test_traversal_accepts_no_fewer() -> None:
+    """Than token verification down the same tree; of a chain it is block verification."""
+    more = 0
+    for model in trees(1):
+        for replacement in (True, False):
+            token, whole = (
+                expected_accepted(law(rule, model.draft, model.target, parents=model.parents, replacement=replacement))
+                for rule in ("residual", "traversal")
+            )
+            assert whole >= token
+            more += whole > token
+    assert more >= 20
+    for model in chains(1):
+        options = {"num_draft_tokens": model.depth}
+        assert law("traversal", model.draft, model.target, **options) == law(
+            "block", model.draft, model.target, **options
+        )
+
+
 def test_block_of_drafts_without_chance_accepts_as_many() -> None:
     """The whole law of the number accepted is that of token verification."""
     for model in chains(1):

@@ -239,6 +239,16 @@ RECIPES: Mapping[str, Recipe] = {
     "suffix-decoding": Recipe(
         "2411.04975", "this text and earlier ones", "chain", "agreement", "exact", makers.suffix, after=True
     ),
+    "traversal-verification": Recipe(
+        "2505.12398",
+        "small model",
+        "tree",
+        "fixed",
+        "traversal",
+        makers.of_small_model("traversal", parents=makers.TREE, siblings=makers.WITHOUT),
+        DRAFT,
+        after=True,
+    ),
     "block-verification": Recipe(
         "2403.10444", "small model", "chain", "fixed", "block", makers.of_small_model("block"), DRAFT, after=True
     ),

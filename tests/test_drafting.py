@@ -14,11 +14,11 @@ from zigzag import ArgumentError, LayerPlan, generate
 from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting import LookupDrafter, ModelDrafter, Request, streaming_drafter
 from zigzag.generation.drafting.draft import Draft, padded, until_stop
-from zigzag.generation.drafting.drawn import path_to
 from zigzag.generation.drafting.lookup import _Index
 from zigzag.generation.drafting.named import as_drafter
 from zigzag.generation.drafting.termination import Certain, Confidence, EntropyBound, ExpectedGain, Heuristic
 from zigzag.reference import best_tree, node_depths
+from zigzag.reference.trees import path_to
 from zigzag.running.runner import Host
 
 
@@ -323,3 +323,11 @@ def test_a_lookup_remembers_the_end_of_its_text(monkeypatch: pytest.MonkeyPatch)
 def test_a_draft_does_not_change() -> None:
     with pytest.raises(AttributeError):
         Draft(*padded([[1, 2]])).counts = None
+
+
+def test_more_siblings_than_tokens() -> None:
+    model, few = tiny_llama(vocab_size=3), [[1, 2, 1]]
+    wide = ModelDrafter(tiny_llama(vocab_size=3), parents=[-1] * 4)
+    with pytest.raises(ArgumentError, match="parents has 4 siblings, the vocabulary 3 tokens; draft a narrower tree"):
+        generate(model, few, drafter=wide, temperature=0, max_new_tokens=3)
+    generate(model, few, drafter=ModelDrafter(model, parents=[-1] * 3), temperature=0, max_new_tokens=3)

@@ -111,8 +111,15 @@ class DrawnDrafter(ABC):
         stage: its place among all that draw, so that no two draw the same numbers
         """
 
-    def _draws(self, device: torch.device, stage: int) -> None:
-        """Take random numbers of its own."""
+    def _draws(self, device: torch.device, stage: int, vocabulary: int) -> None:
+        """Take random numbers of its own; ArgumentError where a tree has more siblings than the vocabulary tokens."""
+        if isinstance(self.parents, tuple):
+            widest = max(self.parents.count(parent) for parent in self.parents)
+            if widest > vocabulary:
+                raise ArgumentError(
+                    f"{type(self).__name__}: parents has {widest} siblings, the vocabulary {vocabulary} tokens; draft "
+                    f"a narrower tree"
+                )
         stream = f"draft {stage}" if stage else "draft"
         self.uniforms = UniformBlocks(stream, device, slots=self.longest)
 

@@ -10,6 +10,7 @@ from zigzag.generation.drafting.draft import Draft, Request, padded
 from zigzag.generation.drafting.drawn import DrawnDrafter
 from zigzag.generation.drafting.grown import GrownTree, deepest
 from zigzag.generation.drafting.termination import Fixed
+from zigzag.generation.drafting.vocabulary import vocabulary_size
 from zigzag.models.draft_heads.placement import check_heads
 from zigzag.models.draft_heads.positions import PositionHeads
 from zigzag.reference.errors import ArgumentError
@@ -56,7 +57,7 @@ class HeadsDrafter(DrawnDrafter):
         check_heads(self.heads, host.model)
         self._states, self._state, self._last = [], None, None
         self._steps = Steps() if host.may_capture else None
-        self._draws(host.device, stage)
+        self._draws(host.device, stage, vocabulary_size(host.model))
 
     def draft(self, request: Request) -> Draft:
         given = list(request.hidden or ())

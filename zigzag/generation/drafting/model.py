@@ -66,7 +66,7 @@ class ModelDrafter(DrawnDrafter):
         self._target = self._own if vocabulary is None else vocabulary
         self._runner = open_runner(host, self.plan, spare=max(64, self.longest + 1), changes=self.changes)
         self._runner.reserve(0, 0 if self.parents is None else self.longest)
-        self._draws(self.runner.device, stage)
+        self._draws(self.runner.device, stage, self._target)
 
     def _captured(self, request: Request, coins: Tensor) -> Drawn | None:
         """Of a small model; capturing the drafts of a large one takes longer than a call gains."""

@@ -127,3 +127,29 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
     rows = json.loads(out.read_text())["rows"]
     assert [row["method"] for row in rows] == ["mtp, 3", PLAIN] and "| mtp, 3 |" in out.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("name", [PLAIN, "medusa", "suffix-decoding", "adaptive"])
+def test_what_a_call_has_of_the_one_before(model: Any, name: str, keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cache, emptied, and its drafter, but for those that remember what was written; on a CPU nothing."""
+    seen: list[dict[str, Any]] = []
+    plain = bench.generate
+
+    def noted(*arrays: Any, **options: Any) -> Any:
+        held = [] if options["cache"] is None else options["cache"].tokens
+        seen.append({**options, "held": held})
+        return plain(*arrays, **options)
+
+    monkeypatch.setattr(bench, "generate", noted)
+    ours = bench.methods(model, None, {"medusa"}, (2,))[name]
+    made = bench._timed(model, [[1, 2, 3, 4, 5]], ours, None, 0.0, 20, keeps=keeps)
+    tokens = made[0]
+    assert tokens == plain(model, [[1, 2, 3, 4, 5]], temperature=0, max_new_tokens=20, eos_token_id=[]).new_tokens
+    first, second = seen
+    assert (second["cache"] is not None) == keeps and second["held"] == []
+    drafters = first.get("drafter"), second.get("drafter")
+    assert (drafters[0] is drafters[1]) == (name == PLAIN or (keeps and name == "medusa"))
+    assert first["max_new_tokens"] == (20 if keeps else 12)
+    theirs = bench._timed(model, [[1, 2, 3]], None, {}, 0.0, 200, keeps=keeps)[0]
+    assert list(map(len, theirs)) == [bench.THEIRS]

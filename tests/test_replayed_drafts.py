@@ -116,3 +116,39 @@ def test_one_step_serves_all_trees_of_a_size(captured: list[FakeStep]) -> None:
     assert plain.sequences == replayed.sequences
     whole = [step.replays for step in captured if step.given[0].shape == (len(prompts()), 7)]
     assert len(whole) == 1 and whole[0] > 5
+
+
+@pytest.mark.parametrize("kind", ["eagle", "student"])
+@pytest.mark.parametrize("shape", ["chain", "drawn"])
+def test_what_was_captured_serves_the_next_call(captured: list[FakeStep], kind: str, shape: str) -> None:
+    """Of a drafter that is kept and a cache that is emptied; not of another law, other weights, other rows."""
+    model, text = target(), prompts()[:1]
+    head = random_head(kind, model)
+    drafter, cache = drafter_of(head, **shaped(shape)), None
+
+    def captures(rows: Any = text, **options: Any) -> int:
+        """Of a call whose tokens are those of one with nothing kept."""
+        nonlocal cache
+        options = {"max_new_tokens": 24, "seed": 3, **options}
+        plain = generate(model, rows, drafter=drafter_of(head, **shaped(shape)), cuda_graphs=False, **options)
+        captured.clear()
+        if cache is not None:
+            cache.reset()
+        made = generate(model, rows, drafter=drafter, cache=None if len(rows) > 1 else cache, **options)
+        cache = made.cache or cache
+        assert made.sequences == plain.sequences
+        return len(captured)
+
+    verdicts = int(shape != "chain")  # they are the call's
+    assert captures() >= 3
+    captures()  # what came once in the first call comes again
+    assert captures() == verdicts
+    captures(temperature=0.5), captures(temperature=0.5)
+    assert captures(temperature=0.5) == captures() == verdicts
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    assert captures() >= 3
+    captures()
+    assert captures() == verdicts
+    assert captures(prompts()) >= 3, "more rows"
+    assert captures() >= 1, "of the drafter, for which these are other rows again"

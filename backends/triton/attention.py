@@ -26,7 +26,7 @@ from zigzag.backends.triton.arguments import (
     may_have_gaps,
     positions_for_kernel,
 )
-from zigzag.backends.triton.blocks import blocks_of, splits_of, trusted
+from zigzag.backends.triton.blocks import blocks_of, of_trees, splits_of, trusted
 from zigzag.backends.triton.dtypes import check_dtype
 from zigzag.backends.triton.kept import MOST, Launch
 from zigzag.backends.triton.launch import dependent, wait_for_earlier
@@ -131,7 +131,7 @@ def plan_of(
         return Plan((*lse, value_size), lse, None, by_parts=by_parts)
     rows = heads // groups * num_queries
     blocks = blocks_of(dtype, device, rows, batch * groups, num_keys, max(size, value_size))
-    blocks = trusted(dtype, blocks, width_of(size), width_of(value_size))
+    blocks = trusted(dtype, of_trees(blocks) if nodes else blocks, width_of(size), width_of(value_size))
     tiles = -(-rows // blocks.tile)
     seen_keys = num_keys if window is None or keys_where is not None else min(num_keys, sum(window) + blocks.block)
     splits = splits_of(blocks, device, tiles * batch * groups, -(-seen_keys // blocks.block))

@@ -121,6 +121,10 @@ class FixedLayer(DynamicLayer):
             self.keys, self.values = moved
         self.size, self.nodes = size, nodes
 
+    def drop(self) -> None:
+        """Hold no buffers, until states come."""
+        self.keys, self.values, self.is_initialized = None, None, False
+
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:
             self.keys, self.values = (states[indices] for states in filled(self))
@@ -150,6 +154,11 @@ class Ring(Slots):
 
     def reset(self, rows: int, device: torch.device) -> None:
         self.batch, self.positions = rows, torch.full((rows, self.size + 1), NOBODY, device=device)
+
+    def empty(self) -> None:
+        """Hold nothing, at the same place."""
+        with torch.inference_mode():  # in which they may have been made
+            self.positions.fill_(NOBODY)
 
     def select(self, index: Tensor) -> None:
         """Keep only these rows, in this order."""

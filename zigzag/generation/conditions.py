@@ -53,9 +53,10 @@ def check_cache(
         )
     if len(rows) != 1 or cache.host.model is not model or cache.plan != plan:
         raise CacheError("generate: cache= must come from an earlier call with one row, this model and this plan")
-    if getattr(drafter, "wants_hidden", False):
+    if getattr(drafter, "wants_hidden", False) and any(map(len, cache.tokens)):
         raise CacheError(
-            "generate: a drafter that reads the target's states needs them from the start: leave out cache="
+            "generate: a drafter that reads the target's states needs them from the start: leave out cache=, or call "
+            "its reset()"
         )
     cache.check_valid()
     if cache.weights not in (None, weights_state(model)):

@@ -30,6 +30,11 @@ class Distribution:
         """Whether probabilities are the softmax of the processed logits over the temperature, nothing cut off."""
         return self.top_k == 0 and self.top_p == 1 and self.min_p == 0
 
+    @property
+    def static(self) -> tuple[float, ...] | None:
+        """Two equal ones give the same probabilities for logits; None where these hang on the text too."""
+        return None if self.processors else (self.temperature, self.top_k, self.top_p, self.min_p)
+
     def probs(self, logits: Tensor) -> Tensor:
         """[..., V] probabilities of processed logits, at least float32."""
         logits = logits if logits.dtype == torch.float64 else logits.float()

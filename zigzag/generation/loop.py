@@ -110,7 +110,7 @@ class Loop:
             check_fits, host, self.plan, len(self.rows), self._longest, spare=self.spare, keep_hidden=self.wants_hidden
         )
         if self.cache is not None:
-            self.cache.host = host
+            self.cache.host, self.cache.keep_hidden = host, self.wants_hidden
             missing = self.cache.missing([row.tokens for row in self.rows])
             needed(prompt=missing, held=cache_bytes(self.cache.cache))
             return self.cache
@@ -198,7 +198,7 @@ class Loop:
         hidden = self.target.take_hidden() if self.wants_hidden else None
         to_probs = partial(self.distribution.next_token, [row.index for row in self.alive])
         predictions = [row.predictions for row in self.alive] if self.wants_predictions and round_ else None
-        static, greedy = not self.distribution.processors, self.distribution.temperature == 0
+        static, greedy = self.distribution.static, self.distribution.temperature == 0
         draft = self.drafter.draft(Request(texts, most, seeds, round_, to_probs, hidden, predictions, static, greedy))
         draft.check(self.drafter, len(texts), self.vocabulary)
         self.statistics.draft_steps += int(draft.counts.max(initial=0))

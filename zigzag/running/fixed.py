@@ -5,7 +5,7 @@ tokens and where they go, is copied into buffers that a step's graph reads. A tr
 position has one slot: the nodes lie behind the slots until it is known which of them stay.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,14 +65,28 @@ class FixedStore:
         self.restart(0)
 
     def restart(self, rows: int) -> None:
+        """As of `GrowingStore`; of none, and then of as many rows as before, buffers and steps stay."""
         self.written = np.zeros(rows, dtype=np.int64)  # a row's slots hold what was fed up to here, or after it
         self._tree: Counts | None = None  # [B, T] positions of a tree's nodes that wait for `keep`
-        self.steps.forget()
+        if rows in (0, self.slots.batch):
+            for ring in self.rings.values():
+                ring.empty()
+            return
+        self.discard()
         self.slots.batch = rows
-        for layer in self.layers:
-            layer.reset()
         for ring in self.rings.values():
             ring.reset(rows, self.device)
+
+    def discard(self) -> None:
+        """Let go of buffers and steps."""
+        self.steps.forget()
+        self.slots.batch = 0
+        for layer in self.layers:
+            layer.drop()
+
+    def forget(self) -> None:
+        """Steps are captured again: what they read beside buffers is another."""
+        self.steps.forget()
 
     def saved(self) -> tuple[Any, ...]:
         """What `restore` needs: the rings whole, since tokens that come overwrite old ones there."""
@@ -133,12 +147,13 @@ class FixedStore:
         """The captured step of a chain; CacheError unless it has been run twice."""
         return self.steps.captured((rows, tokens, tokens, False))
 
-    def run_program(self, call: Call, feed: Feed, program: Program, coins: Tensor) -> Drawn:
+    def run_program(self, call: Call, feed: Feed, program: Program, coins: Tensor, law: Hashable) -> Drawn:
         """Feed the given tokens of every row, and then what a program feeds; nothing in it waits for the device.
 
         feed: its ids and positions [B, T] may be padded; lengths: of each row when all is fed; parents: of a tree
         program: of the output of the given tokens, a function that feeds more, and coins [B, n]. A chain's tokens are
             fed one after another, at most n - 1; a tree's first nodes, however many, again and again
+        law: names all else that it hangs on
         """
         tree, given, count = feed.parents, feed.ids.shape[1], coins.shape[1]
         self.reserve(int(feed.lengths.max()))
@@ -164,7 +179,7 @@ class FixedStore:
 
             return program(first, more, coins)
 
-        what = ("program", *feed.ids.shape, count, None if tree is None else tuple(tree))
+        what = ("program", *feed.ids.shape, count, None if tree is None else tuple(tree), law)
         found: Drawn = self._replayed(what, work, feed.ids, torch.cat(places, dim=2), coins, feed.hidden)
         return found
 

@@ -54,6 +54,12 @@ class GrowingStore:
         self.positions: Counts = np.empty((rows, 0), dtype=np.int64)  # of the full layers' columns, -1 for holes
         self.aligned = True  # no holes: column c holds position c in every row
 
+    def forget(self) -> None:
+        """Nothing is captured."""
+
+    def discard(self) -> None:
+        """Nothing is kept beyond `restart`."""
+
     def saved(self) -> tuple[Any, ...]:
         """What `restore` needs; nothing is copied, since streaming layers change none of their tensors."""
         streaming = [layer.held for layer in self.streaming]

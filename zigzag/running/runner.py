@@ -5,9 +5,9 @@ and verify under another.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,26 +24,12 @@ from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host, Output
 from zigzag.running.pieces import Piece, joined, padded, pieces_of, span
 from zigzag.running.prefix import shared_prefix
-from zigzag.running.stores import Counts, Drawn, Feed, Program, of_all_rows
+from zigzag.running.stores import Counts, Drawn, Fed, Feed, Program, of_all_rows
 from zigzag.running.weights import weights_state
 
 log = logging.getLogger("zigzag")
 
 Store = GrowingStore | FixedStore
-
-
-class Fed(NamedTuple):
-    """A piece that has been fed: its rows, whether they end with it, tokens so far, all that there are, its output."""
-
-    rows: slice
-    ends_rows: bool
-    done: int
-    all: int
-    output: Output
-
-    def last(self) -> Output:
-        """Logits and state of the last column; the states of a long piece shall not stay for it."""
-        return Output(self.output.logits, self.output.states[:, -1:].clone())
 
 
 class Runner:
@@ -56,6 +42,7 @@ class Runner:
 
     def __init__(self, host: Host, store: Store, *, keep_hidden: bool = False, changes: Changes = NONE) -> None:
         self.host, self.store, self.keep_hidden, self.changes = host, store, keep_hidden, changes
+        self._known: int | None = None  # weights with which steps were captured
         self._restart(0)
 
     def _restart(self, rows: int) -> None:
@@ -65,8 +52,16 @@ class Runner:
         self._fresh: list[list[Tensor]] = [[] for _ in range(rows)]  # final states since `take_hidden`
         self._void = False
         self._least: list[int] = []  # fewest tokens of each row since `as_before_on_error`
-        self.weights = weights_state(self.host.model) if rows else None  # what fills the cache
+        self.weights: int | None = None  # what fills the cache
         self.store.restart(rows)
+
+    def _begin(self, rows: int) -> None:
+        """Before the first tokens; what was captured with other weights is forgotten."""
+        self._restart(rows)
+        self.weights = weights_state(self.host.model)
+        if self.weights != self._known:
+            self.store.forget()
+        self._known = self.weights
 
     @property
     def lengths(self) -> Counts:
@@ -131,7 +126,7 @@ class Runner:
         """Hold `sequences`, all of one length, with keys and values [B, G, T, D] of every layer computed elsewhere."""
         if not isinstance(self.store, FixedStore):
             raise CacheError("adopt: only a fixed cache takes keys and values computed elsewhere")
-        self._restart(len(sequences))
+        self._begin(len(sequences))
         self.store.adopt(len(sequences[0]), states, len(sequences))
         self.tokens = [list(row) for row in sequences]
 
@@ -141,7 +136,7 @@ class Runner:
         """Feeds what is missing, piece by piece."""
         self._check_settled()
         if not self.tokens:
-            self._restart(len(sequences))
+            self._begin(len(sequences))
         pending = self._pending(sequences, at_least)
         counts = [len(row) for row in pending]
         held = any(map(len, self.tokens))
@@ -177,12 +172,13 @@ class Runner:
         program: Program,
         coins: Tensor,
         *,
+        law: Hashable,
         tree: Sequence[int] | None = None,
         hidden: Sequence[Tensor] | None = None,
     ) -> Drawn | None:
         """As `sync`, and then what the program feeds, as one step: tokens of its own, one by one or a tree's levels.
 
-        program: see `FixedStore.run_program`; always the same for a number of coins; tree: that it feeds; None: a chain
+        program: see `FixedStore.run_program`; always the same for a law; tree: that it feeds; None: a chain
         coins: [B, n] random numbers, one for each token that it chooses
         return: what it gave; None where a cache grows or too much is to be fed: then nothing was done
         Of a chain n - 1 tokens are fed, and `keep` says what stays; of a tree nothing stays.
@@ -202,7 +198,7 @@ class Runner:
         states = None if hidden is None else joined(hidden, width)
         feed = Feed(torch.from_numpy(ids), positions, True, lengths, tree, 1, states, False, slice(None))
         self._void = True
-        found = self.store.run_program(self._call, feed, program, coins)
+        found = self.store.run_program(self._call, feed, program, coins, law)
         self._void = False
         self._settle(new)
         self.fed = fed
@@ -276,7 +272,9 @@ class Runner:
         self.fed = ahead
 
     def reset(self) -> None:
-        """Hold nothing, as a new runner; also after something broke off."""
+        """Hold nothing, as a new runner; also after something broke off. Else buffers and captured steps stay."""
+        if self._void:
+            self.store.discard()
         self._restart(0)
 
     @contextmanager

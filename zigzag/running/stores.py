@@ -6,6 +6,7 @@ columns and slots are the store's.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,20 @@ class Feed:
     def alike(self) -> bool:
         """Whether all rows are at the same positions, without padding."""
         return not self.padded and bool((self.positions == self.positions[:1]).all())
+
+
+class Fed(NamedTuple):
+    """A piece that has been fed: its rows, whether they end with it, tokens so far, all that there are, its output."""
+
+    rows: slice
+    ends_rows: bool
+    done: int
+    all: int
+    output: Output
+
+    def last(self) -> Output:
+        """Logits and state of the last column; the states of a long piece shall not stay for it."""
+        return Output(self.output.logits, self.output.states[:, -1:].clone())
 
 
 class RunnerCache(Cache):

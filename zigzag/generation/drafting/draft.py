@@ -1,6 +1,6 @@
 """What a drafter is: something that proposes tokens and knows by what law it did."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -77,7 +77,7 @@ class Request:
         `to_probs(logits, sequences)`, sequences with the drafts so far
     hidden: for drafters with `wants_hidden`: of each row [n, hidden] the target's final states at the positions that
         were computed since the last draft
-    static: whether `to_probs` is the same in every round and looks at no sequence
+    static: names `to_probs` where it looks at no sequence: two of one name are the same; None: it may look
     greedy: whether the target's likeliest tokens are decoded: then so are the drafter's, also where a tree's siblings
         would be drawn
     predictions: for drafters with `wants_predictions`: of each row [K + 1] the target's likeliest token after each
@@ -91,7 +91,7 @@ class Request:
     to_probs: Any
     hidden: Sequence[Any] | None = None
     predictions: Sequence[list[int]] | None = None
-    static: bool = False
+    static: Hashable = None
     greedy: bool = False
 
 

@@ -63,7 +63,7 @@ class DrawnDrafter(ABC):
 
     def draft(self, request: Request) -> Draft:
         """In one step of the device where that can be, else token by token, or level by level."""
-        made = self._at_once(request) if request.static and not self.stop.looks else None
+        made = None if request.static is None or self.stop.looks else self._at_once(request)
         return self._from(request, self._start(request)) if made is None else made
 
     def _at_once(self, request: Request) -> Draft | None:

@@ -14,6 +14,7 @@ from zigzag.generation.drafting.vocabulary import fitted, known, vocabulary_size
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import ArgumentError, CacheError
 from zigzag.running.changes import Changes
+from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host, Output
 from zigzag.running.opening import open_runner
 from zigzag.running.runner import Runner
@@ -50,6 +51,7 @@ class ModelDrafter(DrawnDrafter):
         super().__init__(stop=stop, parents=parents, siblings=siblings)
         self.model, self.plan, self.changes = model, plan, Changes(frozenset(skip))
         self._runner: Runner | None = None
+        self._opened: Any = None  # what it was opened for
         self._own = self._target = 0  # tokens of the two vocabularies
         self._feeds: Feeds | None = None  # instead of the runner
 
@@ -60,12 +62,23 @@ class ModelDrafter(DrawnDrafter):
             raise CacheError(f"{type(self).__name__}: zigzag.generate must open it on a model before it can draft")
         return self._runner
 
+    @property
+    def _captures(self) -> bool:
+        """Whether there is a runner of an earlier call, with steps that need not be captured again."""
+        return self._runner is not None and isinstance(self._runner.store, FixedStore)
+
     def open(self, host: Host, vocabulary: int | None = None, stage: int = 0) -> None:
-        """As `DrawnDrafter.open`, with a fresh cache."""
+        """As `DrawnDrafter.open`, with a cache that holds nothing, the one of the call before where it is alike."""
         self._own = vocabulary_size(host.model)
         self._target = self._own if vocabulary is None else vocabulary
-        self._runner = open_runner(host, self.plan, spare=max(64, self.longest + 1), changes=self.changes)
-        self._runner.reserve(0, 0 if self.parents is None else self.longest)
+        spare = max(64, self.longest + 1)
+        opened = host.model, host.cuda_graphs, self.plan, self.changes, spare
+        if not self._captures or opened != self._opened:
+            self._runner = open_runner(host, self.plan, spare=spare, changes=self.changes)
+            self._opened = opened
+        self.runner.host = host
+        self.runner.reset()
+        self.runner.reserve(0, 0 if self.parents is None else self.longest)
         self._draws(self.runner.device, stage, self._target)
 
     def _captured(self, request: Request, coins: Tensor) -> Drawn | None:
@@ -83,7 +96,8 @@ class ModelDrafter(DrawnDrafter):
         return self._run(request, program, coins)
 
     def _run(self, request: Request, program: Program, coins: Tensor) -> Drawn | None:
-        return self.runner.at_once(self._readable(request.sequences), program, coins, tree=self._same_tree)
+        texts = self._readable(request.sequences)
+        return self.runner.at_once(texts, program, coins, law=request.static, tree=self._same_tree)
 
     @property
     def _same_tree(self) -> tuple[int, ...] | None:

@@ -60,7 +60,7 @@ class MtpDrafter(ModelDrafter):
 
     def _run(self, request: Request, program: Program, coins: Tensor) -> Drawn | None:
         rows, pairs = self._pairs(request)
-        found = self.runner.at_once(rows, program, coins, tree=self._same_tree, hidden=pairs)
+        found = self.runner.at_once(rows, program, coins, law=request.static, tree=self._same_tree, hidden=pairs)
         if found is not None:
             self._waiting = [[] for _ in rows]
         return found

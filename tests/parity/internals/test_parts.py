@@ -13,7 +13,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 from zigzag import reference  # noqa: E402
 from zigzag.backends import triton as triton_ops  # noqa: E402
 from zigzag.backends.triton import blocks as triton_blocks  # noqa: E402
-from zigzag.backends.triton.blocks import Blocks, blocks_of, trusted  # noqa: E402
+from zigzag.backends.triton.arguments import layout  # noqa: E402
+from zigzag.backends.triton.blocks import Blocks, blocks_of, of_trees, trusted  # noqa: E402
 from zigzag.backends.triton.parts import workspace  # noqa: E402
 from zigzag.conformance.arrays import DEVICE, DTYPES, to_numpy  # noqa: E402
 from zigzag.conformance.tolerance import EPSILON  # noqa: E402
@@ -239,3 +240,13 @@ def test_scores_of_heads_that_are_read_32_wide(
     triton_ops.output_deviation(query, key, value, sink=2, recent=8)
     ((grid, options),) = given
     assert (options["TILE"], options["num_warps"], grid[0]) == (tile, warps, queries // tile)
+
+
+def test_trees_have_small_tiles() -> None:
+    """Their pairs' addresses must fit the registers; blocks that are smaller stay."""
+    assert of_trees(Blocks(64, 128, 8, 3, 2, least=1)) == Blocks(16, 64, 4, 2, 2, least=1)
+    assert of_trees(Blocks(16, 32, 4, 2, 1)) == Blocks(16, 32, 4, 2, 1)
+    query, key = (torch.zeros(1, heads, tokens, 64, dtype=torch.bfloat16) for heads, tokens in ((9, 17), (3, 600)))
+    tree = triton_attention.plan_of(*map(layout, (query, key, key)), None, None, None, 17, None, None, 1, None)
+    chain = triton_attention.plan_of(*map(layout, (query, key, key)), None, None, None, 0, None, None, 1, None)
+    assert tree.walk.options["TILE"] == 16 < chain.walk.options["TILE"]

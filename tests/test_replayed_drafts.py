@@ -152,3 +152,16 @@ def test_what_was_captured_serves_the_next_call(captured: list[FakeStep], kind: 
     assert captures() == verdicts
     assert captures(prompts()) >= 3, "more rows"
     assert captures() >= 1, "of the drafter, for which these are other rows again"
+
+
+def test_a_drafter_that_is_kept_for_another_target(captured: list[FakeStep]) -> None:
+    """Whose vocabulary is padded otherwise: what was captured for the first does not serve it."""
+    small = tiny_llama(2, dtype=torch.float64, vocab_size=200)
+    drafter = ModelDrafter(small, stop=3)
+    for size in (200, 202, 200):
+        model = tiny_llama(3, dtype=torch.float64, vocab_size=size)
+        for _ in range(2):
+            options = {"max_new_tokens": 20, "seed": 1}
+            made = generate(model, [[1, 2, 3, 4]], drafter=drafter, **options)
+            plain = generate(model, [[1, 2, 3, 4]], drafter=ModelDrafter(small, stop=3), cuda_graphs=False, **options)
+            assert made.sequences == plain.sequences

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from zigzag.backends.eager.arrays import Array, along, cast, from_host, masked_fill, namespace, places, put
+from zigzag.backends.eager.arrays import Array, along, cast, from_host, is_torch, masked_fill, namespace, places, put
 from zigzag.backends.eager.sampling import argmax, draw
 from zigzag.backends.eager.verification import Drafts, fallback, less, prepare, residual, verdict_of
 from zigzag.reference.trees import chain, children, node_depths, related_nodes
@@ -19,6 +19,7 @@ from zigzag.reference.verification import Verdict
 
 MOST_KEPT = 256
 _KEPT: dict[Any, tuple[Array, ...]] = {}
+_CAPTURED: dict[Any, tuple[Array, ...]] = {}  # those that a CUDA graph reads: it may live as long as the process
 
 
 def verify_tree_greedy(
@@ -249,12 +250,14 @@ def _any_of(beta: Array, count: Array) -> Array:
 def _kept(parents: Sequence[int], what: str, like: Array) -> tuple[Array, ...]:
     """Tables of a tree where `like` is: copied there once, since that waits for the device."""
     key = tuple(parents), what, namespace(like).__name__, str(getattr(like, "device", ""))
-    if key not in _KEPT:
+    if (tables := _CAPTURED.get(key) or _KEPT.get(key)) is None:
         if len(_KEPT) >= MOST_KEPT:
             _KEPT.clear()
         made = _relations(key[0]) if what == "relations" else (_children(key[0]),)
-        _KEPT[key] = tuple(from_host(table, like) for table in made)
-    return _KEPT[key]
+        tables = _KEPT[key] = tuple(from_host(table, like) for table in made)
+    if is_torch(like) and like.is_cuda and namespace(like).cuda.is_current_stream_capturing():
+        _CAPTURED[key] = tables
+    return tables
 
 
 def _children(parents: tuple[int, ...]) -> Any:

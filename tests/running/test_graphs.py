@@ -76,11 +76,15 @@ def test_the_next_replay_overwrites(captures: list[FakeStep]) -> None:
 
 
 def test_no_more_than_so_many_are_kept(captures: list[FakeStep], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were used last: what comes once pushes out what is not used."""
     monkeypatch.setattr(graphs, "MOST", 2)
     steps = Steps()
-    for width in (1, 2, 3, 1, 2, 3, 3):
+    for width in (1, 1, 2, 1, 3, 1, 4, 4, 1):
         assert float(steps.run(*given(2, width=width))) == (2 + 90) * width
-    assert [step.given[0].shape[1] for step in captures] == [1, 2]
+    assert [step.given[0].shape[1] for step in captures] == [1, 4] and captures[0].replays == 4
+    steps.run(*given(2, width=5)), steps.run(*given(2, width=6))
+    with pytest.raises(CacheError, match="no step of 1"):
+        steps.captured(1)
 
 
 @pytest.mark.parametrize("must", [False, True])

@@ -13,7 +13,7 @@ from zigzag.reference.errors import CacheError, ModelError
 from zigzag.running.transfers import pinned, to_device
 
 log = logging.getLogger("zigzag")
-MOST = 64  # steps that are kept; what comes beyond, as trees that are never twice the same, runs as it is
+MOST = 64  # steps that are kept, those that were used last
 _capturing = Lock()  # torch captures on one stream, whichever thread it is
 Given = Tensor | None
 
@@ -74,11 +74,15 @@ class Steps:
         self, what: Hashable, work: Callable[..., Any], device: torch.device, given: tuple[Given, ...]
     ) -> Step | None:
         """The step to replay; None where the work runs as it is: the first time, or where it cannot be captured."""
-        if self.cannot or (what not in self._steps and len(self._steps) >= MOST):
+        if self.cannot:
             return None
         if what not in self._steps:
+            if len(self._steps) >= MOST:
+                del self._steps[next(iter(self._steps))]
             self._steps[what] = None
-        elif self._steps[what] is None:
+            return None
+        step = self._steps[what] = self._steps.pop(what)
+        if step is None:
             try:
                 self._steps[what] = _captured(work, device, given)
             except RuntimeError as error:

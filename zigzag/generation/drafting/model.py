@@ -72,7 +72,7 @@ class ModelDrafter(DrawnDrafter):
         self._own = vocabulary_size(host.model)
         self._target = self._own if vocabulary is None else vocabulary
         spare = max(64, self.longest + 1)
-        opened = host.model, host.cuda_graphs, self.plan, self.changes, spare
+        opened = host.model, host.cuda_graphs, self.plan, self.changes, spare, self._target
         if not self._captures or opened != self._opened:
             self._runner = open_runner(host, self.plan, spare=spare, changes=self.changes)
             self._opened = opened

@@ -56,6 +56,14 @@ def test_every_recipe_that_can_be_on_every_text(model: Any) -> None:
     assert medusa.tokens_per_verification >= 1 and len(medusa.accepted) > 1 and medusa.cost > 0
 
 
+def test_the_median_of_several_calls(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one that is not counted."""
+    moments = iter([0, 5, 10, 11, 20, 23])
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(moments))
+    monkeypatch.setattr(bench, "generate", lambda *a, **o: type("Made", (), {"new_tokens": [[1]], "statistics": None}))
+    assert bench._timed(model, [[1]], dict, None, 0.0, 4, 3, keeps=False) == ([[1]], 3, None)
+
+
 def test_what_is_there_is_not_measured_again(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = asked(model, only="edit, 0, 1, llma")
     assert [row.method for row in rows] == ["llma"] and rows[0].as_plain

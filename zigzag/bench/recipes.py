@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One call: `seconds` in all, prompt included; the least of several.
+    """A call: `seconds` in all, prompt included; the median of several.
 
     as_plain: at temperature 0, whether the tokens are those of plain decoding; None: not asked
     accepted: of drafts that were tested, by position, None where none were; cost: a draft step over a verification
@@ -143,12 +144,14 @@ def run(
     temperatures: tuple[float, ...] = (0.0, 1.0),
     batches: tuple[int, ...] = (1, 8),
     new_tokens: int = 128,
+    calls: int = 1,
     only: str = "",
     done: Mapping[str, Row] | None = None,
     log: Callable[[str], object] = print,
 ) -> Iterator[Row]:
-    """Each call once, after a short one, on a GPU the same, that is not counted; those in `done` are left out.
+    """Each call after a short one, on a GPU the same, that is not counted; those in `done` are left out.
 
+    calls: of each, of which the median counts
     only: what a row's `key` must hold, or several such with | between them
     """
     done = {} if done is None else done
@@ -170,7 +173,9 @@ def run(
                     ids = prompts(tokenizer, text, rows)
                     try:
                         both = every.get(name), others.get(name)
-                        made = _timed(model, ids, *both, temperature, new_tokens, keeps=model.device.type == "cuda")
+                        made = _timed(
+                            model, ids, *both, temperature, new_tokens, calls, keeps=model.device.type == "cuda"
+                        )
                     except (ArgumentError, ModelError) as error:
                         log(f"{row.key}: {error}")
                         continue
@@ -191,6 +196,7 @@ def _timed(
     stock: Made | None,
     temperature: float,
     new: int,
+    calls: int = 1,
     *,
     keeps: bool,
 ) -> tuple[list[list[int]], float, Statistics | None]:
@@ -214,9 +220,12 @@ def _timed(
         return result.new_tokens, result.statistics
 
     call(new if keeps else min(new, 12))
-    begin = time.perf_counter()
-    tokens, numbers = call(new)
-    return tokens, time.perf_counter() - begin, numbers
+    seconds = []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        tokens, numbers = call(new)
+        seconds.append(time.perf_counter() - begin)
+    return tokens, median(seconds), numbers
 
 
 def _forgets(drafter: Any) -> bool:
@@ -257,10 +266,10 @@ def page(facts: Made, rows: list[Row], picture: str = "") -> str:
         f"# Every recipe on {facts['device']}: {facts['model']}",
         "",
         f"Made by `{facts['command']}` at {facts['commit']}; nothing is typed by hand. {versions}; {facts['dtype']}. "
-        f"Prompts of {LENGTH} tokens (a sum's is shorter), each call once, the fastest first, after a short one that "
-        "is not counted; on a GPU after the same one, whose cache, emptied, and drafter it has. *Seconds* is the whole "
-        "call, its prompt included, and *over plain* the speed over plain decoding's here, a token; transformers' own "
-        f"give {THEIRS} tokens at most. *Accepted*: drafts, or levels "
+        f"Prompts of {LENGTH} tokens (a sum's is shorter), each call once (the median of `--calls`), the fastest first, "
+        "after a short one that is not counted; on a GPU after the same one, whose cache, emptied, and drafter it has. "
+        "*Seconds* is the whole call, its prompt included, and *over plain* the speed over plain decoding's here, a "
+        f"token; transformers' own give {THEIRS} tokens at most. *Accepted*: drafts, or levels "
         "of a tree, over those that were tested. Heads are those that `zigzag.load_head` gives; the draft model is the "
         "head `student`.",
         "",

@@ -47,7 +47,10 @@ def bench(
     model: Annotated[str, typer.Option(help="For speculation: as for generate.")] = "smollm2",
     length: Annotated[list[int] | None, typer.Option(help="For speculation: prompt tokens; may be repeated.")] = None,
     task: Annotated[list[Task] | None, typer.Option(help="For speculation: default all; may be repeated.")] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="For speculation: tokens to generate each time.")] = 64,
+    new_tokens: Annotated[
+        int, typer.Option(min=1, help="For speculation and recipes: tokens to generate each time.")
+    ] = 64,
+    calls: Annotated[int, typer.Option(min=1, help="For recipes: calls of each, of which the median counts.")] = 1,
     device: Device = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Measure what --out lacks; not for speculation.")] = False,
     cards: Annotated[int, typer.Option(min=1, help="For serving: GPUs on which engines run at the same time.")] = 1,
@@ -59,7 +62,7 @@ def bench(
         tasks = tuple(t.value for t in task or Task)
         _speculation(console, model, device, out, tuple(length) if length else None, tasks, new_tokens)
     elif suite.value == "recipes":
-        _recipes(console, model, device, only, out, resume, new_tokens)
+        _recipes(console, model, device, only, out, resume, new_tokens, calls)
     elif suite.value == "serving":
         _serving(console, only, device, out, resume, max(cards, parallel), parallel)
     else:
@@ -136,7 +139,9 @@ def _serving(console: Console, only: str, device: str, out: Path, resume: bool, 
     _write(console, out, serving.as_json(facts, kept), serving.page(facts, kept))
 
 
-def _recipes(console: Console, model: str, device: str, only: str, out: Path, resume: bool, new_tokens: int) -> None:
+def _recipes(
+    console: Console, model: str, device: str, only: str, out: Path, resume: bool, new_tokens: int, calls: int
+) -> None:
     from zigzag.bench import recipes as work
     from zigzag.files.json_files import read_json
     from zigzag.models.glm import load_both
@@ -148,11 +153,14 @@ def _recipes(console: Console, model: str, device: str, only: str, out: Path, re
     mtp, folder = None, glm_folder(model)
     if folder is not None:
         target, mtp = load_both(folder, device=device, dtype=dtype)
-    facts = work.conditions(target, f"zigzag bench recipes --model {model} --device {device} --new-tokens {new_tokens}")
+    told = f" --calls {calls}" if calls > 1 else ""
+    command = f"zigzag bench recipes --model {model} --device {device} --new-tokens {new_tokens}{told}"
+    facts = work.conditions(target, command)
     rows = work.kept(read_json(out, ArgumentError), facts) if resume and out.exists() else []
     few: dict[str, Any] = {} if on_gpu else {"temperatures": (0.0,), "batches": (1,)}
     done = {row.key: row for row in rows}
-    for row in work.run(target, tokenizer, mtp, new_tokens=new_tokens, only=only, done=done, log=console.print, **few):
+    few |= {"new_tokens": new_tokens, "calls": calls, "only": only}
+    for row in work.run(target, tokenizer, mtp, done=done, log=console.print, **few):
         rows.append(row)
         _write(None, out, work.as_json(facts, rows), work.page(facts, rows))  # a run may break off
         console.print(f"{row.key}: {row.seconds:.2f} s")

@@ -267,9 +267,9 @@ def page(facts: Made, rows: list[Row], picture: str = "") -> str:
         "",
         f"Made by `{facts['command']}` at {facts['commit']}; nothing is typed by hand. {versions}; {facts['dtype']}. "
         f"Prompts of {LENGTH} tokens (a sum's is shorter), each call once (the median of `--calls`), the fastest "
-        "first, after a short one that is not counted; on a GPU after the same one, whose cache, emptied, and drafter it "
-        "has. *Seconds* is the whole call, its prompt included, and *over plain* the speed over plain decoding's here, a "
-        f"token; transformers' own give {THEIRS} tokens at most. *Accepted*: drafts, or levels "
+        "first, after a short one that is not counted; on a GPU after the same one, whose cache, emptied, and drafter "
+        "it has. *Seconds* is the whole call, its prompt included, and *over plain* the speed over plain decoding's "
+        f"here, a token; transformers' own give {THEIRS} tokens at most. *Accepted*: drafts, or levels "
         "of a tree, over those that were tested. Heads are those that `zigzag.load_head` gives; the draft model is the "
         "head `student`.",
         "",

@@ -50,7 +50,9 @@ DrafterName = Enum("DrafterName", {d: d for d in DRAFTERS}, type=str)
 CHAIN_RULES = {name: rule for name, rule in RULES.items() if rule.chain}  # only lookahead's drafts are a tree
 RuleName = Enum("RuleName", {r: r for r in CHAIN_RULES}, type=str)
 RULE_HELP = f"Acceptance rule; lossy: {', '.join(name for name, rule in CHAIN_RULES.items() if not rule.lossless)}."
-Method = Enum("Method", {m: m for m in ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")}, type=str)
+OURS = ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")
+PUBLISHED = ("copied", "echo", "induction", "mean_states", "lazy", "entropy")
+Method = Enum("Method", {m: m for m in (*OURS, *PUBLISHED)}, type=str)
 Criterion = Enum("Criterion", {c: c for c in CRITERIA}, type=str)
 Model = Annotated[str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, smollm2, or tiny-glm.")]
 Sink = Annotated[int, typer.Option(help="First tokens that a streaming layer keeps.")]

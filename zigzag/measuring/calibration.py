@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zigzag import ops
-from zigzag.measuring.answers import answer, answer_log_odds, answer_losses, batches
+from zigzag.measuring.answers import answer, answer_log_odds, batches
+from zigzag.measuring.observing import Advance, Score, Seen, by_head, check_no_sinks, heads_of
 from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.measuring.published import PUBLISHED
 from zigzag.models.decoder import Decoder
 from zigzag.models.load import check_weights
 from zigzag.plans.layers import LayerPlan
@@ -23,10 +25,9 @@ from zigzag.reference.errors import ArgumentError, ModelError
 from zigzag.running.attention import Attention
 from zigzag.running.interception import States, full_attention, intercepted, layer_index
 from zigzag.running.masking import masked_heads
-from zigzag.running.model_layers import check_may_stream, check_plan, layers_of, place
+from zigzag.running.model_layers import check_plan, layers_of, place
 
-Advance = Callable[[int], object]
-Score = Callable[[Decoder, Sequence[PasskeyPrompt], Mask, int, Advance], NDArray[np.float64]]
+METHODS: dict[str, Score]  # ours; beside them `published.PUBLISHED`
 
 
 def calibrate(
@@ -44,7 +45,7 @@ def calibrate(
     batch_size: int = 1,
     advance: Advance = lambda count: None,
 ) -> HeadScores:
-    """Scores of all KV heads [L, G], larger = needs its full cache more, by one of four methods:
+    """Scores of all KV heads [L, G], larger = needs its full cache more, by one of these methods:
 
     ``gate_gradient``  first-order fall of the answer's log-odds if the head streams: one backward pass. (The
                        cross-entropy would do where it is not near 0; see docs/decisions/0002.)
@@ -53,8 +54,21 @@ def calibrate(
     ``layer_loss``     increase of the answer's loss when the whole layer streams: L forward passes, the
                        expensive yardstick; all heads of a layer get the same score.
 
-    The two measures per query head are averaged over prompts and tokens, then the largest of each group
-    counts (DuoAttention's heads, arXiv 2410.10819; see docs/concepts.md).
+    Of others, from one forward pass each; they ask where a head looks, not what streaming changes:
+
+    ``copied``         how often the most attended token is the one that is said next, beyond the window (retrieval
+                       score, arXiv 2404.15574).
+    ``echo``, ``induction``  attention from a token to its earlier occurrences, or to what followed them, in random
+                       tokens that come four times (RazorAttention, arXiv 2407.15891); of prompts only lengths and
+                       seeds count.
+    ``mean_states``    area under the cumulative attention of the mean query over the mean key at 500 positions
+                       (kvpress computes DuoAttention's gates so on the fly).
+    ``lazy``           attention of the last token outside of the window, a mean over a layer's heads (SimLayerKV,
+                       arXiv 2410.13846).
+    ``entropy``        entropy of the attention at the answer's tokens, in nats.
+
+    Measures per query head are averaged over prompts and tokens, then the largest of each group counts (DuoAttention's
+    heads, arXiv 2410.10819; see docs/concepts.md), of ``mean_states`` the mean.
 
     model: a transformers decoder with grouped-query attention. It is left as it was found.
     sink, recent: the window of the streaming layers to be.
@@ -67,17 +81,18 @@ def calibrate(
 
     Raises ArgumentError for an unknown method or no prompts, ModelError for weights that are not finite.
     """
-    if method not in METHODS:
-        raise ArgumentError(f"calibrate: method must be one of {', '.join(METHODS)}, got {method!r}")
+    methods = METHODS | PUBLISHED
+    if method not in methods:
+        raise ArgumentError(f"calibrate: method must be one of {', '.join(methods)}, got {method!r}")
     sink, recent = check_streaming_window("calibrate", sink, recent, 1)
     if prompts is None:
         if tokenizer is None:
             raise ArgumentError("calibrate: a tokenizer or prompts are needed, got neither")
         distance = max(128, recent + 16)
         prompts = passkey_prompts(tokenizer, length, count=num_prompts, seed=seed, min_distance=distance)
-    _heads(model)
+    heads_of(model)
     check_weights(model)
-    measure = METHODS[method] if plan is None else _under(plan, method, model)
+    measure = methods[method] if plan is None else _under(plan, method, model)
     training = model.training
     model.eval()
     try:
@@ -113,7 +128,7 @@ def _gate_gradient(
     *,
     plan: LayerPlan | None = None,
 ) -> NDArray[np.float64]:
-    gradient = torch.zeros(_heads(model), dtype=torch.float64, device=model.device)
+    gradient = torch.zeros(heads_of(model), dtype=torch.float64, device=model.device)
     layers = layers_of(model)
     under_plan = Attention(place(plan, layers, own_windows=False), None, full_attention, in_order=True)
 
@@ -121,7 +136,7 @@ def _gate_gradient(
         layer = layers.full.index(layer_index(module))
         output = under_plan(module, states)
         seen = (states.query.detach(), states.key.detach(), states.value.detach())
-        _check_no_sinks("gate_gradient", states)
+        check_no_sinks("gate_gradient", states)
 
         def add(grad_output: Tensor) -> None:
             gradient[layer] += ops.gate_gradient(*seen, grad_output, **window, scale=states.scale).sum(dim=0)
@@ -140,41 +155,23 @@ def _gate_gradient(
 
 
 def _at_answer(measure: Callable[..., Tensor]) -> Score:
-    """The score that averages `measure` [B, H, Tq] over prompts and answer tokens; largest head of a group."""
+    """The score that averages `measure` [B, H, Tq] over the queries that say the answer's tokens."""
 
-    def score(
-        model: Decoder, prompts: Sequence[PasskeyPrompt], window: Mask, batch_size: int, advance: Advance
-    ) -> NDArray[np.float64]:
-        num_layers, num_kv_heads = _heads(model)
-        sums: list[Tensor | float] = [0.0] * num_layers
-        full, tokens = layers_of(model).full, 0
+    def mean(seen: Seen) -> Tensor:
+        states, at = seen.states, seen.asking
+        where = {"query_positions": at, "key_positions": torch.arange(states.key.shape[2], device=at.device)}
+        query = states.query[:, :, at]
+        each = measure(query, states.key, states.value, **seen.window, scale=states.scale, **where)
+        return each.double().mean(dim=-1)
 
-        def attend(module: nn.Module, states: States) -> Tensor:
-            _check_no_sinks("this method", states)
-            positions = torch.arange(states.key.shape[2], device=states.key.device)
-            where = {"query_positions": positions[-tokens - 1 : -1], "key_positions": positions}
-            query = states.query[:, :, -tokens - 1 : -1]
-            each = measure(query, states.key, states.value, **window, scale=states.scale, **where)
-            sums[full.index(layer_index(module))] += each.double().mean(dim=-1).sum(dim=0)
-            return full_attention(module, states)
-
-        with intercepted(model, attend), torch.inference_mode():
-            for group in batches(prompts, batch_size):
-                tokens = len(prompts[group[0]].answer_ids)
-                answer_losses(model, [prompts[i] for i in group])
-                advance(len(group))
-            by_query_head = torch.stack([torch.as_tensor(s) for s in sums]) / len(prompts)
-            by_head: Tensor = by_query_head.unflatten(1, (num_kv_heads, -1)).amax(dim=-1)
-            return np.asarray(by_head.cpu(), dtype=np.float64)
-
-    return score
+    return by_head(mean)
 
 
 def _layer_loss(
     model: Decoder, prompts: Sequence[PasskeyPrompt], window: Mask, batch_size: int, advance: Advance
 ) -> NDArray[np.float64]:
     full = answer(model, prompts, batch_size=batch_size, advance=advance).loss
-    values = np.zeros(_heads(model))
+    values = np.zeros(heads_of(model))
     for layer in range(len(values)):
         heads = np.ones(values.shape, dtype=bool)
         heads[layer] = False
@@ -188,24 +185,12 @@ def _lost_mass(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Ten
     return mass
 
 
-METHODS: dict[str, Score] = {
+METHODS = {
     "gate_gradient": _gate_gradient,
     "lost_mass": _at_answer(_lost_mass),
     "output_deviation": _at_answer(ops.output_deviation),
     "layer_loss": _layer_loss,
 }
-
-
-def _heads(model: Decoder) -> tuple[int, int]:
-    layers = layers_of(model)
-    check_may_stream("calibrate", layers)
-    return len(layers.full), layers.num_kv_heads
-
-
-def _check_no_sinks(method: str, states: States) -> None:
-    """ModelError for learned sinks: the scores of ops know only the keys."""
-    if states.sinks is not None:
-        raise ModelError(f"calibrate: {method} does not know this model's learned sinks; use method='layer_loss'")
 
 
 @contextmanager

@@ -139,3 +139,10 @@ def test_the_page_is_what_the_command_prints() -> None:
     assert printed == (ROOT / "docs/survey.md").read_text(encoding="utf-8")
     listed = CliRunner().invoke(app, ["recipes"]).output
     assert all(name in listed for name in RECIPES)
+
+
+def test_claims_stand_below_the_table() -> None:
+    page = (ROOT / "docs/survey.md").read_text(encoding="utf-8")
+    claims = {name: recipe.claim for name, recipe in RECIPES.items() if recipe.claim}
+    assert len(claims) >= 3 and all(f"- `{name}`: {claim}\n" in page for name, claim in claims.items())
+    assert "none of it is a number of this library" in page.partition("What their authors measured")[2]

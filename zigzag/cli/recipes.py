@@ -36,6 +36,10 @@ law; at temperature 0 every lossless recipe gives the tokens of plain greedy dec
 of sampled tokens are counted.
 
 """
+CLAIMS = (
+    "What their authors measured, where it was at hand; none of it is a number of this library "
+    "([ours](drafting.md#what-was-measured)):"
+)
 
 
 def recipes(
@@ -44,7 +48,8 @@ def recipes(
     """The systems of the survey: where drafts come from, how they are verified, which run here and what they need."""
     rows = [cells(name, recipe) for name, recipe in RECIPES.items()]
     if markdown:
-        typer.echo(PAGE + "\n".join(pages.table(HEAD, rows)))
+        claims = [f"- `{name}`: {recipe.claim}" for name, recipe in RECIPES.items() if recipe.claim]
+        typer.echo("\n".join([PAGE + "\n".join(pages.table(HEAD, rows)), "", CLAIMS, "", *claims]))
         return
     table = Table(*HEAD)
     for row in rows:

@@ -30,6 +30,7 @@ class Recipe:
     head: the kind of trained head that it drafts with, as `zigzag.load_head` and `zigzag train-drafter` name it
     own_law: whether what is decoded is a law of its own, for which the rule is lossless
     after: it came after the survey
+    claim: what its authors measured, where that is known here
     """
 
     paper: str
@@ -43,6 +44,7 @@ class Recipe:
     head: str = ""
     own_law: bool = False
     after: bool = False
+    claim: str = ""
 
     @property
     def runs(self) -> bool:
@@ -192,6 +194,7 @@ RECIPES: Mapping[str, Recipe] = {
         "residual",
         makers.hierarchy,
         ("draft_model", "num_layers"),
+        claim="2.2 times plain decoding on one A100, a 68M drafter, prompts to 125K tokens",
     ),
     "kangaroo": Recipe(
         "2404.18911",
@@ -212,9 +215,18 @@ RECIPES: Mapping[str, Recipe] = {
         makers.streaming,
         ("num_layers",),
         after=True,
+        claim="1,600 tokens/s where plain decoding gave 1,000: Qwen3-8B, one H100, AIME25, 4 drafts (vLLM RFC 47351)",
     ),
     "mtp": Recipe(
-        "2508.06471", "GLM-4.5's MTP layer", "chain", "fixed", "residual", makers.mtp, ("mtp_drafter",), after=True
+        "2508.06471",
+        "GLM-4.5's MTP layer",
+        "chain",
+        "fixed",
+        "residual",
+        makers.mtp,
+        ("mtp_drafter",),
+        after=True,
+        claim="85 to 90% of second tokens accepted, 1.8 times the tokens a second (DeepSeek-V3's layer, its report)",
     ),
     "eagle-2": Recipe(
         "2406.16858",

@@ -72,17 +72,17 @@ def test_a_rules_options_are_those_of_its_ops(name: str) -> None:
 
 
 def test_the_rules_by_name() -> None:
-    assert list(RULES) == "greedy residual block exact k_seq typical relaxed top_k lenient".split()
+    assert list(RULES) == "greedy residual block traversal exact k_seq typical relaxed top_k lenient".split()
     assert [name for name, rule in RULES.items() if not rule.lossless] == ["typical", "relaxed", "top_k", "lenient"]
     assert reference.rules.LOSSY_RULES == ("typical", "relaxed", "top_k", "lenient")
     told = {
         "only_greedy": "greedy",
         "takes_logits": "greedy top_k",
-        "needs_draft_probs": "residual block k_seq lenient",
-        "needs_uniforms": "residual block exact k_seq typical lenient",
-        "tells_replacement": "residual",
+        "needs_draft_probs": "residual block traversal k_seq lenient",
+        "needs_uniforms": "residual block traversal exact k_seq typical lenient",
+        "tells_replacement": "residual traversal",
         "one_source": "k_seq",
-        "tree": "greedy residual k_seq",
+        "tree": "greedy residual traversal k_seq",
         "chain": "greedy residual block exact typical relaxed top_k lenient",
         "required": "top_k lenient",
     }

@@ -134,7 +134,13 @@ def test_from_the_command_line(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, [*call, "--only", only, "--resume"])
         assert result.exit_code == 0, result.output
     rows = json.loads(out.read_text())["rows"]
-    assert [row["method"] for row in rows] == ["mtp, 3", PLAIN] and "| mtp, 3 |" in out.with_suffix(".md").read_text()
+    text = out.with_suffix(".md").read_text()
+    assert [row["method"] for row in rows] == ["mtp, 3", PLAIN] and "| mtp, 3 |" in text
+    assert "--new-tokens 4 --only 'sums, 0, 1, plain'`" in text
+    other = tmp_path / "other.json"
+    result = CliRunner().invoke(app, [*call[:-1], str(other), "--only", "sums, 0, 1, egale"])
+    assert result.exit_code == 2 and "no case has 'sums, 0, 1, egale'" in " ".join(result.output.split())
+    assert not other.exists()
 
 
 @pytest.mark.parametrize("keeps", [True, False])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import random_ids, tiny_llama
+from models import random_ids, tiny_glm4_moe, tiny_llama
 from windowed_models import WINDOWED
 
 import zigzag
@@ -260,3 +260,18 @@ def test_what_a_fixed_cache_cannot_do_is_named() -> None:
         runner.fill([[1, 2, 3]])
     with pytest.raises(CacheError, match=r"which cannot be with cuda_graphs=False$"):
         generate(model, [[1, 2, 3, 4]], temperature=0, max_new_tokens=2, cache=runner, cuda_graphs=False)
+
+
+def test_a_buffer_that_was_changed_is_noticed() -> None:
+    """The biases that choose GLM's experts are no parameters; the frequencies that forwards set are nobody's change."""
+    model = tiny_glm4_moe(3)
+    first = generate(model, IDS, temperature=0, max_new_tokens=3)
+    assert generate(model, first.sequences, cache=first.cache, temperature=0, max_new_tokens=3).sequences
+    model.model.rotary_emb.inv_freq.mul_(1.0)
+    assert generate(model, first.sequences, cache=first.cache, temperature=0, max_new_tokens=3).sequences
+    changed = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    assert changed
+    for buffer in changed:
+        buffer.add_(1.0)
+    with pytest.raises(CacheError, match="the weights of the model, or its active adapters, have changed"):
+        generate(model, first.sequences, cache=first.cache, temperature=0, max_new_tokens=3)

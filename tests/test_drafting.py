@@ -12,8 +12,9 @@ from models import VOCAB, tiny_llama
 
 from zigzag import ArgumentError, LayerPlan, generate
 from zigzag.generation.distribution import Distribution
-from zigzag.generation.drafting import LookupDrafter, ModelDrafter, Request, streaming_drafter
+from zigzag.generation.drafting import GrownTree, LookupDrafter, ModelDrafter, Request, streaming_drafter
 from zigzag.generation.drafting.draft import Draft, padded, until_stop
+from zigzag.generation.drafting.drawn import _likeliest as likeliest
 from zigzag.generation.drafting.lookup import _Index
 from zigzag.generation.drafting.named import as_drafter
 from zigzag.generation.drafting.termination import Certain, Confidence, EntropyBound, ExpectedGain, Heuristic
@@ -331,3 +332,21 @@ def test_more_siblings_than_tokens() -> None:
     with pytest.raises(ArgumentError, match="parents has 4 siblings, the vocabulary 3 tokens; draft a narrower tree"):
         generate(model, few, drafter=wide, temperature=0, max_new_tokens=3)
     generate(model, few, drafter=ModelDrafter(model, parents=[-1] * 3), temperature=0, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("parents", [5, "grown", GrownTree, [], [-1.0, 0], [-1, True], None.__class__])
+def test_what_is_no_tree(parents: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"^ModelDrafter: parents must be "):
+        ModelDrafter(tiny_llama(2), parents=parents)
+
+
+def test_trees_of_other_kinds_of_numbers() -> None:
+    assert ModelDrafter(tiny_llama(2), parents=np.array([-1, 0, 0])).parents == (-1, 0, 0)
+    assert ModelDrafter(tiny_llama(2), parents=torch.tensor([-1, 0])).parents == (-1, 0)
+
+
+def test_siblings_are_the_likeliest_in_their_order() -> None:
+    logits = torch.tensor([[[0.0, 5, 3, 4], [9, 1, 2, 3], [1, 2, 3, 4]]])
+    assert [int(t) for t in likeliest(logits, [-1, -1, -1], [0, 1, 2])] == [1, 3, 2]
+    tree = [-1, -1, -1, 0, 0, 2]
+    assert [int(t) for t in likeliest(logits, tree, [3, 4, 5])] == [1, 3, 3]

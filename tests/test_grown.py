@@ -98,6 +98,19 @@ def test_a_drafter_near_its_target_is_accepted_deeper_than_a_chain() -> None:
     assert per[1].tokens_per_verification >= per[0].tokens_per_verification > 1
 
 
+def test_no_wider_than_it_has_nodes() -> None:
+    """What is beyond cannot be among them."""
+    assert grown(GrownTree(6, 3, 5)) == grown(GrownTree(6, 3, 10**9))
+    fed: list[int] = []
+
+    def below(chosen: list[Any], parents: tuple[int, ...]) -> Any:
+        fed.append(len(chosen))
+        return torch.zeros(1, len(parents), 1000)
+
+    GrownTree(4, 3, 1000).grow(torch.zeros(1, 1000), below)
+    assert fed == [4, 8]
+
+
 def test_what_it_refuses() -> None:
     for wrong in ({"nodes": 0}, {"depth": 1.5}, {"width": True}):
         with pytest.raises(ArgumentError, match="GrownTree"):

@@ -154,6 +154,20 @@ def test_what_was_captured_serves_the_next_call(captured: list[FakeStep], kind: 
     assert captures() >= 1, "of the drafter, for which these are other rows again"
 
 
+@pytest.mark.parametrize("plan", PLANS.values())
+def test_an_emptied_cache_holds_nothing_of_before(captured: list[FakeStep], plan: Any) -> None:
+    """Other text, and a drafter on states that the cache's first call did not collect."""
+    model, (one, other) = target(), ([*range(1, 40)], [*range(50, 20, -1)])
+    options = {"plan": plan, "temperature": 0, "max_new_tokens": 16}
+    cache = generate(model, [one], **options).cache
+    for text in (other, one, other):
+        cache.reset()
+        drafter = drafter_of(random_head("eagle", model))
+        made = generate(model, [text], drafter=drafter, cache=cache, **options)
+        assert made.sequences == generate(model, [text], cuda_graphs=False, **options).sequences
+        assert sum(made.statistics.reached) > 0
+
+
 def test_a_drafter_that_is_kept_for_another_target(captured: list[FakeStep]) -> None:
     """Whose vocabulary is padded otherwise: what was captured for the first does not serve it."""
     small = tiny_llama(2, dtype=torch.float64, vocab_size=200)

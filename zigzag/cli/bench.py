@@ -153,7 +153,7 @@ def _recipes(
     mtp, folder = None, glm_folder(model)
     if folder is not None:
         target, mtp = load_both(folder, device=device, dtype=dtype)
-    told = f" --calls {calls}" if calls > 1 else ""
+    told = (f" --calls {calls}" if calls > 1 else "") + (f" --only {shlex.quote(only)}" if only else "")
     command = f"zigzag bench recipes --model {model} --device {device} --new-tokens {new_tokens}{told}"
     facts = work.conditions(target, command)
     rows = work.kept(read_json(out, ArgumentError), facts) if resume and out.exists() else []
@@ -164,6 +164,8 @@ def _recipes(
         rows.append(row)
         _write(None, out, work.as_json(facts, rows), work.page(facts, rows))  # a run may break off
         console.print(f"{row.key}: {row.seconds:.2f} s")
+    if only and not rows:
+        raise typer.BadParameter(f"no case has {only!r} in its words, which are as '{work.TEXTS[0]}, 0, 1, medusa'")
     _write(console, out, work.as_json(facts, rows), work.page(facts, rows, _gains(console, rows, out)))
 
 

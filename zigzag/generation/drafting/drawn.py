@@ -14,6 +14,7 @@ from zigzag.generation.drafting.draft import Draft, Law, Request
 from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.uniform_blocks import UniformBlocks
+from zigzag.reference.checks import as_whole
 from zigzag.reference.errors import ArgumentError
 from zigzag.reference.trees import check_tree, children, node_depths, path_to
 from zigzag.running.host import Host
@@ -244,6 +245,11 @@ def _likeliest(logits: Tensor, parents: Sequence[int], nodes: Sequence[int]) -> 
 
 def _sorted_tree(name: str, parents: Sequence[int]) -> tuple[int, ...]:
     """The parents, if their nodes are sorted by level and siblings stand together: one level is drafted at a time."""
+    if isinstance(parents, str | type) or not hasattr(parents, "__iter__"):
+        raise ArgumentError(f"{name}: parents must be a list of nodes or a GrownTree(...), got {parents!r}")
+    given, parents = list(parents), [as_whole(parent) for parent in parents]  # type: ignore[misc]
+    if not parents or None in parents:
+        raise ArgumentError(f"{name}: parents must be whole numbers, one for each node at least, got {given}")
     check_tree(name, parents, len(parents))
     order = sorted(range(len(parents)), key=lambda node: (node_depths(parents)[node], parents[node], node))
     if not parents or order != list(range(len(parents))):

@@ -17,8 +17,9 @@ Below = Callable[[list[Tensor], tuple[int, ...]], Tensor]
 class GrownTree:
     """How a tree grows: in each level the `width` nodes with the most probable paths get `width` children.
 
-    nodes: of all that were made those with the most probable paths are drafted, so many; depth: levels
-    Of several rows the mean probability counts: they share the tree, each with tokens of its own.
+    nodes: that are drafted, those with the most probable paths of all that grew; depth: levels, at most
+    Of several rows the mean probability counts: they share the tree's shape, each with tokens of its own. So what a row
+    samples depends on the rows beside it, the law that it has does not.
     """
 
     nodes: int = 24
@@ -35,6 +36,7 @@ class GrownTree:
         logits: [B, V] of the first token; below: logits [B, n, V] after each of some nodes, tokens [B] each, of these
             parents; those of earlier levels are not read
         """
+        width = min(self.width, self.nodes, logits.shape[-1])  # what is beyond cannot be among so many
         tokens, scores, parents = list[Tensor](), list[Tensor](), list[int]()
         grown: list[int] = []  # of the nodes made those that have children, level by level
         logits, level = logits[:, None], [-1]
@@ -43,14 +45,14 @@ class GrownTree:
                 first = len(grown) - len(level)
                 above = tuple(-1 if parents[node] < 0 else grown.index(parents[node]) for node in grown)
                 logits = below([tokens[node] for node in grown], above)[:, first:]
-            probs, best = logits.float().softmax(dim=-1).topk(min(self.width, logits.shape[-1]), dim=-1)
+            probs, best = logits.float().softmax(dim=-1).topk(width, dim=-1)
             begin = len(tokens)
             for place, node in enumerate(level):
                 reached = probs[:, place] if node < 0 else probs[:, place] * scores[node][:, None]
                 tokens += best[:, place].unbind(dim=-1)
                 scores += reached.unbind(dim=-1)
                 parents += [node] * reached.shape[1]
-            level = self._most(torch.stack(scores[begin:], dim=1), self.width, begin)
+            level = self._most(torch.stack(scores[begin:], dim=1), width, begin)
             grown += level
         chosen = self._most(torch.stack(scores, dim=1), self.nodes, 0)
         place_of = {node: place for place, node in enumerate(chosen)} | {-1: -1}

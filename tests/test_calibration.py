@@ -334,3 +334,11 @@ def test_smollm2() -> None:
     assert np.isfinite(scores.values).all()
     assert np.ptp(scores.values) > 0
     assert state(model) == before
+
+
+def test_the_command_line_knows_every_method() -> None:
+    from zigzag.cli.app import Method
+    from zigzag.measuring.calibration import METHODS
+    from zigzag.measuring.published import PUBLISHED
+
+    assert [method.value for method in Method] == [*METHODS, *PUBLISHED]

@@ -178,3 +178,20 @@ def test_a_drafter_that_is_kept_for_another_target(captured: list[FakeStep]) -> 
             made = generate(model, [[1, 2, 3, 4]], drafter=drafter, **options)
             plain = generate(model, [[1, 2, 3, 4]], drafter=ModelDrafter(small, stop=3), cuda_graphs=False, **options)
             assert made.sequences == plain.sequences
+
+
+def test_verdicts_on_trees_of_one_size_are_of_their_shapes(captured: list[FakeStep]) -> None:
+    """Of a drafter of one's own, whose trees take turns."""
+    model = target()
+
+    class Turning(ModelDrafter):
+        turn = 0
+
+        def draft(self, request: Any) -> Any:
+            self.turn += 1
+            self.parents = ((-1, 0, 1), (-1, -1, 0), (-1, -1, -1))[self.turn % 3]
+            return super().draft(request)
+
+    options = {"temperature": 0, "max_new_tokens": 40}
+    plain, replayed = both(captured, lambda: Turning(near(model), parents=(-1, 0, 1)), prompts()[:1], model, **options)
+    assert plain.sequences == replayed.sequences and plain.statistics.reached == replayed.statistics.reached

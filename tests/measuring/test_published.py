@@ -9,8 +9,10 @@ from models import random_ids, tiny_llama
 from windowed_models import gpt_oss
 
 from zigzag import ModelError, calibrate
+from zigzag.measuring.observing import Seen
 from zigzag.measuring.prompts import PasskeyPrompt
-from zigzag.measuring.published import FAR, PUBLISHED, REPEATED, _repeated
+from zigzag.measuring.published import FAR, PUBLISHED, REPEATED, _copied, _repeated
+from zigzag.running.interception import States
 
 LENGTH, ANSWERS = 40, 3
 WINDOW = {"sink": 2, "recent": 8}
@@ -160,3 +162,21 @@ def test_what_cannot_be_measured() -> None:
         del layer.self_attn.q_proj
     with pytest.raises(ModelError, match=r"mean_states needs layers with self_attn.q_proj and k_proj"):
         calibrate(model, method="mean_states", **WINDOW, prompts=given)
+
+
+def test_what_is_copied_by_hand() -> None:
+    """Of four queries one looks far back at the token that comes next; others at a sink, at a near one, at another."""
+    length, answers = 24, 4
+    key = 30 * torch.eye(length, dtype=torch.float64)[None, None]
+    ids = torch.arange(length)
+    tops = [5, 0, 18, 7]
+    for query, top in zip(range(length - answers - 1, length - 1), tops, strict=True):
+        key_of_next = int(ids[query + 1])
+        ids[top] = key_of_next if top != 7 else 99
+    query = key.clone()
+    query[0, 0, length - answers - 1 : length - 1] = key[0, 0, tops]
+    states = States(query, key, key, None, 1.0)
+    seen = Seen(states, ids[None], answers, {"sink": 2, "recent": 8, "align": 1})
+    assert float(_copied(seen)) == 0.25
+    assert float(_copied(seen._replace(window={"sink": 2, "recent": 1, "align": 1}))) == 0.5
+    assert float(_copied(seen._replace(window={"sink": 0, "recent": 8, "align": 1}))) == 0.5

@@ -95,3 +95,36 @@ def test_a_ring_for_each_window() -> None:
     with Host(model) as host:
         runner = fixed(host, LayerPlan(("full", "streaming"), sink=2, recent=5), spare=3, graphs=False)
     assert {(w.sink, w.recent) for w in runner.store.rings} == {(0, 7), (2, 5)}
+
+
+def test_room_for_trees_stays_when_the_cache_grows() -> None:
+    model, text = tiny_llama(4, dtype=torch.float64), random_ids(1, 12)[0].tolist()
+    with Host(model) as host, torch.inference_mode():
+        runner = fixed(host, PLANS_FIXED["mixed"], spare=9, capacity=16, graphs=False)
+        runner.fill([text])
+        runner.feed(torch.tensor([[1, 2, 3]]), parents=[-1, 0, 0])
+        runner.keep([[0, 2]], [[1, 3]])
+        runner.reserve(600)
+        logits = runner.feed(torch.tensor([[4, 5, 6]]), parents=[-1, 0, 0]).logits[:, 2]
+    assert_right(model, PLANS_FIXED["mixed"], [[*text, 1, 3, 4, 6]], logits)
+
+
+def test_a_program_leaves_what_it_fed() -> None:
+    """All that it drew but the last, until `keep` says what stays."""
+    model, text = tiny_llama(4, dtype=torch.float64), random_ids(1, 12)[0].tolist()
+
+    def program(first: Any, feed: Any, coins: torch.Tensor) -> tuple[torch.Tensor, None]:
+        drawn = [first.logits[:, -1].argmax(-1)]
+        while len(drawn) < coins.shape[1]:
+            drawn.append(feed(drawn[-1][:, None], None).logits[:, -1].argmax(-1))
+        return torch.stack(drawn, dim=1), None
+
+    with Host(model) as host, torch.inference_mode():
+        runner = fixed(host, None, spare=9, capacity=64, graphs=False)
+        runner.fill([text[:-1]])
+        ids = runner.at_once([text], program, torch.zeros(1, 3), law="greedy")[0][0].tolist()
+        assert runner.fed == 2 and runner.tokens == [text]
+        runner.keep([[0]], [ids[:1]])
+        logits = runner.sync([[*text, *ids]]).logits[:, 0]
+        assert runner.tokens == [[*text, *ids]]
+    assert_right(model, None, [[*text, *ids]], logits)

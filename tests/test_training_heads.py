@@ -16,6 +16,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from draft_heads import KINDS, random_head  # noqa: E402
 from glms import one_thread  # noqa: E402, F401
 from models import random_ids, tiny_glm4_moe, tiny_llama, tiny_tokenizer  # noqa: E402
+from trainings import Clock  # noqa: E402
 
 from zigzag import ArgumentError, ModelError, generate, load_head  # noqa: E402
 from zigzag.generation.drafting import drafter_of  # noqa: E402
@@ -97,8 +98,8 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     main = model()
     step = HeadRun.step
 
-    def breaks(self: HeadRun, tokens: Any) -> Any:
-        loss = step(self, tokens)
+    def breaks(self: HeadRun) -> Any:
+        loss = step(self)
         return loss * torch.nan if self.step_number > 7 else loss
 
     monkeypatch.setattr(HeadRun, "step", breaks)
@@ -118,16 +119,24 @@ def test_the_card_has_the_last_line(tmp_path: Path) -> None:
 
 def test_half_precision_without_range() -> None:
     with pytest.raises(ModelError, match="load the model in bfloat16 or float32"):
-        HeadRun(setting(), model().half())
+        HeadRun(setting(), model().half(), {})
 
 
-def test_a_time(tmp_path: Path) -> None:
+def test_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many steps as fit; the schedule is that of these steps."""
-    main, streams = model(), {}
-    train_head(setting(steps=100_000), main, tiny_tokenizer(), tmp_path, streams, seconds=4, log=quiet)
+    main, streams, clock = model(), {}, Clock()
+    step = HeadRun.step
+
+    def takes_a_second(self: HeadRun) -> Any:
+        clock.now += 1
+        return step(self)
+
+    monkeypatch.setattr(HeadRun, "step", takes_a_second)
+    monkeypatch.setattr("zigzag.training.loop.monotonic", clock)
+    assert train_head(setting(steps=100_000), main, tiny_tokenizer(), tmp_path, streams, seconds=31, log=quiet)
     first, *lines = files.read_log(tmp_path)
-    assert 3 < first["config"]["steps"] < 100_000 and lines[-1]["step"] > 0.5 * first["config"]["steps"]
-    assert lines[-1]["seconds"] < 12 and len(streams["training"]) == 2000
+    assert first["config"]["steps"] == 18  # 0.9 of the 20 seconds that 11 tried steps leave
+    assert lines[-1]["step"] == 18 and lines[-1]["seconds"] == 18 and len(streams["training"]) == 2000
 
 
 def test_tokens_are_shared_by_several_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,13 +206,13 @@ def test_losses_and_acceptance() -> None:
 def test_a_loss_is_made_of_its_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
     """Later drafts count less, and how far a head's own states are from the target's counts a little."""
     made = [Lesson(k, torch.zeros(1, 1, 256), torch.full((1, 1, 256), 1 / 256), torch.tensor(2.0)) for k in (0, 1)]
-    run = HeadRun(setting("eagle", decay=0.5), model())
+    run = HeadRun(setting("eagle", decay=0.5, rows=1, length=16), model(), {"training": torch.arange(20)})
     touch = (next(iter(run.weights.values())) * 0).sum()  # so that there is something to learn
     monkeypatch.setattr(
         "zigzag.training.heads.train.lessons", lambda *given: [one._replace(logits=one.logits + touch) for one in made]
     )
     each = math.log(256) + 0.1 * 2.0
-    assert float(run.step(random_ids(1, 16))) == pytest.approx(each + 0.5 * each, rel=1e-5)
+    assert float(run.step()) == pytest.approx(each + 0.5 * each, rel=1e-5)
 
 
 def test_it_writes_greedily_and_drawn_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,3 +93,13 @@ def tokenizer() -> Any:
 @cache
 def pieces() -> Pieces:
     return make_pieces(tokenizer(), read_corpus(60_000).training)
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now

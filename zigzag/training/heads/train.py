@@ -1,10 +1,8 @@
 """The training of a draft head: from nothing to a folder that `zigzag.load_head` reads, or on from a checkpoint."""
 
-import json
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -19,24 +17,24 @@ from zigzag.training.heads.card import write_card
 from zigzag.training.heads.config import HeadTraining
 from zigzag.training.heads.lessons import divergence, lessons, overlap, taught
 from zigzag.training.heads.text import batch, token_stream
+from zigzag.training.loop import Log, Pace, begun, fitted, run_steps
 
 CORPUS_BYTES = 60_000_000
 STATES = 0.1  # weight of a head's own states beside what they say
 HELD_OUT = 4  # batches of texts that are held out, by which it is judged
 
-WARM, TIMED = 3, 8  # steps that are run to see how long one takes
-MARGIN = 0.9  # of the time that the planned steps may take
+OP = "train-drafter"
 
-Log = Callable[[str], object]
+Streams = dict[str, Tensor]  # "training" and "held out": tokens one after another
 
 
 class HeadRun:
     """Head, optimizer, step. The head's own weights are float32 while they learn, the target stays as it is."""
 
-    def __init__(self, config: HeadTraining, main: Any) -> None:
+    def __init__(self, config: HeadTraining, main: Any, streams: Streams) -> None:
         if main.dtype == torch.float16:
             raise ModelError("train-drafter: float16 has no room for gradients; load the model in bfloat16 or float32")
-        self.config, self.main = config, main
+        self.config, self.main, self.streams = config, main, streams
         torch.manual_seed(config.seed)
         self.sizes = {**KINDS[config.kind].sizes(main), **config.sizes}
         self.head = make_head(config.kind, main, **config.sizes)
@@ -49,9 +47,13 @@ class HeadRun:
         )
         self.step_number = 0
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """One step, without waiting for the device; its loss."""
+    @property
+    def steps(self) -> int:
+        return self.config.steps
+
+    def step(self) -> Tensor:
         config = self.config
+        tokens = batch(self.streams["training"], config, self.step_number)
         for group in self.optimizer.param_groups:
             group["lr"] = config.rate(self.step_number)
         self.optimizer.zero_grad(set_to_none=True)
@@ -70,15 +72,20 @@ class HeadRun:
         self.step_number += 1
         return total.detach()
 
-    def judged(self, batches: list[Tensor]) -> list[float]:
+    def judged(self) -> dict[str, Any]:
         """Mean acceptance of a sampled draft by position, on tokens that are held out."""
+        batches = (batch(self.streams["held out"], self.config, number) for number in range(HELD_OUT))
         found: dict[int, list[Tensor]] = {}
         with torch.no_grad(), self._precision():
             for number, tokens in enumerate(batches):
                 given = taught(self.main, self.head, tokens)
                 for lesson in lessons(self.main, self.head, given, self.config.depth, number):
                     found.setdefault(lesson.position, []).append(overlap(lesson))
-        return [round(float(torch.stack(each).mean()), 4) for _, each in sorted(found.items())]
+        return {"accepted": [round(float(torch.stack(each).mean()), 4) for _, each in sorted(found.items())]}
+
+    def keep(self, out: Path) -> None:
+        save_head(self.head, self.config.kind, self.sizes, self.main, out)
+        write_card(out, self.main)
 
     def finish(self) -> None:
         if self.main.device.type == "cuda":
@@ -86,13 +93,13 @@ class HeadRun:
 
     def state(self) -> dict[str, Tensor]:
         parts: dict[str, Tensor] = {f"head.{name}": weight for name, weight in self.weights.items()}
+        parts |= {f"tokens.{name}": tokens for name, tokens in self.streams.items()}
         for name, weight in self.weights.items():
             for key, value in self.optimizer.state.get(weight, {}).items():
                 parts[f"optimizer.{key}.{name}"] = value
         return parts
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
-        """ModelError if the tensors are not those of this run."""
         names = {f"head.{name}" for name in self.weights}
         if missing := sorted(names - tensors.keys()):
             raise ModelError(f"train-drafter: the checkpoint lacks {missing[0]}; give the run that it was made with")
@@ -119,7 +126,7 @@ def train_head(
     model: Any,
     tokenizer: Any,
     out: Path,
-    streams: dict[str, Tensor] | None = None,
+    streams: Streams | None = None,
     *,
     resume: bool = False,
     seconds: float | None = None,
@@ -136,50 +143,31 @@ def train_head(
     Raises ArgumentError if `out` holds another run or there is too little text, ModelError for a checkpoint that is
     missing or does not fit, and for a loss that is not finite: the last good checkpoint and head stay.
     """
-    start, plan = time.monotonic(), json.loads(json.dumps(config.as_dict()))
-    tensors: dict[str, Tensor] = {}
-    meta: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    asked = {"config": config.as_dict(), "probes": probes(model)}
+    tensors, meta = begun(OP, out, asked, resume=resume)
+    start, tokens = monotonic(), {} if streams is None else streams
+
+    def make(steps: int) -> HeadRun:
+        return HeadRun(replace(config, steps=steps), model, tokens)
+
+    run = make(meta.get("steps", config.steps))
+    if resume or not tokens:
+        tokens.update(_streams(config, model, tokenizer, tensors))
+    log(f"{monotonic() - start:.0f} s: {len(tokens['training']):,} tokens to learn from")
+    if seconds is not None and not resume:
+        run = fitted(make, config.steps, seconds)
+    meta["steps"] = run.steps
     if resume:
-        tensors, meta = files.load_state(out)
-        if meta.get("config") != plan or meta.get("probes") != probes(model):
-            raise ModelError(f"train-drafter: {out} was begun with other settings or another model; give those")
-    else:
-        files.check_free(out)
-    run = HeadRun(config, model)
-    streams = {} if streams is None else streams
-    if resume or not streams:
-        streams.update(_streams(config, model, tokenizer, tensors))
-    log(f"{time.monotonic() - start:.0f} s: {len(streams['training']):,} tokens to learn from")
-    start = time.monotonic()
-    told = {"config": plan, "probes": probes(model), "steps": meta.get("steps", config.steps)}
-    if resume:
-        run.config = replace(config, steps=told["steps"])
         run.load(tensors, meta["step"])
         files.cut_log(out, run.step_number)
     else:
-        if seconds is not None:
-            run = _fitted(run, streams["training"], seconds - (time.monotonic() - start))
-            told["steps"] = run.config.steps
         out.mkdir(parents=True, exist_ok=True)
         weights = sum(map(torch.numel, run.weights.values()))
         files.write_line(out, {"config": run.config.as_dict(), "weights": weights})
-    return _steps(run, streams, out, told, meta["seconds"], start, seconds, log)
+    return run_steps(OP, run, out, meta, Pace(config.log_every, config.save_every, seconds), log)
 
 
-def _fitted(run: HeadRun, stream: Tensor, seconds: float) -> HeadRun:
-    """The run from its beginning, with as many steps as fit into the time, at least one."""
-    for number in range(WARM + TIMED):
-        if number == WARM:
-            run.finish()
-            begin = time.monotonic()
-        run.step(batch(stream, run.config, number))
-    run.finish()
-    cost = (time.monotonic() - begin) / TIMED
-    steps = max(1, int(MARGIN * (seconds - (WARM + TIMED) * cost) / cost))
-    return HeadRun(replace(run.config, steps=steps), run.main)
-
-
-def _streams(config: HeadTraining, model: Any, tokenizer: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _streams(config: HeadTraining, model: Any, tokenizer: Any, tensors: dict[str, Tensor]) -> Streams:
     """Tokens to learn from and to be judged by; of a run that goes on those that it had."""
     if tensors:
         found = {name: tensors[f"tokens.{name}"] for name in ("training", "held out")}
@@ -190,43 +178,3 @@ def _streams(config: HeadTraining, model: Any, tokenizer: Any, tensors: dict[str
             "held out": token_stream(model, tokenizer, corpus, config, held_out=True),
         }
     return {name: tokens.to(model.device) for name, tokens in found.items()}
-
-
-def _steps(
-    run: HeadRun,
-    streams: dict[str, Tensor],
-    out: Path,
-    meta: dict[str, Any],
-    before: float,
-    start: float,
-    seconds: float | None,
-    log: Log,
-) -> bool:
-    config = run.config
-    judges = [batch(streams["held out"], config, number) for number in range(HELD_OUT)]
-    kept = {f"tokens.{name}": tokens for name, tokens in streams.items()}
-    losses: list[Tensor] = []
-    while run.step_number < config.steps:
-        losses.append(run.step(batch(streams["training"], config, run.step_number)))
-        spent, last = time.monotonic() - start, run.step_number == config.steps
-        over = seconds is not None and spent > seconds
-        if run.step_number % config.log_every == 0 or last or over:
-            loss = float(torch.stack(losses).mean())
-            if not torch.isfinite(torch.tensor(loss)):
-                raise ModelError(
-                    f"train-drafter: the loss is {loss} at step {run.step_number}; {out} holds what was saved before: "
-                    f"take a smaller --learning-rate"
-                )
-            line = {"step": run.step_number, "loss": round(loss, 4), "accepted": run.judged(judges)}
-            files.write_line(out, {**line, "seconds": round(before + spent, 1)})
-            log(f"{spent:.0f} s: step {run.step_number} of {config.steps}, loss {loss:.3f}, drafts {line['accepted']}")
-            losses = []
-        if run.step_number % config.save_every == 0 or last or over:
-            told = {**meta, "step": run.step_number, "seconds": before + spent}
-            files.save_state(out, {**run.state(), **kept}, told)
-            save_head(run.head, config.kind, run.sizes, run.main, out)
-            write_card(out, run.main)
-        if over and not last:
-            log(f"time is up after step {run.step_number} of {config.steps}; --resume goes on")
-            return False
-    return True

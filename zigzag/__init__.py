@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from zigzag.models.load import load_model
     from zigzag.running.attach import attach, cache_bytes, detach
     from zigzag.running.fused_experts import fused_experts
+    from zigzag.training.gates.train import train_gates
 
 _LAZY = {
     "attach": "zigzag.running.attach",
@@ -45,6 +46,7 @@ _LAZY = {
     "load_head": "zigzag.models.draft_heads.files",
     "load_model": "zigzag.models.load",
     "refine_plan": "zigzag.measuring.refinement",
+    "train_gates": "zigzag.training.gates.train",
 }
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "reference",
     "refine_plan",
     "register_backend",
+    "train_gates",
     "unregister_backend",
     "use_backend",
 ]

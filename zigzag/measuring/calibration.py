@@ -1,7 +1,6 @@
 """Scoring heads on a real model: how much does each KV head need its full cache?"""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,6 +25,7 @@ from zigzag.running.attention import Attention
 from zigzag.running.interception import States, full_attention, intercepted, layer_index
 from zigzag.running.masking import masked_heads
 from zigzag.running.model_layers import check_plan, layers_of, place
+from zigzag.running.weights import evaluating, frozen
 
 METHODS: dict[str, Score]  # ours; beside them `published.PUBLISHED`
 
@@ -93,12 +93,8 @@ def calibrate(
     heads_of(model)
     check_weights(model)
     measure = methods[method] if plan is None else _under(plan, method, model)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         values = measure(model, prompts, Window(sink, recent).mask, batch_size, advance)
-    finally:
-        model.train(training)
     if not np.isfinite(values).all():
         raise ModelError(f"calibrate: {method} gave scores that are not finite; check the model's dtype and weights")
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -144,7 +140,7 @@ def _gate_gradient(
         output.register_hook(add)
         return output
 
-    with intercepted(model, attend), _frozen(model), torch.enable_grad():
+    with intercepted(model, attend), frozen(model), torch.enable_grad():
         for group in batches(prompts, batch_size):
             chosen = [prompts[i] for i in group]
             ids = torch.tensor([p.input_ids for p in chosen], device=model.device)
@@ -191,16 +187,3 @@ METHODS = {
     "output_deviation": _at_answer(ops.output_deviation),
     "layer_loss": _layer_loss,
 }
-
-
-@contextmanager
-def _frozen(model: Decoder) -> Iterator[None]:
-    """No gradients for the weights: the backward pass then costs twice a forward, not three times."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)

@@ -27,6 +27,8 @@ DEFAULT_CRITERION = {
     "output_deviation": "mean",
     "layer_loss": "max",
     "duo_attention": "weighted_gain",
+    "trained_gates": "weighted_gain",
+    "trained_layer_gates": "mean",
 }
 
 
@@ -270,6 +272,12 @@ def make_plan(
         size: dict[str, Any] = {"context": context, "head_size": head_size, "itemsize": itemsize, "batch": batch}
         size |= {"spare": spare, "own_windows": own_windows}
         value = _most_full(scores, value, align, size)
+    trained_for = scores.details.get("num_full")
+    if trained_for is not None and trained_for != value:
+        raise PlanError(
+            f"make_plan: these gates were trained for num_full = {trained_for}, got {value}; at 0 and 1 they do not "
+            f"say which layers come next: calibrate with --num-full {value}"
+        )
     if criterion is None:
         criterion = DEFAULT_CRITERION.get(scores.method, "weighted_gain")
     full = assign_layers(scores.values, value, criterion=criterion, gain=gain)

@@ -1,4 +1,7 @@
-"""Whether a model still is what a cache was filled with: keys and values are those of its weights and adapters."""
+"""A model's weights: whether they still are those that a cache was filled with; a model held still for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from zigzag.models.decoder import Decoder
 
@@ -17,3 +20,28 @@ def weights_state(model: Decoder) -> int:
     layers = [module for module in model.modules() if isinstance(getattr(module, "disable_adapters", None), bool)]
     adapters = [[repr(getattr(layer, name, None)) for name in _ADAPTERS] for layer in layers]
     return hash((tuple(weights), repr(adapters)))
+
+
+@contextmanager
+def frozen(model: Decoder) -> Iterator[None]:
+    """No gradients for the weights: the backward pass then costs twice a forward, not three times."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def evaluating(model: Decoder) -> Iterator[None]:
+    """In evaluation within the block; afterwards each module is as it was."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

@@ -39,8 +39,8 @@ def own_weights(head: nn.Module) -> dict[str, Tensor]:
 
 def probes(model: Any) -> list[float]:
     """Some numbers of a model, by which it is known again in any precision: of its last norm, and of its head."""
-    norm, head = model.get_decoder().norm.weight, model.lm_head.weight
-    parts = [part.detach().flatten() for part in (norm, head)]
+    *_, norm = model.get_decoder().parameters()
+    parts = [part.detach().flatten() for part in (norm, model.get_output_embeddings().weight)]
     each = [part[places(len(part)).to(part.device)] for part in parts]
     found: list[float] = torch.cat([part.float().cpu() for part in each]).tolist()
     return found

@@ -24,7 +24,7 @@ OPERANDS, DIGITS = 4, (2, 6)
 AT_ONCE, NEW, CHARACTERS = 128, 256, 1500
 
 
-def corpus_tokens(tokenizer: Any, texts: list[str], most: int) -> list[int]:
+def corpus_tokens(tokenizer: Any, texts: list[str], most: int, *, op: str = "train-drafter") -> list[int]:
     """Tokens of texts, one after another, at most so many; ArgumentError if there are none."""
     left_out = inspect.getsource(BENCHED)
     found: list[int] = []
@@ -34,7 +34,7 @@ def corpus_tokens(tokenizer: Any, texts: list[str], most: int) -> list[int]:
         if text != left_out:
             found += tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if not found:
-        raise ArgumentError("train-drafter: there is no text to learn from: this Python has no library sources")
+        raise ArgumentError(f"{op}: there is no text to learn from: this Python has no library sources")
     return found[:most]
 
 

@@ -47,7 +47,7 @@ def decided(
             "and --head-size, and neither --num-full nor --sparsity"
         )
     made = make_window_plan(scores, kv_bytes=int(kv_bytes or 0), criterion=criterion, **size)
-    return made, str(window_report(made, scores, context=size["context"], spare=size["spare"]))
+    return made, str(window_report(made, scores, kv_bytes=int(kv_bytes or 0), **size))
 
 
 def read_scores(path: Path) -> HeadScores:

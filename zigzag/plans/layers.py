@@ -171,7 +171,7 @@ class LayerPlan:
         if self.scores is None:
             raise PlanError(
                 "report: the plan holds no scores to compare with; make it with make_plan(scores, ...), or for windows "
-                "of their own call window_report(plan, scores, context=...)"
+                "of their own call window_report(plan, scores, kv_bytes=..., context=..., head_size=...)"
             )
         heads = head_map(self.scores, self.num_full)
         layers = self.full_heads(self.scores.num_kv_heads)

@@ -77,7 +77,7 @@ def layer_losses(scores: HeadScores, criterion: str) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class WindowReport:
-    """A plan beside the best plans of its bytes with one window for all streaming layers.
+    """A plan beside the best plans of the same budget with one window for all streaming layers.
 
     loss: what the plan's layers lose by the scores, summed; it is not quality, only what can be said without running
         the model
@@ -90,17 +90,24 @@ class WindowReport:
 
     def __str__(self) -> str:
         others = ", ".join(f"{loss:.3f} at {n} ({full} full)" for n, (full, loss) in self.uniform.items())
-        return f"windows: loss by scores {self.loss:.3f}; with one window in the same bytes {others or 'none fits'}"
+        return f"windows: loss by scores {self.loss:.3f}; with one window in this budget {others or 'none fits'}"
 
 
 def window_report(
-    plan: LayerPlan, scores: Sequence[HeadScores], *, context: int, spare: int = 0, criterion: str | None = None
+    plan: LayerPlan,
+    scores: Sequence[HeadScores],
+    *,
+    kv_bytes: int,
+    context: int,
+    criterion: str | None = None,
+    **size: Unpack[Sizes],
 ) -> WindowReport:
-    """What windows of their own gain by the scores against one window in the same bytes at `context` tokens.
+    """What windows of their own gain by the scores against one window in the same budget of bytes.
 
-    scores, spare, criterion: as of `make_window_plan`; criterion: default the plan's
+    scores, kv_bytes, context, size, criterion: as `make_window_plan` had them; criterion: default the plan's
 
-    Raises PlanError for scores of another depth, or if the plan has a window that was not measured.
+    Raises PlanError for scores of another depth, or if the plan has a window that was not measured; ArgumentError if it
+    needs more bytes than that.
     """
     windows = {each.recent: each for each in _comparable("window_report", scores)}
     criterion = _criterion("window_report", scores, criterion or plan.criterion)
@@ -113,16 +120,14 @@ def window_report(
             f"window_report: scores of the plan's windows are needed, {plan.num_layers} layers, sink {plan.sink}, got "
             f"{first.num_layers} layers, sink {first.sink}, recent {sorted(windows)}, of the plan's not {missing}"
         )
-    size: Sizes = {"spare": spare, "head_size": 1, "itemsize": 1}
-    room = plan.kv_bytes(context, num_kv_heads=first.num_kv_heads, **size)
+    needed = plan.kv_bytes(context, num_kv_heads=first.num_kv_heads, **size)
+    if needed > kv_bytes:
+        raise ArgumentError(f"window_report: the plan needs {needed:,} bytes at {context:,} tokens, got {kv_bytes:,}")
     uniform = {}
     for recent, each in windows.items():
         least = LayerPlan((STREAMING,) * plan.num_layers, plan.sink, recent, plan.align, each.num_kv_heads)
-        if least.kv_bytes(context, **size) <= room:
-            one = make_plan(
-                each, kv_bytes=room, criterion=criterion, align=plan.align, context=context, head_size=1, itemsize=1,
-                spare=spare,
-            )  # fmt: skip
+        if least.kv_bytes(context, **size) <= kv_bytes:
+            one = make_plan(each, kv_bytes=kv_bytes, criterion=criterion, align=plan.align, context=context, **size)
             uniform[recent] = one.num_full, float(lost[recent][list(one.streaming_layers)].sum())
     loss = sum(float(lost[window.recent][layer]) for layer, window in used if window is not None)
     return WindowReport(loss, uniform)

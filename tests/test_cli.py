@@ -22,7 +22,9 @@ from zigzag.files.json_files import write_text
 from zigzag.generation.drafting.named import NAMED
 from zigzag.models.draft_heads.kinds import KINDS
 from zigzag.plans.layers import LayerPlan
+from zigzag.plans.own_windows import make_window_plan
 from zigzag.plans.scores import HeadScores
+from zigzag.reference.errors import PlanError
 
 RUN = CliRunner()
 
@@ -43,6 +45,37 @@ def test_plan_writes_what_it_says(scores: Path, tmp_path: Path) -> None:
     result = RUN.invoke(cli.app, ["plan", str(scores), "--out", str(out), "--num-full", "1"])
     assert result.exit_code == 0, result.output
     assert "sssF" in result.output and LayerPlan.load(out).map() == "sssF"
+
+
+def test_a_plan_with_windows_of_their_own(scores: Path, tmp_path: Path) -> None:
+    """Budgets in bytes (`zigzag.cli.budgets`), of one file or several; an engine's refusal comes first."""
+    wide, out = tmp_path / "wide.json", tmp_path / "plan.json"
+    HeadScores(np.arange(12.0).reshape(4, 3) * 0.8, "gate_gradient", 4, 46).save(wide)
+    budget = ["--kv-bytes", str(2 * 3 * 8 * 4 * 330), *"--context 200 --head-size 8 --itemsize 4 --spare 5".split()]
+    result = RUN.invoke(cli.app, ["plan", str(scores), "--out", str(out), *budget])
+    assert result.exit_code == 0 and LayerPlan.load(out).map() == "sssF", result.output
+    several = ["plan", str(scores), str(wide), "--out", str(out)]
+    result = RUN.invoke(cli.app, [*several, *budget])
+    made = make_window_plan(
+        [HeadScores.load(scores), HeadScores.load(wide)], kv_bytes=2 * 3 * 8 * 4 * 330, context=200, head_size=8,
+        itemsize=4, spare=5,
+    )  # fmt: skip
+    assert result.exit_code == 0 and LayerPlan.load(out) == made, result.output
+    assert made.map() == "16 16 46 F" and "16 16 46 F" in result.output and "windows: loss by scores" in result.output
+    out.unlink()
+    refused = RUN.invoke(cli.app, [*several, *budget, "--for", "vllm"])
+    assert isinstance(refused.exception, PlanError) and not out.exists()
+
+
+def test_calibration_at_several_windows(tmp_path: Path) -> None:
+    """A file for each, on the same prompts."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    options = "--model tiny-glm --method lost_mass --length 400 --prompts 1 --recent 16 --recent 48".split()
+    result = RUN.invoke(cli.app, ["calibrate", "--out", str(tmp_path / "s.json"), *options])
+    assert result.exit_code == 0, result.output
+    found = [HeadScores.load(tmp_path / f"s-{recent}.json") for recent in (16, 48)]
+    assert [each.recent for each in found] == [16, 48] and found[0].details == found[1].details
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s-16.json", "s-48.json"]
 
 
 def test_files_are_for_whom_the_umask_says(tmp_path: Path) -> None:
@@ -107,6 +140,20 @@ def test_text_that_ends_it() -> None:
         (["refine", "PLAN", "--out", "x.json", "--model", "tiny-glm"], "the plan is for 4 layers, the model has 12"),
         (["calibrate", "--out", "."], "--out must be a file"),
         (["plan", "SCORES", "--out", "scores.json/x.json", "--num-full", "1"], "nothing can be written"),
+        (["plan", "SCORES", "SCORES", "--out", "x.json", "--num-full", "1"], "whose budget is bytes: give --kv-bytes"),
+        (
+            ["plan", "SCORES", "SCORES", "--out", "x.json", "--kv-bytes", "9"],
+            "give --kv-bytes, --context and --head-size",
+        ),
+        (
+            ["plan", "SCORES", "SCORES", "--out", "x.json", "--heat-map", "y.png"],
+            "--heat-map draws one file of scores, several were given",
+        ),
+        (
+            ["plan", "SCORES", "SCORES", "--out", "x.json", *"--kv-bytes 9 --context 9 --head-size 9".split()],
+            "one set of scores for each window is needed, got recent [16, 16]",
+        ),
+        (["plan", "SCORES", "--out", "x.json", "--kv-bytes", "9"], "context and head_size are needed too"),
         (["bench", "decode", "--out", "."], "--out must be a file"),
         (["sizes", "nowhere"], "there is no file"),
         (["conform", "numpy", "--load", "mine.py"], "takes the name of a module, mine"),

@@ -44,7 +44,8 @@ def masked_full(model: Any, plan: LayerPlan, padding: tuple[int, ...] = (0,)) ->
         module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float, **_: Any
     ) -> tuple[torch.Tensor, None]:
         assert query.shape[2] == key.shape[2], "the oracle keeps no cache"
-        window = {"sink": plan.sink, "recent": plan.recent, "align": plan.align}
+        recent = plan.recent[module.layer_idx] if isinstance(plan.recent, tuple) else plan.recent
+        window = {"sink": plan.sink, "recent": recent, "align": plan.align}
         positions = np.maximum(np.arange(key.shape[2]) - np.array(padding)[:, None], -1)
         seen = visible(positions, positions, **(window if plan.is_streaming(module.layer_idx) else {}))
         key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))

@@ -17,11 +17,12 @@ NAME = "written-out"
 
 
 @contextmanager
-def written_out(model: Any, full_heads: Any, *, padding: tuple[int, ...] = (0,), **window: int) -> Iterator[None]:
+def written_out(model: Any, full_heads: Any, *, padding: tuple[int, ...] = (0,), **window: Any) -> Iterator[None]:
     """Within the block the KV heads that are False in `full_heads` [L, G] see only the window.
 
     L counts the layers with full attention; the others see what their own window shows. Learned sinks take part.
     padding: how many columns of padding each row starts with.
+    window: sink, recent, align; of recent also [L].
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
@@ -30,8 +31,10 @@ def written_out(model: Any, full_heads: Any, *, padding: tuple[int, ...] = (0,),
     def visible_heads(layer: int, at: np.ndarray) -> np.ndarray:
         if kinds[layer] == "sliding_attention":
             return visible(at, at, sink=0, recent=config.sliding_window)[:, None]
-        heads = full_heads[full_layers.index(layer)]
-        return np.stack([visible(at, at, **({} if full else window)) for full in heads], axis=1)
+        own, mine = full_layers.index(layer), dict(window)
+        if isinstance(mine["recent"], tuple):
+            mine["recent"] = mine["recent"][own]
+        return np.stack([visible(at, at, **({} if full else mine)) for full in full_heads[own]], axis=1)
 
     def attention(
         module: Any,

@@ -10,6 +10,7 @@ from zigzag import ops, reference
 from zigzag.backends import list_backends, register_backend, unregister_backend, use_backend
 from zigzag.plans.heads import HeadPlan, load_duo_head_plan, make_head_plan
 from zigzag.plans.layers import LayerPlan, head_map, make_plan
+from zigzag.plans.own_windows import make_window_plan, window_report
 from zigzag.plans.scores import HeadScores
 from zigzag.plans.window import Window
 from zigzag.reference.errors import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from zigzag.generation.generate import generate
     from zigzag.measuring.calibration import calibrate
     from zigzag.measuring.refinement import refine_plan
+    from zigzag.measuring.windows import calibrate_windows
     from zigzag.models.draft_heads.files import load_head
     from zigzag.models.glm import load
     from zigzag.models.load import load_model
@@ -39,6 +41,7 @@ _LAZY = {
     "attach": "zigzag.running.attach",
     "cache_bytes": "zigzag.running.attach",
     "calibrate": "zigzag.measuring.calibration",
+    "calibrate_windows": "zigzag.measuring.windows",
     "detach": "zigzag.running.attach",
     "fused_experts": "zigzag.running.fused_experts",
     "generate": "zigzag.generation.generate",
@@ -66,6 +69,7 @@ __all__ = [
     "attach",
     "cache_bytes",
     "calibrate",
+    "calibrate_windows",
     "detach",
     "fused_experts",
     "generate",
@@ -77,6 +81,7 @@ __all__ = [
     "load_model",
     "make_head_plan",
     "make_plan",
+    "make_window_plan",
     "ops",
     "reference",
     "refine_plan",
@@ -84,6 +89,7 @@ __all__ = [
     "train_gates",
     "unregister_backend",
     "use_backend",
+    "window_report",
 ]
 
 

@@ -10,7 +10,7 @@ from windowed_models import WINDOWED, gpt_oss
 
 from zigzag import ArgumentError, ModelError, calibrate
 from zigzag.measuring import calibration
-from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.measuring.prompts import PasskeyPrompt, digest, passkey_prompts
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,8 @@ def test_what_is_handed_on_and_written_down(model: Any, asked: dict[str, Any]) -
     assert not model.training
     assert asked["prompts"] is given and asked["window"] == {"sink": 2, "recent": 8, "align": 1}
     assert asked["batch_size"] == 3 and asked["advance"] is print
-    assert scores.values.tolist() == [[0, 1], [2, 3]] and scores.details == {"lengths": [7, 9], "prompts": 3}
+    told = {"lengths": [7, 9], "prompts": 3, "digest": digest(given)}
+    assert scores.values.tolist() == [[0, 1], [2, 3]] and scores.details == told
     assert (scores.method, scores.sink, scores.recent, scores.model) == ("gate_gradient", 2, 8, "LlamaForCausalLM")
     model.config._name_or_path = "tiny"
     assert calibrate(model, method="lost_mass", sink=0, recent=8, prompts=given).model == "tiny"

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from zigzag.backends import list_backends
 from zigzag.cli.bench import bench
+from zigzag.cli.budgets import Context, HeadSize, ItemSize, KvBytes, Scores, Spare, decided, read_scores
 from zigzag.cli.conform import conform
 from zigzag.cli.datastore import datastore as datastore_commands
 from zigzag.cli.load import load
@@ -19,8 +20,7 @@ from zigzag.cli.recipes import recipes
 from zigzag.cli.sizes import show, sizes
 from zigzag.cli.train_drafter import train_drafter
 from zigzag.models.decoder import CausalLM, Decoder
-from zigzag.plans.layers import LayerPlan, make_plan
-from zigzag.plans.scores import HeadScores
+from zigzag.plans.layers import LayerPlan
 from zigzag.reference import CRITERIA, OPS, RULES
 from zigzag.reference.errors import ZigzagError
 from zigzag.serving.groups import told
@@ -56,7 +56,8 @@ Method = Enum("Method", {m: m for m in (*OURS, *PUBLISHED)}, type=str)
 Criterion = Enum("Criterion", {c: c for c in CRITERIA}, type=str)
 Model = Annotated[str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, smollm2, or tiny-glm.")]
 Sink = Annotated[int, typer.Option(help="First tokens that a streaming layer keeps.")]
-Recent = Annotated[int, typer.Option(help="Last tokens that a streaming layer keeps, the query's own included.")]
+RECENT = "Last tokens that a streaming layer keeps, the query's own included (112); several times: a file for each."
+Recents = Annotated[list[int] | None, typer.Option(help=RECENT)]
 
 
 def app_entry() -> None:
@@ -89,32 +90,36 @@ def calibrate(
     model: Model = "smollm2",
     method: Annotated[Method, typer.Option(help="How to score heads.")] = Method("gate_gradient"),
     sink: Sink = 16,
-    recent: Recent = 112,
+    recent: Recents = None,
     length: Annotated[int, typer.Option(help="Tokens of each calibration prompt.")] = 1000,
     prompts: Annotated[int, typer.Option(help="Calibration prompts.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,
     device: Device = "cpu",
 ) -> None:
     """Score the KV heads of a model on passkey prompts."""
-    from zigzag.measuring.calibration import calibrate as score
     from zigzag.measuring.calibration import steps
+    from zigzag.measuring.windows import calibrate_windows
     from zigzag.running.model_layers import layers_of
 
     loaded, tokenizer = load(model, device)
-    with progress(console, method.value, steps(method.value, prompts, len(layers_of(loaded).full))) as advance:
-        scores = score(
+    recents = recent or [112]
+    count = len(recents) * steps(method.value, prompts, len(layers_of(loaded).full))
+    with progress(console, method.value, count) as advance:
+        measured = calibrate_windows(
             loaded,
             tokenizer,
             method=method.value,
             sink=sink,
-            recent=recent,
+            recents=recents,
             length=length,
             num_prompts=prompts,
             seed=seed,
             advance=advance,
         )
-    scores.save(out)
-    console.print(f"wrote {out}: {scores.num_layers} layers x {scores.num_kv_heads} KV heads by {scores.method}")
+    for scores in measured:
+        path = out if len(measured) == 1 else out.with_stem(f"{out.stem}-{scores.recent}")
+        scores.save(path)
+        console.print(f"wrote {path}: {scores.num_layers} layers x {scores.num_kv_heads} KV heads by {scores.method}")
 
 
 class Engine(Enum):
@@ -126,10 +131,15 @@ CONTEXTS, BLOCK, CHUNK = (8_192, 131_072), 16, 2_048  # a row's tokens; vLLM's b
 
 @app.command()
 def plan(
-    scores: Annotated[Path | None, typer.Argument(help="Head scores (JSON) or a DuoAttention folder.")] = None,
+    scores: Scores = None,
     out: Annotated[Path | None, typer.Option(callback=check_out, help="Where to write the plan (JSON).")] = None,
     num_full: Annotated[int | None, typer.Option(help="Budget: full layers.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Budget: share of layers that stream, 0 to 1.")] = None,
+    kv_bytes: KvBytes = None,
+    context: Context = None,
+    head_size: HeadSize = None,
+    itemsize: ItemSize = 2,
+    spare: Spare = 0,
     criterion: Annotated[Criterion | None, typer.Option(help="Default: the best measured for the method.")] = None,
     heat_map: Annotated[Path | None, typer.Option(help="Also draw the scores with the chosen layers.")] = None,
     model_config: Annotated[
@@ -143,21 +153,33 @@ def plan(
     if model_config is not None:
         show([model_config])
         return
-    if scores is None or out is None:
+    if not scores or out is None:
         raise ZigzagError("plan: SCORES and --out are needed, or --model-config FILE|GLM-4.5|GLM-4.5-Air")
-    given = _scores(scores)
-    made = make_plan(given, num_full=num_full, sparsity=sparsity, criterion=criterion.value if criterion else None)
+    given = [read_scores(path) for path in scores]
+    if heat_map is not None and len(given) > 1:
+        raise ZigzagError("plan: --heat-map draws one file of scores, several were given: leave it out")
+    made, cost = decided(
+        given,
+        criterion=criterion.value if criterion else None,
+        num_full=num_full,
+        sparsity=sparsity,
+        kv_bytes=kv_bytes,
+        context=context,
+        head_size=head_size,
+        itemsize=itemsize,
+        spare=spare,
+    )
+    saved = [] if engine is None else [f"{engine.value}: {told(made, tokens, BLOCK, CHUNK)}" for tokens in CONTEXTS]
     made.save(out)
-    console.print(f"layers   {made.map()}")
-    console.print(str(made.report()))
+    console.print(f"layers   {made.map()}", soft_wrap=True)
+    console.print(cost)
     console.print(f"wrote {out}")
-    if engine is not None:
-        for tokens in CONTEXTS:
-            console.print(f"{engine.value}: {told(made, tokens, BLOCK, CHUNK)}", soft_wrap=True)
+    for line in saved:
+        console.print(line, soft_wrap=True)
     if heat_map is not None:
         from zigzag.evidence import figures
 
-        figures.heat_map(given, made, heat_map)
+        figures.heat_map(given[0], made, heat_map)
         console.print(f"wrote {heat_map}")
 
 
@@ -368,9 +390,3 @@ def info() -> None:
         ops = f"all {len(OPS)}" if backend.ops == OPS else " ".join(backend.ops)
         table.add_row(backend.name, "yes" if backend.available else backend.reason, backend.device, ops)
     console.print(table)
-
-
-def _scores(path: Path) -> HeadScores:
-    from zigzag.plans import formats
-
-    return formats.load_duo_attention(path) if path.is_dir() else HeadScores.load(path)

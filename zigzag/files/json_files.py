@@ -1,6 +1,7 @@
 """JSON files that are written whole or not at all, and read with an error that says what is wrong."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,8 +27,10 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path, error: type[ZigzagError], kind: str | None = None) -> dict[str, Any]:
-    """The object in the file; raises `error` if it is missing, damaged or not of the format `kind`."""
+def read_json(
+    path: str | Path, error: type[ZigzagError], kind: str | None = None, versions: Sequence[int] = (1,)
+) -> dict[str, Any]:
+    """The object in the file; raises `error` if it is missing, damaged or not of this format and version."""
     if not Path(path).is_file():
         raise error(f"a JSON file is needed, there is no file {path}")
     try:
@@ -36,9 +39,9 @@ def read_json(path: str | Path, error: type[ZigzagError], kind: str | None = Non
         raise error(f"{path}: a JSON file is needed, got {type(failure).__name__}: {failure}") from failure
     if not isinstance(content, dict):
         raise error(f"{path}: a JSON object is needed, got {type(content).__name__}")
-    if kind is not None and (content.get("format"), content.get("version")) != (kind, 1):
+    if kind is not None and (content.get("format") != kind or content.get("version") not in versions):
         raise error(
-            f"{path}: format {kind!r} version 1 is needed, got {content.get('format')!r} version "
-            f"{content.get('version')!r}"
+            f"{path}: format {kind!r} version {' or '.join(map(str, versions))} is needed, got "
+            f"{content.get('format')!r} version {content.get('version')!r}"
         )
     return content

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zigzag import ops
 from zigzag.measuring.answers import answer, answer_log_odds, batches
 from zigzag.measuring.observing import Advance, Score, Seen, by_head, check_no_sinks, heads_of
-from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.measuring.prompts import PasskeyPrompt, digest, passkey_prompts
 from zigzag.measuring.published import PUBLISHED
 from zigzag.models.decoder import Decoder
 from zigzag.models.load import check_weights
@@ -98,7 +98,8 @@ def calibrate(
     if not np.isfinite(values).all():
         raise ModelError(f"calibrate: {method} gave scores that are not finite; check the model's dtype and weights")
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    details = {"lengths": sorted({len(p.input_ids) for p in prompts}), "prompts": len(prompts)}
+    lengths = sorted({len(p.input_ids) for p in prompts})
+    details = {"lengths": lengths, "prompts": len(prompts), "digest": digest(prompts)}
     return HeadScores(values, method, sink, recent, model=name, details=details)
 
 

@@ -4,9 +4,11 @@ Every prompt has exactly the length asked for, in tokens, so that prompts of one
 without padding. The filler is sentences drawn from word lists: dull, but not the same line repeated.
 """
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from zigzag.reference.errors import ArgumentError, ModelError
@@ -85,6 +87,12 @@ def passkey_prompts(
         passkey_prompt(tokenizer, length, depth=depth, seed=seed + i, min_distance=min_distance)
         for i, depth in enumerate(depths)
     ]
+
+
+def digest(prompts: Sequence[PasskeyPrompt]) -> str:
+    """What tells whether two measurements saw the same tokens and answers, in this order: 16 hexadecimal digits."""
+    told = json.dumps([[[int(token) for token in part] for part in (p.prompt_ids, p.answer_ids)] for p in prompts])
+    return sha256(told.encode()).hexdigest()[:16]
 
 
 def _filler(tokenizer: Any, rng: random.Random, count: int) -> tuple[int, ...]:

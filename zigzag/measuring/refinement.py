@@ -39,7 +39,7 @@ def refine_plan(
     trials: exchanges measured in each round, those with the best first-order forecast
     advance: called with the number of prompts done; at most `1 + max_exchanges * (1 + trials)` times all prompts
 
-    Raises ArgumentError for counts below 1, PlanError for a plan of another model.
+    Raises ArgumentError for counts below 1, PlanError for a plan of another model, or with windows of their own.
     """
     steps = refinements(
         model, plan, prompts, max_exchanges=max_exchanges, trials=trials, batch_size=batch_size, advance=advance
@@ -60,10 +60,11 @@ def refinements(
     """(plan, loss on the prompts): first as given, then after each exchange."""
     max_exchanges = check_count("refine_plan", "max_exchanges", max_exchanges)
     trials = check_count("refine_plan", "trials", trials)
+    window = plan.one_window("refine_plan", "refine a plan with one window, an exchange would change the bytes")
 
     def loss(tried: LayerPlan) -> float:
         full = tried.full_heads(layers_of(model).num_kv_heads)
-        with masked_heads(model, full, sink=plan.sink, recent=plan.recent, align=plan.align):
+        with masked_heads(model, full, **window.mask):
             return answer(model, prompts, batch_size=batch_size, advance=advance).loss
 
     least = loss(plan)
@@ -72,8 +73,8 @@ def refinements(
         scores = calibrate(
             model,
             method="gate_gradient",
-            sink=plan.sink,
-            recent=plan.recent,
+            sink=window.sink,
+            recent=window.recent,
             prompts=prompts,
             plan=plan,
             batch_size=batch_size,

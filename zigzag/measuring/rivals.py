@@ -52,12 +52,18 @@ def compare(
 ) -> list[Rival]:
     """Retrieval and loss of the answers under each map, with the plan's window; `maps` as `rivals` gives them.
 
+    Of a plan with windows of their own each layer has its own there too, and the widest where the plan has it full: a
+    rival's bytes are then other ones.
+
     advance: called with the number of prompts done, len(maps) * len(prompts) in all
     """
-    window = {"sink": plan.sink, "recent": plan.recent, "align": plan.align}
+    recent = plan.recent
+    if isinstance(recent, tuple):
+        widest = max(recent)
+        recent = tuple(n if streams else widest for n, streams in zip(recent, ~plan.full_heads(1)[:, 0], strict=True))
     measured = []
     for name, full_heads in maps.items():
-        with masked_heads(model, full_heads, **window):
+        with masked_heads(model, full_heads, sink=plan.sink, recent=recent, align=plan.align):
             measured.append(Rival(name, full_heads, answer(model, prompts, advance=advance)))
     return measured
 

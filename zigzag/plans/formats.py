@@ -12,6 +12,7 @@ from zigzag.plans.stored import read_json, take
 from zigzag.reference.errors import PlanError
 
 _TSV, _CONFIG = "full_attention_heads.tsv", "config.json"
+_KEEP = "this format holds one: keep the plan as JSON (plan.save), or make one with one window (make_plan)"
 
 
 def load_duo_attention(folder: str | Path) -> HeadScores:
@@ -38,9 +39,10 @@ def save_duo_attention(plan: LayerPlan, folder: str | Path) -> None:
     """
     if plan.num_kv_heads is None:
         raise PlanError("save_duo_attention: the plan must know its num_kv_heads; make it from scores")
+    window = plan.one_window("save_duo_attention", _KEEP)
     rows = ("\t".join(["1.0" if kind == FULL else "0.0"] * plan.num_kv_heads) for kind in plan.kinds)
     write_text(Path(folder) / _TSV, "\n".join(rows) + "\n")
-    sizes = {"sink_size": plan.sink, "recent_size": plan.recent, "sparsity": plan.sparsity}
+    sizes = {"sink_size": window.sink, "recent_size": window.recent, "sparsity": plan.sparsity}
     write_json(Path(folder) / _CONFIG, sizes)
 
 
@@ -75,8 +77,9 @@ def load_author_plan(path: str | Path, *, num_layers: int, sink: int, recent: in
 
 def to_streaming_sparse_attention(plan: LayerPlan) -> dict[str, Any]:
     """The dict that LongCat checkpoints carry in their config: '1' in `layer_type` is a streaming layer."""
+    window = plan.one_window("to_streaming_sparse_attention", _KEEP)
     kinds = "".join("1" if kind == STREAMING else "0" for kind in plan.kinds)
-    return {"sink_size": plan.sink, "recent_size": plan.recent, "sparsity": plan.sparsity, "layer_type": kinds}
+    return {"sink_size": window.sink, "recent_size": window.recent, "sparsity": plan.sparsity, "layer_type": kinds}
 
 
 def from_streaming_sparse_attention(content: dict[str, Any], *, align: int = 128) -> LayerPlan:
@@ -89,8 +92,9 @@ def from_streaming_sparse_attention(content: dict[str, Any], *, align: int = 128
 def to_layer_types(plan: LayerPlan, *, drop_sinks: bool = False) -> list[str]:
     """transformers' `layer_types`, with `sliding_window = plan.recent`. They cannot express sinks.
 
-    Raises PlanError if the plan has sinks and `drop_sinks` was not asked for.
+    Raises PlanError if the plan has sinks and `drop_sinks` was not asked for, or windows of their own.
     """
+    plan.one_window("to_layer_types", _KEEP)
     if plan.sink and not drop_sinks:
         raise PlanError(
             f"to_layer_types: layer_types cannot express the plan's {plan.sink} sinks; drop_sinks=True leaves them out"

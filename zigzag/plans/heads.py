@@ -14,8 +14,8 @@ from zigzag.plans.formats import load_duo_attention
 from zigzag.plans.kv_size import Sizes, kv_bytes
 from zigzag.plans.layers import FULL, STREAMING, LayerPlan
 from zigzag.plans.scores import HeadScores
-from zigzag.plans.stored import read_json, take
-from zigzag.plans.window import Window, num_streaming, one_budget
+from zigzag.plans.stored import PLAN_VERSIONS, read_json, take, take_recent, version_of
+from zigzag.plans.window import Window, num_streaming, one_budget, plan_windows
 from zigzag.reference.assignment import assign_heads
 from zigzag.reference.errors import ArgumentError, PlanError
 
@@ -28,7 +28,8 @@ class HeadPlan:
     """Which KV heads keep their full cache and which stream. The rival of `LayerPlan`: docs/head-wise.md says why.
 
     heads: [L, G] of True (full) and False (streaming)
-    sink, recent, align: the window of the streaming heads, as in `zigzag.ops.visible`; `window(layer)` gives it
+    sink, recent, align: the window of the streaming heads, as in `zigzag.ops.visible`; `window(layer)` gives it.
+        recent may be [L], one number a layer, as of `LayerPlan`
     source: how it was chosen; model: name of the model it is for; both if known
 
     Raises PlanError for a map that is not [L, G] of bools, ArgumentError for an impossible window.
@@ -36,11 +37,11 @@ class HeadPlan:
 
     heads: tuple[tuple[bool, ...], ...]
     sink: int
-    recent: int
+    recent: int | tuple[int, ...]
     align: int = 1
     source: str | None = None
     model: str | None = None
-    _window: Window = field(init=False, repr=False, compare=False)  # every layer asks for it in every forward
+    _windows: tuple[Window | None, ...] = field(init=False, repr=False, compare=False)  # asked for in every forward
 
     def __post_init__(self) -> None:
         rows = tuple(_row(row) for row in self.heads)
@@ -48,9 +49,11 @@ class HeadPlan:
             lengths = sorted({len(row) for row in rows})
             raise PlanError(f"HeadPlan: heads must be [L, G] with L, G >= 1, got {len(rows)} rows of {lengths}")
         object.__setattr__(self, "heads", rows)
-        object.__setattr__(self, "_window", Window(self.sink, self.recent, self.align))
-        for name, number in self._window.mask.items():
+        streams = [not all(row) for row in rows]
+        numbers, windows = plan_windows("HeadPlan", self.sink, self.recent, self.align, streams)
+        for name, number in numbers.items():
             object.__setattr__(self, name, number)
+        object.__setattr__(self, "_windows", windows)
 
     @property
     def num_layers(self) -> int:
@@ -113,7 +116,7 @@ class HeadPlan:
 
     def window(self, layer: int) -> Window | None:
         """The window of the streaming KV heads of layer `layer`; None if it has none."""
-        return None if self.layer_kinds[layer] == FULL else self._window
+        return self._windows[layer]
 
     def full_heads(self, num_kv_heads: int | None = None) -> NDArray[np.bool_]:
         """[L, G]: whether each KV head keeps its full cache; ArgumentError if `num_kv_heads` is not the plan's."""
@@ -142,13 +145,14 @@ class HeadPlan:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
-        content: dict[str, Any] = {"format": FORMAT, "version": 1, "full_heads": [_letters(row) for row in self.heads]}
+        content: dict[str, Any] = {"format": FORMAT, "version": version_of(self.recent)}
+        content |= {"full_heads": [_letters(row) for row in self.heads], "recent": self.recent}
         write_json(path, content | {name: getattr(self, name) for name in _IN_FILES})
 
     @classmethod
     def load(cls, path: str | Path) -> "HeadPlan":
         """Read what `save` wrote; PlanError if the file is damaged or something else."""
-        content = read_json(path, FORMAT)
+        content = read_json(path, FORMAT, PLAN_VERSIONS)
         words = take(content, "full_heads", list, path)
         wrong = [word for word in words if not isinstance(word, str) or set(word) - {"F", "s"}]
         if wrong:
@@ -157,13 +161,13 @@ class HeadPlan:
                 f"{repr(wrong[0])[:60]}; the file is damaged"
             )
         heads = tuple(tuple(letter == "F" for letter in word) for word in words)
-        return cls(heads, **{name: take(content, name, kinds, path) for name, kinds in _IN_FILES.items()})
+        rest = {name: take(content, name, kinds, path) for name, kinds in _IN_FILES.items()}
+        return cls(heads, recent=take_recent(content, path), **rest)
 
 
-# What of a plan is in a file as it is, and its types.
+# What of a plan is in a file as it is, beside `recent`, and its types.
 _IN_FILES: dict[str, tuple[type, ...]] = {
     "sink": (int,),
-    "recent": (int,),
     "align": (int,),
     "source": (str, type(None)),
     "model": (str, type(None)),

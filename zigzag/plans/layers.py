@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from zigzag.files.json_files import write_json
 from zigzag.plans.kv_size import Sizes, kv_bytes
 from zigzag.plans.scores import HeadScores
-from zigzag.plans.stored import read_json, take
-from zigzag.plans.window import Window, num_streaming, one_budget
+from zigzag.plans.stored import PLAN_VERSIONS, read_json, take, take_recent, version_of
+from zigzag.plans.window import Window, num_streaming, one_budget, plan_windows
 from zigzag.reference.assignment import assign_heads, assign_layers
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError, PlanError
@@ -38,6 +38,8 @@ class LayerPlan:
 
     kinds: [L] of "full" and "streaming".
     sink, recent, align: the window of the streaming layers, as in `zigzag.ops.visible`; `window(layer)` gives it.
+        recent may be [L], one number a layer: windows of their own. Numbers of full layers are ignored, and 0 in the
+        plan; numbers that are all the same become that number, so that equal plans are equal.
     num_kv_heads: G of the model it is for, if known; criterion, scores: how it was chosen, if known.
 
     Raises PlanError for an empty plan or an unknown kind, ArgumentError for an impossible window.
@@ -45,13 +47,13 @@ class LayerPlan:
 
     kinds: tuple[str, ...]
     sink: int
-    recent: int
+    recent: int | tuple[int, ...]
     align: int = 1
     num_kv_heads: int | None = None
     criterion: str | None = None
     scores: HeadScores | None = None
     model: str | None = None
-    _window: Window = field(init=False, repr=False, compare=False)  # every layer asks for it in every forward
+    _windows: tuple[Window | None, ...] = field(init=False, repr=False, compare=False)  # asked for in every forward
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", tuple(self.kinds))
@@ -59,9 +61,11 @@ class LayerPlan:
         if not self.kinds or unknown:
             found = ", ".join(unknown) or "no layers"
             raise PlanError(f"LayerPlan: kinds must be one of 'full' and 'streaming' for each layer, got {found}")
-        object.__setattr__(self, "_window", Window(self.sink, self.recent, self.align))
-        for name, number in self._window.mask.items():
+        streams = [kind == STREAMING for kind in self.kinds]
+        numbers, windows = plan_windows("LayerPlan", self.sink, self.recent, self.align, streams)
+        for name, number in numbers.items():
             object.__setattr__(self, name, number)
+        object.__setattr__(self, "_windows", windows)
         if self.num_kv_heads is not None:
             object.__setattr__(self, "num_kv_heads", check_count("LayerPlan", "num_kv_heads", self.num_kv_heads))
         if self.scores is not None and self.scores.num_layers != self.num_layers:
@@ -107,7 +111,21 @@ class LayerPlan:
 
     def window(self, layer: int) -> Window | None:
         """The window of layer `layer`; None if it is full."""
-        return self._window if self.is_streaming(layer) else None
+        return self._windows[layer]
+
+    def one_window(self, op: str, instead: str) -> Window:
+        """The window of all streaming layers; PlanError, which names `op` and what to do, where they differ."""
+        if isinstance(self.recent, tuple):
+            raise PlanError(
+                f"{op}: one window for all streaming layers is needed, this plan has windows of their own "
+                f"(recent {', '.join(map(str, sorted(self.own_recents)))}); {instead}"
+            )
+        return Window(self.sink, self.recent, self.align)
+
+    @property
+    def own_recents(self) -> frozenset[int]:
+        """The different numbers of recent tokens, where streaming layers have windows of their own; else none."""
+        return frozenset(w.recent for w in self._windows if w is not None and isinstance(self.recent, tuple))
 
     def full_heads(self, num_kv_heads: int | None = None) -> NDArray[np.bool_]:
         """[L, G]: whether each KV head keeps its full cache, as its layer does.
@@ -122,11 +140,15 @@ class LayerPlan:
         return every_head([kind == FULL for kind in self.kinds], heads)
 
     def map(self) -> str:
-        """One letter a layer: F full, s streaming.
+        """One letter a layer: F full, s streaming. With windows of their own a word a layer, `recent` instead of s.
 
         >>> LayerPlan(("full", "streaming", "streaming"), 4, 16).map()
         'Fss'
+        >>> LayerPlan(("full", "streaming", "streaming"), 4, (0, 16, 32)).map()
+        'F 16 32'
         """
+        if isinstance(self.recent, tuple):
+            return " ".join("F" if window is None else str(window.recent) for window in self._windows)
         return "".join("s" if kind == STREAMING else "F" for kind in self.kinds)
 
     def kv_bytes(self, context: int, *, num_kv_heads: int | None = None, **size: Unpack[Sizes]) -> int:
@@ -149,7 +171,10 @@ class LayerPlan:
     def report(self) -> "PlanReport":
         """What exclusivity costs against the head-wise plan of the same size; needs the scores."""
         if self.scores is None:
-            raise PlanError("report: the plan holds no scores to compare with; make it with make_plan(scores, ...)")
+            raise PlanError(
+                "report: the plan holds no scores to compare with; make it with make_plan(scores, ...), or for windows "
+                "of their own call window_report(plan, scores, kv_bytes=..., context=..., head_size=...)"
+            )
         heads = head_map(self.scores, self.num_full)
         layers = self.full_heads(self.scores.num_kv_heads)
         worth = np.maximum(self.scores.values, 0)
@@ -164,25 +189,25 @@ class LayerPlan:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, whole or not at all."""
-        content: dict[str, Any] = {"format": FORMAT, "version": 1, "kinds": list(self.kinds)}
-        content |= {name: getattr(self, name) for name in _IN_FILES}
+        """Write as JSON, whole or not at all; version 2, in which `recent` is a list, where layers have their own."""
+        content: dict[str, Any] = {"format": FORMAT, "version": version_of(self.recent), "kinds": list(self.kinds)}
+        content |= {name: getattr(self, name) for name in ("recent", *_IN_FILES)}
         write_json(path, content | {"scores": None if self.scores is None else self.scores.content()})
 
     @classmethod
     def load(cls, path: str | Path) -> "LayerPlan":
         """Read what `save` wrote; PlanError if the file is damaged or something else."""
-        content = read_json(path, FORMAT)
+        content = read_json(path, FORMAT, PLAN_VERSIONS)
         scores = take(content, "scores", (dict, type(None)), path)
         rest = {name: take(content, name, kinds, path) for name, kinds in _IN_FILES.items()}
         made = None if scores is None else HeadScores.from_content(scores, path)
-        return cls(tuple(take(content, "kinds", list, path)), scores=made, **rest)
+        recent = take_recent(content, path)
+        return cls(tuple(take(content, "kinds", list, path)), recent=recent, scores=made, **rest)
 
 
-# What of a plan is in a file as it is, and its types.
+# What of a plan is in a file as it is, beside `recent`, and its types.
 _IN_FILES: dict[str, tuple[type, ...]] = {
     "sink": (int,),
-    "recent": (int,),
     "align": (int,),
     "num_kv_heads": (int, type(None)),
     "criterion": (str, type(None)),

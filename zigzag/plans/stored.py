@@ -1,15 +1,33 @@
 """Reading what scores and plans were saved as: PlanError for what is missing, damaged or of another kind."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zigzag.files import json_files
 from zigzag.reference.errors import PlanError
 
+PLAN_VERSIONS = (1, 2)
 
-def read_json(path: str | Path, kind: str | None = None) -> dict[str, Any]:
+
+def read_json(path: str | Path, kind: str | None = None, versions: Sequence[int] = (1,)) -> dict[str, Any]:
     """As `zigzag.files.json_files.read_json`, with PlanError."""
-    return json_files.read_json(path, PlanError, kind)
+    return json_files.read_json(path, PlanError, kind, versions)
+
+
+def version_of(recent: int | tuple[int, ...]) -> int:
+    """The version of a plan's file: 2 where `recent` is a list, which readers of version 1 shall refuse."""
+    return 2 if isinstance(recent, tuple) else 1
+
+
+def take_recent(content: dict[str, Any], path: str | Path) -> Any:
+    """`recent` of a plan's file: a number in version 1, a list of numbers in version 2."""
+    if content["version"] == 1:
+        return take(content, "recent", int, path)
+    numbers = take(content, "recent", list, path)
+    for number in numbers:
+        take({"recent": number}, "recent", int, path)
+    return tuple(numbers)
 
 
 def take(content: dict[str, Any], key: str, kinds: type | tuple[type, ...], path: str | Path) -> Any:

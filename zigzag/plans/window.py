@@ -1,11 +1,12 @@
 """The window of a streaming layer, and how many layers or heads of a share stream: each rule stands here once."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from typing import Any, TypedDict
 
-from zigzag.reference.checks import as_real, window_options
-from zigzag.reference.errors import ArgumentError
+from zigzag.reference.checks import as_real, as_whole, window_options
+from zigzag.reference.errors import ArgumentError, KindError
 
 
 class Mask(TypedDict):
@@ -50,6 +51,56 @@ class Window:
     def mask(self) -> Mask:
         """As the ops of `zigzag.ops` take it."""
         return {"sink": self.sink, "recent": self.recent, "align": self.align}
+
+
+def normal_recent(op: str, recent: int | Iterable[int], streams: Sequence[bool]) -> int | tuple[int, ...]:
+    """`recent` in the form that equal plans share: one number, or [L] of them where streaming layers differ.
+
+    recent: one number for all layers, or one a layer
+    streams: [L] whether anything of a layer streams. Where nothing does its number is ignored, and 0 in what comes out.
+        If no layer streams the largest number stands for all.
+
+    Raises ArgumentError for another number of layers, or a negative number, KindError for what is no whole number.
+
+    >>> normal_recent("LayerPlan", (48, 496, 112), [True, False, True])
+    (48, 0, 112)
+    >>> normal_recent("LayerPlan", (48, 496, 48), [True, False, True])
+    48
+    """
+    if as_whole(recent) is not None or not isinstance(recent, Iterable) or isinstance(recent, str):
+        return recent  # type: ignore[return-value]  # whoever makes a window of it says what is wrong
+    given = tuple(recent)
+    if len(given) != len(streams):
+        raise ArgumentError(
+            f"{op}: recent must be one number, or one for each of the {len(streams)} layers, got {len(given)} of them"
+        )
+    numbers = [as_whole(number) for number in given]
+    whole = [number for number in numbers if number is not None]
+    if len(whole) < len(given):
+        raise KindError(f"{op}: recent must be whole numbers of tokens, got {given[numbers.index(None)]!r}")
+    if min(whole) < 0:
+        raise ArgumentError(f"{op}: recent must not be negative, got {min(whole)}")
+    own = {number for number, one in zip(whole, streams, strict=True) if one} or {max(whole)}
+    return own.pop() if len(own) == 1 else tuple(n if one else 0 for n, one in zip(whole, streams, strict=True))
+
+
+def plan_windows(
+    op: str, sink: int, recent: int | Iterable[int], align: int, streams: Sequence[bool]
+) -> tuple[Mapping[str, int | tuple[int, ...]], tuple[Window | None, ...]]:
+    """Of a plan: sink, recent and align by name, as plain numbers in normal form, and the window of each layer [L].
+
+    streams: as of `normal_recent`; the window is None where nothing streams
+
+    Raises ArgumentError or KindError for an impossible window.
+    """
+    form = normal_recent(op, recent, streams)
+    if isinstance(form, tuple):
+        windows = [Window(sink, number, align) if one else None for number, one in zip(form, streams, strict=True)]
+        some = next(window for window in windows if window is not None)
+        return {"sink": some.sink, "recent": form, "align": some.align}, tuple(windows)
+    some = Window(sink, form, align)
+    numbers = {"sink": some.sink, "recent": some.recent, "align": some.align}
+    return numbers, tuple(some if one else None for one in streams)
 
 
 def num_streaming(op: str, count: int, sparsity: float) -> int:

@@ -79,11 +79,11 @@ class GrowingStore:
         self.positions = np.concatenate([self.positions, feed.positions], axis=1)
         self.aligned = self.aligned and not feed.padded
         now = torch.from_numpy(feed.positions).to(self.device)
-        padding = self.positions.shape[1] - int(feed.positions[:, -1].min()) - 1
+        shortest = int(feed.positions[:, -1].min()) + 1
         plain = self.aligned and feed.parents is None
         in_order = plain and (before == 0 or feed.ids.shape[1] > FEW_QUERIES)
-        for layer in self.streaming:
-            layer.receive(now, padding, in_order=in_order)
+        for layer in self.streaming:  # which may have more holes than full layers, whose rows need not end together
+            layer.receive(now, layer.seen + feed.ids.shape[1] - shortest, in_order=in_order)
         columns = None if plain else torch.from_numpy(self.positions).to(self.device)
         full = FullHeads(now, columns, feed.parents, in_order=in_order, by_positions=self.by_positions)
         attention = Attention(

@@ -18,11 +18,14 @@ from zigzag.running.model_layers import check_may_stream, layers_of, place
 
 
 @contextmanager
-def masked_heads(model: Decoder, full_heads: ArrayLike, *, sink: int, recent: int, align: int = 1) -> Iterator[None]:
+def masked_heads(
+    model: Decoder, full_heads: ArrayLike, *, sink: int, recent: int | tuple[int, ...], align: int = 1
+) -> Iterator[None]:
     """Within the block the KV heads that are False in `full_heads` see only sink + recent tokens.
 
     full_heads: [L, G] bool, L layers with full attention. Forwards inside must be whole prompts without
         padding and keep no cache.
+    recent: one number, or [L] where layers have windows of their own, as of `LayerPlan`
 
     Raises PlanError if the map does not fit the model.
     """

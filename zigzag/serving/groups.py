@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from zigzag.plans.layers import LayerPlan
 
+ONE_WINDOW = "its groups are made for one kind of streaming layers: serve a plan with one window (make_plan)"
 PADDED = 1.1  # most pages that a plan may cost over those of its layers alone
 
 
@@ -75,8 +76,12 @@ def grouping(num_full: int, num_streaming: int, use: Use) -> Grouping:
 
 
 def of_plan(plan: LayerPlan, tokens: int, block: int, chunk: int) -> tuple[Grouping, Use]:
-    """The grouping for rows of up to `tokens` tokens, and what each layer uses; for the last two see `Use.of`."""
-    use = Use.of(tokens, block, plan.sink, plan.recent, chunk)
+    """The grouping for rows of up to `tokens` tokens, and what each layer uses; for the last two see `Use.of`.
+
+    Raises PlanError for a plan with windows of their own.
+    """
+    window = plan.one_window("vLLM", ONE_WINDOW)
+    use = Use.of(tokens, block, window.sink, window.recent, chunk)
     return grouping(plan.num_full, plan.num_layers - plan.num_full, use), use
 
 

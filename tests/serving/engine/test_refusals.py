@@ -58,6 +58,7 @@ def test_engines(more: dict[str, Any], told: str, tmp_path: Path) -> None:
         (LayerPlan(("full", "streaming"), 8, 56), "2 layers, the model has 12"),
         (LayerPlan(PLAN.kinds, 8, 56, num_kv_heads=3), "3 KV heads, the model has 4"),
         (LayerPlan(PLAN.kinds, 8, 0), "no recent tokens"),
+        (LayerPlan(PLAN.kinds, 8, tuple(range(16, 28))), "windows of their own, .* serve a plan with one window"),
     ],
 )
 def test_plans(plan: LayerPlan, told: str, tmp_path: Path) -> None:

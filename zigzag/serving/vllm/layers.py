@@ -12,9 +12,8 @@ from vllm.v1.attention.backend import AttentionBackend, AttentionType
 from vllm.v1.kv_cache_interface import KVCacheSpec, get_kv_quant_mode
 
 from zigzag.plans.layers import LayerPlan
-from zigzag.plans.window import Window
 from zigzag.reference.errors import PlanError
-from zigzag.serving.groups import of_plan
+from zigzag.serving.groups import ONE_WINDOW, of_plan
 from zigzag.serving.vllm import private
 from zigzag.serving.vllm.options import plan_of, served_plan
 from zigzag.serving.vllm.spec import StreamingSpec
@@ -72,11 +71,12 @@ class StreamingAttention(Attention):
         config = get_current_vllm_config()
         super().__init__(*given, **options | {"attn_backend": streaming_backend()})
         plan = served_plan(config.additional_config)
-        self.impl.window = Window(plan.sink, plan.recent, plan.align)
+        self.impl.window = plan.one_window("vLLM", ONE_WINDOW)
         self.impl.room = (config.cache_config.block_size, config.model_config.max_model_len)
 
     def get_kv_cache_spec(self, vllm_config: Any) -> KVCacheSpec:
         block, plan = vllm_config.cache_config.block_size, served_plan(vllm_config.additional_config)
+        window = plan.one_window("vLLM", ONE_WINDOW)
         return StreamingSpec(
             block_size=block,
             num_kv_heads=self.num_kv_heads,
@@ -84,9 +84,9 @@ class StreamingAttention(Attention):
             head_size_v=self.head_size_v,
             dtype=self.kv_cache_torch_dtype,
             kv_quant_mode=get_kv_quant_mode(self.kv_cache_dtype),
-            sliding_window=plan.recent,
-            sink=plan.sink,
-            align=plan.align,
+            sliding_window=window.recent,
+            sink=window.sink,
+            align=window.align,
             part=part_of(plan, number_of(self.layer_name), block, vllm_config),
         )
 

@@ -7,6 +7,7 @@ from vllm.platforms import current_platform
 
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import PlanError
+from zigzag.serving.groups import ONE_WINDOW
 
 PLAIN_CACHES = ("auto", "bfloat16", "float16", "half", "float", "float32")
 DRAFTERS = ("ngram",)
@@ -27,6 +28,8 @@ def _of_the_model(model: Any, plan: LayerPlan) -> Iterator[str]:
         yield f"it is for {plan.num_layers} layers, the model has {layers}: make one for this model"
     if plan.num_kv_heads not in (None, heads):
         yield f"it is for {plan.num_kv_heads} KV heads, the model has {heads}: make one for this model"
+    if plan.own_recents:
+        yield f"its streaming layers have windows of their own, and {ONE_WINDOW}"
     if plan.streams and plan.recent == 0:
         yield "it keeps no recent tokens, so a query would not see itself: give recent"
     if model.use_mla:

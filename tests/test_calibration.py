@@ -337,8 +337,9 @@ def test_smollm2() -> None:
 
 
 def test_the_command_line_knows_every_method() -> None:
-    from zigzag.cli.app import Method
+    from zigzag.cli.calibrate import Method
     from zigzag.measuring.calibration import METHODS
     from zigzag.measuring.published import PUBLISHED
+    from zigzag.training.gates.config import METHODS as GATES
 
-    assert [method.value for method in Method] == [*METHODS, *PUBLISHED]
+    assert [method.value for method in Method] == [*METHODS, *PUBLISHED, *GATES]

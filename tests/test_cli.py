@@ -24,7 +24,7 @@ from zigzag.models.draft_heads.kinds import KINDS
 from zigzag.plans.layers import LayerPlan
 from zigzag.plans.own_windows import make_window_plan
 from zigzag.plans.scores import HeadScores
-from zigzag.reference.errors import PlanError
+from zigzag.reference.errors import ArgumentError, PlanError
 
 RUN = CliRunner()
 
@@ -76,6 +76,24 @@ def test_calibration_at_several_windows(tmp_path: Path) -> None:
     found = [HeadScores.load(tmp_path / f"s-{recent}.json") for recent in (16, 48)]
     assert [each.recent for each in found] == [16, 48] and found[0].details == found[1].details
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s-16.json", "s-48.json"]
+
+
+def test_gates_are_trained(tmp_path: Path) -> None:
+    """Broken off by the time, gone on with, and taken by `plan` for their own budget alone."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    out, plan = tmp_path / "gates.json", str(tmp_path / "plan.json")
+    training = "--steps 2 --passkeys 1 --words 2 --lengths 1 --shortest 400 --longest 400 --recent 64 --num-full 3"
+    command = ["calibrate", "--out", str(out), "--model", "tiny-glm", "--method", "trained_layer_gates"]
+    result = RUN.invoke(cli.app, [*command, *training.split()])
+    assert result.exit_code == 0 and f"next: zigzag plan {out} --num-full 3" in result.output, result.output
+    assert HeadScores.load(out) == HeadScores.load(tmp_path / "gates.json.run" / "scores.json")
+    again = RUN.invoke(cli.app, [*command, *training.split()])
+    assert isinstance(again.exception, ArgumentError) and "--resume" in str(again.exception)
+    assert RUN.invoke(cli.app, [*command, *training.split(), "--resume"]).exit_code == 0
+    assert RUN.invoke(cli.app, ["plan", str(out), "--num-full", "3", "--out", plan]).exit_code == 0
+    assert "trained for num_full = 3, got 4" in str(
+        RUN.invoke(cli.app, ["plan", str(out), "--num-full", "4", "--out", plan]).exception
+    )
 
 
 def test_files_are_for_whom_the_umask_says(tmp_path: Path) -> None:
@@ -139,6 +157,10 @@ def test_text_that_ends_it() -> None:
         (["prove", "PLAN", "--model", "tiny-glm"], "the plan is for 4 layers, the model has 12"),
         (["refine", "PLAN", "--out", "x.json", "--model", "tiny-glm"], "the plan is for 4 layers, the model has 12"),
         (["calibrate", "--out", "."], "--out must be a file"),
+        (["calibrate", "--out", "x.json", "--steps", "3"], "--steps is no option of gate_gradient"),
+        (["calibrate", "--out", "x.json", "--method", "trained_gates", "--prompts", "3"], "--prompts is no option of"),
+        (["calibrate", "--out", "x.json", "--method", "trained_gates", "--num-full", "3"], "knows no num_full"),
+        (["calibrate", "--out", "x.json", "--method", "trained_gates", "--resume"], "--resume needs"),
         (["plan", "SCORES", "--out", "scores.json/x.json", "--num-full", "1"], "nothing can be written"),
         (["plan", "SCORES", "SCORES", "--out", "x.json", "--num-full", "1"], "whose budget is bytes: give --kv-bytes"),
         (

@@ -12,6 +12,7 @@ from rich.text import Text
 from zigzag.backends import list_backends
 from zigzag.cli.bench import bench
 from zigzag.cli.budgets import Context, HeadSize, ItemSize, KvBytes, Scores, Spare, decided, read_scores
+from zigzag.cli.calibrate import calibrate
 from zigzag.cli.conform import conform
 from zigzag.cli.datastore import datastore as datastore_commands
 from zigzag.cli.load import load
@@ -50,14 +51,8 @@ DrafterName = Enum("DrafterName", {d: d for d in DRAFTERS}, type=str)
 CHAIN_RULES = {name: rule for name, rule in RULES.items() if rule.chain}  # only lookahead's drafts are a tree
 RuleName = Enum("RuleName", {r: r for r in CHAIN_RULES}, type=str)
 RULE_HELP = f"Acceptance rule; lossy: {', '.join(name for name, rule in CHAIN_RULES.items() if not rule.lossless)}."
-OURS = ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")
-PUBLISHED = ("copied", "echo", "induction", "mean_states", "lazy", "entropy")
-Method = Enum("Method", {m: m for m in (*OURS, *PUBLISHED)}, type=str)
 Criterion = Enum("Criterion", {c: c for c in CRITERIA}, type=str)
 Model = Annotated[str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, smollm2, or tiny-glm.")]
-Sink = Annotated[int, typer.Option(help="First tokens that a streaming layer keeps.")]
-RECENT = "Last tokens that a streaming layer keeps, the query's own included (112); several times: a file for each."
-Recents = Annotated[list[int] | None, typer.Option(help=RECENT)]
 
 
 def app_entry() -> None:
@@ -82,44 +77,6 @@ def demo(
     from zigzag.cli.demo import demo as run_any
 
     run_any(*load(model, device), out, console)
-
-
-@app.command()
-def calibrate(
-    out: OutFile,
-    model: Model = "smollm2",
-    method: Annotated[Method, typer.Option(help="How to score heads.")] = Method("gate_gradient"),
-    sink: Sink = 16,
-    recent: Recents = None,
-    length: Annotated[int, typer.Option(help="Tokens of each calibration prompt.")] = 1000,
-    prompts: Annotated[int, typer.Option(help="Calibration prompts.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,
-    device: Device = "cpu",
-) -> None:
-    """Score the KV heads of a model on passkey prompts."""
-    from zigzag.measuring.calibration import steps
-    from zigzag.measuring.windows import calibrate_windows
-    from zigzag.running.model_layers import layers_of
-
-    loaded, tokenizer = load(model, device)
-    recents = recent or [112]
-    count = len(recents) * steps(method.value, prompts, len(layers_of(loaded).full))
-    with progress(console, method.value, count) as advance:
-        measured = calibrate_windows(
-            loaded,
-            tokenizer,
-            method=method.value,
-            sink=sink,
-            recents=recents,
-            length=length,
-            num_prompts=prompts,
-            seed=seed,
-            advance=advance,
-        )
-    for scores in measured:
-        path = out if len(measured) == 1 else out.with_stem(f"{out.stem}-{scores.recent}")
-        scores.save(path)
-        console.print(f"wrote {path}: {scores.num_layers} layers x {scores.num_kv_heads} KV heads by {scores.method}")
 
 
 class Engine(Enum):
@@ -374,6 +331,7 @@ def evidence(
 
 
 app.command()(bench)
+app.command()(calibrate)
 app.command()(conform)
 app.command()(recipes)
 app.command()(sizes)

@@ -18,7 +18,7 @@ from zigzag.generation.generate import generate
 from zigzag.generation.statistics import Statistics
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import METHODS, calibrate
-from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.measuring.prompts import Prompt, passkey_prompts
 from zigzag.measuring.rivals import HeadMap
 from zigzag.models.decoder import Decoder
 from zigzag.models.glm import load_both
@@ -73,7 +73,7 @@ class Subject:
         layers = self.model.config.num_hidden_layers
         return sorted({round(layers * share) for share in SHARES} - {0, layers})
 
-    def curve_cases(self) -> list[PasskeyPrompt]:
+    def curve_cases(self) -> list[Prompt]:
         return cases.passkey_cases(self.tokenizer, self.curve_length, self.count, SEEDS["passkey"] + 500_000)
 
     def at_once(self, length: int) -> int:
@@ -149,7 +149,7 @@ def retrieval(subject: Subject) -> dict[str, Any]:
     return found
 
 
-def _answered(subject: Subject, asked: list[PasskeyPrompt], heads: HeadMap, length: int) -> dict[str, float]:
+def _answered(subject: Subject, asked: list[Prompt], heads: HeadMap, length: int) -> dict[str, float]:
     with masked_heads(subject.model, heads, sink=SINK, recent=RECENT):
         answers = answer(subject.model, asked, batch_size=subject.at_once(length))
     return {"right": answers.num_right / len(asked), "loss": round(answers.loss, 5)}

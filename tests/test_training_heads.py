@@ -19,9 +19,9 @@ from models import random_ids, tiny_glm4_moe, tiny_llama, tiny_tokenizer  # noqa
 
 from zigzag import ArgumentError, ModelError, generate, load_head  # noqa: E402
 from zigzag.generation.drafting import drafter_of  # noqa: E402
+from zigzag.measuring.corpus import Corpus, read_corpus  # noqa: E402
 from zigzag.models.draft_heads.files import own_weights  # noqa: E402
 from zigzag.training import state as files  # noqa: E402
-from zigzag.training.corpus import Corpus, read_corpus  # noqa: E402
 from zigzag.training.heads import text  # noqa: E402
 from zigzag.training.heads.config import HeadTraining  # noqa: E402
 from zigzag.training.heads.lessons import Lesson, divergence, lessons, overlap, taught  # noqa: E402

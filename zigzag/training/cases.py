@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from zigzag.measuring.corpus import is_held_out
 from zigzag.measuring.prompts import PasskeyPrompt, Prompt, passkey_prompt
-from zigzag.training.corpus import is_held_out
+from zigzag.measuring.sums import Sum, draw_sum
 from zigzag.training.documents import Documents
 from zigzag.training.pieces import CODE_DIGITS, name_of
-from zigzag.training.sums import Sum, draw_sum
 
 RECORDS = 16  # named things in a recall case
 PROBE = 400  # tokens of a prompt that is made to see its key

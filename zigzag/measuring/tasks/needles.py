@@ -6,11 +6,12 @@ from math import factorial, perm
 from typing import Any, ClassVar
 
 from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompt
-from zigzag.measuring.tasks.task import Asked, Hidden, Task, numbers, places
+from zigzag.measuring.tasks.task import Asked, Hidden, Task, check_fields, numbers, places
 from zigzag.measuring.tasks.vocabulary import NOUNS
 
 HEAD = "Codes of things are hidden inside a lot of irrelevant text. Find them and memorize them."
 NEEDLE = " The code of the {} is {}."
+EXAMPLE = {"hat": "2718", "bag": "3141", "box": "1618", "cup": "5772", "fan": "1414", "pen": "6022"}
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class Passkeys(Task):
     name: ClassVar[str] = "passkeys"
     what: ClassVar[str] = "one number is hidden and asked for"
     digits: int = 5
+
+    def __post_init__(self) -> None:
+        check_fields(self.name, digits=(self.digits, 1, 18))
 
     @property
     def chance(self) -> float:
@@ -37,6 +41,9 @@ class MultiKey(Hidden):
     what: ClassVar[str] = "many things have a code, one is asked for"
     needles: int = 8
     digits: int = 4
+
+    def __post_init__(self) -> None:
+        check_fields(self.name, needles=(self.needles, 1, len(NOUNS)), digits=(self.digits, 2, 18))
 
     @property
     def chance(self) -> float:
@@ -58,6 +65,9 @@ class MultiValue(Hidden):
     values: int = 2
     digits: int = 4
 
+    def __post_init__(self) -> None:
+        check_fields(self.name, values=(self.values, 1, 50), digits=(self.digits, 3, 18))
+
     @property
     def chance(self) -> float:
         return 1 / factorial(self.values)
@@ -76,7 +86,7 @@ class MultiValue(Hidden):
 class MultiQuery(Hidden):
     """`needles` things have a code, those of `queries` of them are asked for, in the question's order.
 
-    The answer repeats the sentences: of the words between the codes each is given by those before.
+    The words between the codes are part of the answer; an example shows their form.
     """
 
     name: ClassVar[str] = "multi_query"
@@ -84,6 +94,10 @@ class MultiQuery(Hidden):
     needles: int = 4
     queries: int = 2
     digits: int = 4
+
+    def __post_init__(self) -> None:
+        check_fields(self.name, queries=(self.queries, 1, len(EXAMPLE)), digits=(self.digits, 2, 18))
+        check_fields(self.name, needles=(self.needles, self.queries, len(NOUNS)))
 
     @property
     def chance(self) -> float:
@@ -95,6 +109,17 @@ class MultiQuery(Hidden):
         rng.shuffle(spots)
         spots += [rng.random() for _ in keys[self.queries :]]
         told = tuple((spot, NEEDLE.format(*pair)) for spot, *pair in zip(spots, keys, values, strict=True))
-        asked, said = keys[: self.queries], [NEEDLE.format(*pair) for pair in zip(keys, values, strict=True)]
-        question = f" What are the codes of the {' and the '.join(asked)}? The code of the {keys[0]} is"
-        return Asked(HEAD, told, question, f"{values[0]}.{''.join(said[1 : self.queries])}")
+        return Asked(HEAD + _example(self.queries), told, *_queried(keys[: self.queries], values[: self.queries]))
+
+
+def _queried(keys: list[str], values: list[str]) -> tuple[str, str]:
+    """(question, answer)"""
+    question = f" What are the codes of the {' and the '.join(keys)}? The code of the {keys[0]} is"
+    rest = (f". The code of the {key} is {value}" for key, value in zip(keys[1:], values[1:], strict=True))
+    return question, values[0] + "".join(rest)
+
+
+def _example(queries: int) -> str:
+    """A question of other things with its answer, as the source has one where the form is not plain."""
+    question, answer = _queried([*EXAMPLE][:queries], [*EXAMPLE.values()][:queries])
+    return f" For example:{question} {answer}."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from zigzag.measuring.prompts import Ids, Prompt, check_depth, filler, framed, on_grid, token_ids
+from zigzag.reference.errors import ArgumentError
 
 
 class Task(ABC):
@@ -93,6 +94,13 @@ def places(count: int, depth: float) -> list[float]:
 def numbers(rng: random.Random, count: int, digits: int) -> list[str]:
     """Different numbers of so many digits, none with a leading 0."""
     return [str(n) for n in rng.sample(range(10 ** (digits - 1), 10**digits), count)]
+
+
+def check_fields(task: str, **limits: tuple[int, int, int]) -> None:
+    """ArgumentError for a field whose (value, least, most) is out of bounds."""
+    for name, (value, least, most) in limits.items():
+        if not least <= value <= most:
+            raise ArgumentError(f"{task}: {name} must be between {least} and {most}, got {value}")
 
 
 def _scattered(ids: Ids, room: int, needles: Sequence[tuple[float, Ids]]) -> list[int]:

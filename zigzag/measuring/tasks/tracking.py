@@ -6,7 +6,7 @@ from math import perm
 from string import ascii_uppercase
 from typing import ClassVar
 
-from zigzag.measuring.tasks.task import Asked, Hidden, numbers, places
+from zigzag.measuring.tasks.task import Asked, Hidden, check_fields, numbers, places
 
 NAMES = [letter + digit for letter in ascii_uppercase for digit in "123456789"]
 
@@ -23,6 +23,9 @@ class VariableTracking(Hidden):
     chains: int = 2
     hops: int = 2
     digits: int = 4
+
+    def __post_init__(self) -> None:
+        check_fields(self.name, chains=(self.chains, 1, 20), hops=(self.hops, 1, 10), digits=(self.digits, 2, 18))
 
     @property
     def chance(self) -> float:

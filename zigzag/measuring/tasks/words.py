@@ -7,9 +7,8 @@ from math import perm
 from typing import Any, ClassVar, NamedTuple
 
 from zigzag.measuring.prompts import Prompt, check_depth, filler, framed, token_ids
-from zigzag.measuring.tasks.task import Task
+from zigzag.measuring.tasks.task import Task, check_fields
 from zigzag.measuring.tasks.vocabulary import NOUNS
-from zigzag.reference.errors import ArgumentError
 
 HEAD = "Here is a list of words, in which some come more often than others. Memorize those that come most often. List:"
 
@@ -38,10 +37,10 @@ class WordList(Task):
         check_depth(self.name, depth)
         rng = random.Random(seed)
         words, counts = self.words(rng)
-        which = f"Which {self.asked} words come" if self.asked > 1 else "Which word comes"
-        said = "words that come" if self.asked > 1 else "word that comes"
-        verb = "are" if self.asked > 1 else "is"
-        question = f" {which} most often in the list{self.order}? The {said} most often {verb}"
+        question = " Which word comes most often in the list? What comes most often in the list is the word"
+        if self.asked > 1:
+            which = f"{self.asked} words come most often in the list"
+            question = f" Which {which}, {self.order}? The {which}:"
         frame = framed(tokenizer, self.name, length, HEAD, question, ", ".join(words[: self.asked]), min_distance)
         ids, end = [token_ids(tokenizer, f" {word}") for word in words], token_ids(tokenizer, ".")
 
@@ -65,10 +64,15 @@ class CommonWords(WordList):
 
     name: ClassVar[str] = "common_words"
     what: ClassVar[str] = "a list of words, of which few come often"
-    order: ClassVar[str] = ", by the alphabet"
+    order: ClassVar[str] = "by the alphabet"
     asked: int = 1
     others: int = 15
     ratio: int = 8
+
+    def __post_init__(self) -> None:
+        most = len(NOUNS)
+        check_fields(self.name, asked=(self.asked, 1, most - 1), others=(self.others, 1, most - self.asked))
+        check_fields(self.name, ratio=(self.ratio, 2, 1000))
 
     @property
     def chance(self) -> float:
@@ -86,13 +90,13 @@ class FrequentWords(WordList):
 
     name: ClassVar[str] = "frequent_words"
     what: ClassVar[str] = "coded words by Zipf's law; which come most often?"
-    order: ClassVar[str] = ", from the most frequent"
+    order: ClassVar[str] = "from the most frequent"
     asked: int = 1
     ranks: int = 12
 
     def __post_init__(self) -> None:
-        if not 1 <= self.asked <= 5:  # further down, neighbours of a short list come equally often
-            raise ArgumentError(f"frequent_words: asked must be between 1 and 5, got {self.asked}")
+        # Further down than 5, neighbours of a short list come equally often.
+        check_fields(self.name, asked=(self.asked, 1, 5), ranks=(self.ranks, self.asked + 1, 400))
 
     @property
     def chance(self) -> float:

@@ -37,6 +37,7 @@ mutants: $(READY)
 	@$(BIN)/python -c 'import cosmic_ray' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[mutants]"
 	$(BIN)/python tests/mutants/run.py $(ROOM:%=--room %) $(MUTANTS)
 
+# EVIDENCE="--suite ruler --plans plan.json"; without it all methods, criteria and shares on passkeys.
 evidence: $(READY)
 	$(BIN)/zigzag evidence $(EVIDENCE)
 

@@ -37,7 +37,8 @@ FLOORS = (
     {"models", "caches"},
     {"sizes", "running"},
     {"measuring", "generation"},
-    {"chat", "evidence", "recipes", "serving"},
+    {"chat", "recipes", "serving"},
+    {"evidence"},
     {"bench", "training"},
     {"cli"},
 )

@@ -14,16 +14,16 @@ import zigzag
 from zigzag import ArgumentError, LayerPlan, ModelError, PlanError, calibrate, reference
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import METHODS, steps
-from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.measuring.prompts import Prompt, passkey_prompts
 from zigzag.running.masking import masked_heads
 
 WINDOW = {"sink": 2, "recent": 5}
 LAYERS, GROUPS = 3, 2
 
 
-def prompt_of(length: int, answer_length: int = 3, seed: int = 0) -> PasskeyPrompt:
+def prompt_of(length: int, answer_length: int = 3, seed: int = 0) -> Prompt:
     ids = tuple(random_ids(1, length, seed)[0].tolist())
-    return PasskeyPrompt(ids[:-answer_length], ids[-answer_length:], "", 0.5, seed)
+    return Prompt(ids[:-answer_length], ids[-answer_length:], 0.5, seed)
 
 
 PROMPTS = [prompt_of(30, seed=1), prompt_of(30, seed=2), prompt_of(22, seed=3), prompt_of(30, 2, seed=4)]
@@ -67,18 +67,18 @@ def plain(query: Any, key: Any, value: Any, scaling: float, window: dict[str, in
 
 
 @torch.inference_mode()
-def answer_logp(model: Any, prompt: PasskeyPrompt) -> torch.Tensor:
+def answer_logp(model: Any, prompt: Prompt) -> torch.Tensor:
     """[n] log-probability of each token of the answer."""
     ids = torch.tensor(prompt.input_ids)
     logp = model(ids[None], use_cache=False).logits[0].log_softmax(dim=-1)
     return torch.stack([logp[i - 1, ids[i]] for i in range(len(prompt.prompt_ids), len(ids))])
 
 
-def loss_of(model: Any, prompt: PasskeyPrompt) -> float:
+def loss_of(model: Any, prompt: Prompt) -> float:
     return -float(answer_logp(model, prompt).mean())
 
 
-def mean_loss(model: Any, prompts: list[PasskeyPrompt]) -> float:
+def mean_loss(model: Any, prompts: list[Prompt]) -> float:
     return float(np.mean([loss_of(model, prompt) for prompt in prompts]))
 
 
@@ -263,8 +263,8 @@ def test_scores_that_overflow(llama: Any) -> None:
         ({"method": "best"}, "method must be one of gate_gradient, .*'best'"),
         ({"prompts": []}, "at least one prompt"),
         ({"prompts": None}, "a tokenizer or prompts are needed"),
-        ({"prompts": [PasskeyPrompt((), (1, 2), "", 0.5, 0)]}, "prompt.*at least one token"),
-        ({"prompts": [PasskeyPrompt((1, 2), (), "", 0.5, 0)]}, "answer.*at least one token"),
+        ({"prompts": [Prompt((), (1, 2), 0.5, 0)]}, "prompt.*at least one token"),
+        ({"prompts": [Prompt((1, 2), (), 0.5, 0)]}, "answer.*at least one token"),
         ({"sink": 0, "recent": 0}, "sink"),
         ({"recent": -1}, "recent"),
         ({"batch_size": 0}, "batch_size"),

@@ -193,10 +193,10 @@ def test_offloaded_weights() -> None:
 
 def test_scores_on_a_gpu_are_those_of_the_cpu() -> None:
     """Through kernels, on a model whose plan leaves out layers."""
-    from zigzag.measuring.prompts import PasskeyPrompt
+    from zigzag.measuring.prompts import Prompt
 
     row = random_ids(1, 40)[0].tolist()
-    prompts = [PasskeyPrompt(tuple(row[:-2]), tuple(row[-2:]), key="", depth=0.0, seed=0)]
+    prompts = [Prompt(tuple(row[:-2]), tuple(row[-2:]), depth=0.0, seed=0)]
     for method in ("gate_gradient", "lost_mass", "output_deviation"):
         options = {"method": method, "sink": 2, "recent": 5, "prompts": prompts}
         there = zigzag.calibrate(WINDOWED["olmo3"](dtype=torch.float32).cuda(), **options)

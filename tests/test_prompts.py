@@ -36,10 +36,10 @@ def distance(tokenizer: Any, prompt: PasskeyPrompt) -> int:
 def test_distance_can_fail() -> None:
     tokenizer = tiny_tokenizer()
     prompt = passkey_prompt(tokenizer, 700, depth=1, seed=0)
-    later = PasskeyPrompt((*prompt.prompt_ids, 1, 1), prompt.answer_ids, prompt.key, 1, 0)
+    later = PasskeyPrompt((*prompt.prompt_ids, 1, 1), prompt.answer_ids, 1, 0, prompt.key)
     assert distance(tokenizer, later) == distance(tokenizer, prompt) + 2
     with pytest.raises(ValueError):
-        distance(tokenizer, PasskeyPrompt(prompt.prompt_ids, prompt.answer_ids, "00000", 1, 0))
+        distance(tokenizer, PasskeyPrompt(prompt.prompt_ids, prompt.answer_ids, 1, 0, "00000"))
 
 
 @pytest.mark.parametrize("length", [600, 601, 777])

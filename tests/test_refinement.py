@@ -9,7 +9,7 @@ from models import random_ids, tiny_llama
 
 from zigzag import ArgumentError, LayerPlan, PlanError, calibrate, refine_plan
 from zigzag.measuring.answers import answer
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.measuring.refinement import exchanged, forecast, refinements
 from zigzag.running.masking import masked_heads
 
@@ -17,9 +17,9 @@ LAYERS = 5
 PLAN = LayerPlan(("full", "full", "streaming", "streaming", "streaming"), 1, 3, num_kv_heads=2, model="tiny")
 
 
-def prompt(seed: int) -> PasskeyPrompt:
+def prompt(seed: int) -> Prompt:
     ids = tuple(random_ids(1, 40, seed)[0].tolist())
-    return PasskeyPrompt(ids[:-3], ids[-3:], "", 0.5, seed)
+    return Prompt(ids[:-3], ids[-3:], 0.5, seed)
 
 
 PROMPTS = [prompt(seed) for seed in range(3)]

@@ -9,7 +9,7 @@ from models import random_ids, tiny_llama
 
 from zigzag import HeadScores, LayerPlan, make_plan
 from zigzag.measuring.answers import answer
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.measuring.rivals import compare, random_layers, rivals
 from zigzag.plans.layers import every_head
 from zigzag.running.masking import masked_heads
@@ -17,9 +17,9 @@ from zigzag.running.masking import masked_heads
 SCORES = HeadScores([[0.9, 0.0], [0.1, 0.2], [0.5, 0.8]], "gate_gradient", 4, 8)
 
 
-def prompt(seed: int) -> PasskeyPrompt:
+def prompt(seed: int) -> Prompt:
     ids = tuple(random_ids(1, 40, seed)[0].tolist())
-    return PasskeyPrompt(ids[:-3], ids[-3:], "", 0.5, seed)
+    return Prompt(ids[:-3], ids[-3:], 0.5, seed)
 
 
 def test_maps() -> None:

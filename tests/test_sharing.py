@@ -27,13 +27,13 @@ from windowed_models import tiny
 import zigzag
 from zigzag import CacheError, LayerPlan, ModelError
 from zigzag.generation.drafting import LookupDrafter
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.running.host import Host
 from zigzag.running.opening import open_runner
 
 PLAN = LayerPlan(("streaming", "full", "streaming"), sink=2, recent=6)
 IDS = random_ids(1, 20)
-PROMPTS = [PasskeyPrompt(tuple(IDS[0, :-1].tolist()), (5,), key="", depth=0.0, seed=0)]
+PROMPTS = [Prompt(tuple(IDS[0, :-1].tolist()), (5,), depth=0.0, seed=0)]
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
 
 

@@ -15,16 +15,16 @@ from trainings import LONG, SHORT, pieces, small, tokenizer
 from zigzag import ArgumentError, ModelError
 from zigzag.chat.reasoning import Content, Reasoning, parse
 from zigzag.chat.thinking import ThinkingBudget, chat_prompt
+from zigzag.evidence.sums import parts_of, sum_prompt
 from zigzag.measuring.answers import batches as in_batches
+from zigzag.measuring.corpus import is_held_out, read_corpus
 from zigzag.measuring.prompts import passkey_prompt
+from zigzag.measuring.sums import Sum, draw_sum
 from zigzag.training import cases
 from zigzag.training.config import KINDS, TASKS, Stage
-from zigzag.training.corpus import is_held_out, read_corpus
 from zigzag.training.data import Batches, ahead
 from zigzag.training.documents import Document, Documents
-from zigzag.training.evaluate import parts_of, sum_prompt
 from zigzag.training.pieces import Strings, filler_sentences, make_pieces
-from zigzag.training.sums import Sum, draw_sum
 from zigzag.training.tokenizer import read_tokenizer, stop_ids, train_tokenizer
 
 SEEDS = st.integers(0, 2**32 - 1)

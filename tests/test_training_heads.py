@@ -20,9 +20,9 @@ from trainings import Clock  # noqa: E402
 
 from zigzag import ArgumentError, ModelError, generate, load_head  # noqa: E402
 from zigzag.generation.drafting import drafter_of  # noqa: E402
+from zigzag.measuring.corpus import Corpus, read_corpus  # noqa: E402
 from zigzag.models.draft_heads.files import own_weights  # noqa: E402
 from zigzag.training import state as files  # noqa: E402
-from zigzag.training.corpus import Corpus, read_corpus  # noqa: E402
 from zigzag.training.heads import text  # noqa: E402
 from zigzag.training.heads.config import HeadTraining  # noqa: E402
 from zigzag.training.heads.lessons import Lesson, divergence, lessons, overlap, taught  # noqa: E402

@@ -18,7 +18,7 @@ import zigzag
 from zigzag import HeadPlan, LayerPlan, ModelError, PlanError
 from zigzag.caches.streaming import StreamingLayer
 from zigzag.measuring.answers import answer_losses
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.running.attach import cache_bytes, kv_size
 from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
@@ -157,9 +157,9 @@ def test_budget_in_bytes_counts_the_own_windows() -> None:
     assert zigzag.make_plan(scores, kv_bytes=both_full, own_windows=[50], **size).num_full == 1
 
 
-def prompts() -> list[PasskeyPrompt]:
+def prompts() -> list[Prompt]:
     ids = random_ids(2, 30, seed=3).tolist()
-    return [PasskeyPrompt(tuple(row[:-2]), tuple(row[-2:]), key="", depth=0.0, seed=0) for row in ids]
+    return [Prompt(tuple(row[:-2]), tuple(row[-2:]), depth=0.0, seed=0) for row in ids]
 
 
 @pytest.mark.parametrize("method", ["gate_gradient", "lost_mass", "output_deviation", "layer_loss"])

@@ -3,8 +3,8 @@
 from functools import cache
 from typing import Any
 
+from zigzag.measuring.corpus import read_corpus
 from zigzag.training.config import TrainingConfig, from_dict
-from zigzag.training.corpus import read_corpus
 from zigzag.training.pieces import Pieces, make_pieces, task_texts
 from zigzag.training.tokenizer import train_tokenizer
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from zigzag.measuring import answers
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.reference.errors import ArgumentError
 
 VOCAB = 5
@@ -27,14 +27,14 @@ class Table:
         self.calls.append({"batch": len(input_ids), "keep": logits_to_keep, **options})
         return SimpleNamespace(logits=self.rows[input_ids][:, -logits_to_keep:].half())
 
-    def log_probs(self, prompt: PasskeyPrompt) -> np.ndarray:
+    def log_probs(self, prompt: Prompt) -> np.ndarray:
         """[n, V] of the answer's places."""
         before = prompt.input_ids[len(prompt.prompt_ids) - 1 : -1]
         return self.rows.half().float().log_softmax(dim=-1)[list(before)].numpy()
 
 
-def prompt(ids: tuple[int, ...], answer: tuple[int, ...]) -> PasskeyPrompt:
-    return PasskeyPrompt(ids, answer, "key", 0.5, 0)
+def prompt(ids: tuple[int, ...], answer: tuple[int, ...]) -> Prompt:
+    return Prompt(ids, answer, 0.5, 0)
 
 
 PROMPTS = [prompt((1, 2, 3), (4, 0)), prompt((2, 2), (1, 1, 1)), prompt((0, 1, 2), (3, 3)), prompt((4, 4, 1), (2, 0))]

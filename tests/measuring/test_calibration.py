@@ -10,7 +10,7 @@ from windowed_models import WINDOWED, gpt_oss
 
 from zigzag import ArgumentError, ModelError, calibrate
 from zigzag.measuring import calibration
-from zigzag.measuring.prompts import PasskeyPrompt, digest, passkey_prompts
+from zigzag.measuring.prompts import Prompt, digest, passkey_prompts
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return found
 
 
-def prompts(*lengths: int) -> list[PasskeyPrompt]:
-    return [PasskeyPrompt(tuple(random_ids(1, n - 1)[0].tolist()), (5,), "", 0.5, 0) for n in lengths]
+def prompts(*lengths: int) -> list[Prompt]:
+    return [Prompt(tuple(random_ids(1, n - 1)[0].tolist()), (5,), 0.5, 0) for n in lengths]
 
 
 def test_prompts_of_its_own(model: Any, asked: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from windowed_models import gpt_oss
 
 from zigzag import ModelError, calibrate
 from zigzag.measuring.observing import Seen
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.measuring.published import FAR, PUBLISHED, REPEATED, _copied, _repeated
 from zigzag.running.interception import States
 
@@ -23,11 +23,11 @@ def model() -> Any:
     return tiny_llama(2, dtype=torch.float64)
 
 
-def prompts(count: int = 3) -> list[PasskeyPrompt]:
+def prompts(count: int = 3) -> list[Prompt]:
     rows = random_ids(count, LENGTH).tolist()
     for row in rows:  # the answer stands in the prompt, far back
         row[10 : 10 + ANSWERS] = row[-ANSWERS:]
-    return [PasskeyPrompt(tuple(row[:-ANSWERS]), tuple(row[-ANSWERS:]), "", 0.5, seed) for seed, row in enumerate(rows)]
+    return [Prompt(tuple(row[:-ANSWERS]), tuple(row[-ANSWERS:]), 0.5, seed) for seed, row in enumerate(rows)]
 
 
 def attentions(model: Any, ids: list[int]) -> np.ndarray:

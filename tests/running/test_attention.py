@@ -15,7 +15,7 @@ from written_out import written_out
 import zigzag
 from zigzag import HeadPlan, LayerPlan
 from zigzag.measuring.calibration import METHODS
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.running.attention import FEW_QUERIES
 from zigzag.running.host import Host
 
@@ -129,7 +129,7 @@ def test_scores(granite: Any, method: str, plan: LayerPlan | None) -> None:
     moved = tiny_granite(dtype=torch.float64, attention_multiplier=8**-0.5)
     for layer in moved.model.layers:
         layer.self_attn.q_proj.weight.data *= 8**0.5
-    prompts = [PasskeyPrompt(tuple(random_ids(1, 40, seed)[0].tolist()), (5, 6), "", 0.0, seed) for seed in range(2)]
+    prompts = [Prompt(tuple(random_ids(1, 40, seed)[0].tolist()), (5, 6), 0.0, seed) for seed in range(2)]
     mine, theirs = (
         zigzag.calibrate(model, method=method, sink=2, recent=5, prompts=prompts, plan=plan).values
         for model in (granite, moved)

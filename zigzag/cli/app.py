@@ -15,6 +15,7 @@ from zigzag.cli.budgets import Context, HeadSize, ItemSize, KvBytes, Scores, Spa
 from zigzag.cli.calibrate import calibrate
 from zigzag.cli.conform import conform
 from zigzag.cli.datastore import datastore as datastore_commands
+from zigzag.cli.evidence import evidence
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, OutFile, check_out, progress, run, same_depth
 from zigzag.cli.recipes import recipes
@@ -306,33 +307,10 @@ def _read(path: Path) -> str:
         raise ZigzagError(f"generate: cannot read the prompt from {path}: {error}") from error
 
 
-@app.command()
-def evidence(
-    model: Model = "smollm2",
-    out: Annotated[Path, typer.Option(help="Results so far; a stopped run goes on from here.")] = Path(
-        "out/evidence/results.json"
-    ),
-    minutes: Annotated[float, typer.Option(help="Stop after about so long.")] = 60,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward.")] = 1,
-    device: Device = "cpu",
-    report_only: Annotated[bool, typer.Option(help="Measure nothing; write the page from the results.")] = False,
-) -> None:
-    """Measure methods, criteria and shares at full strength; resumable."""
-    from zigzag.evidence import measure as work
-    from zigzag.evidence.page import write_page
-
-    if report_only:
-        state = work.load(out)
-    else:
-        loaded, tokenizer = load(model, device)
-        state = work.run(loaded, tokenizer, out, minutes=minutes, batch_size=batch_size, log=console.print)
-    for path in write_page(state, out.parent):
-        console.print(f"wrote {path}")
-
-
 app.command()(bench)
 app.command()(calibrate)
 app.command()(conform)
+app.command()(evidence)
 app.command()(recipes)
 app.command()(sizes)
 app.command()(train_drafter)

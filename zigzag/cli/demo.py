@@ -11,7 +11,7 @@ from rich.table import Table
 from zigzag.cli.options import progress
 from zigzag.evidence.figures import heat_map
 from zigzag.measuring.calibration import calibrate
-from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.measuring.prompts import Prompt, passkey_prompts
 from zigzag.measuring.rivals import compare, rivals
 from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.plans import formats
@@ -43,7 +43,7 @@ def demo(model: CausalLM, tokenizer: Any, out: Path, console: Console, *, num_st
     return plan
 
 
-def score(model: Decoder, prompts: Sequence[PasskeyPrompt], console: Console) -> HeadScores:
+def score(model: Decoder, prompts: Sequence[Prompt], console: Console) -> HeadScores:
     """By gate gradients, with a progress bar."""
     with progress(console, "one backward pass a prompt", len(prompts)) as advance:
         return calibrate(model, sink=SINK, recent=RECENT, prompts=prompts, advance=advance)
@@ -63,7 +63,7 @@ def show_plan(plan: LayerPlan, model: Decoder, console: Console) -> None:
 
 
 def show_rivals(
-    model: Decoder, plan: LayerPlan, prompts: Sequence[PasskeyPrompt], console: Console, *, draws: int = 1
+    model: Decoder, plan: LayerPlan, prompts: Sequence[Prompt], console: Console, *, draws: int = 1
 ) -> None:
     """Retrieval and loss on the answer of full attention, the plan and its rivals; draws: as for `rivals`."""
     maps = rivals(plan, layers_of(model).num_kv_heads, draws=draws)

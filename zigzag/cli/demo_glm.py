@@ -11,6 +11,7 @@ from rich.table import Table
 from zigzag.chat.thinking import ThinkingBudget
 from zigzag.cli.demo import generate as show_cache
 from zigzag.cli.demo import score, show_plan, show_rivals
+from zigzag.evidence.sums import parts_of, sum_prompt
 from zigzag.generation.drafting import LookupDrafter, MtpDrafter
 from zigzag.generation.generate import generate
 from zigzag.measuring.prompts import passkey_prompts
@@ -19,7 +20,6 @@ from zigzag.models.glm import load_both
 from zigzag.models.mtp_head import MtpHead
 from zigzag.plans.layers import LayerPlan, make_plan
 from zigzag.training.cases import sum_cases
-from zigzag.training.evaluate import parts_of, sum_prompt
 
 LENGTH = 1000
 RANDOM_DRAWS = 4  # one layer may carry all: a single draw would show chance

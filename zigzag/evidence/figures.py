@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from zigzag.plans.layers import LayerPlan
@@ -52,6 +53,29 @@ def by_share(
     if reference is not None:
         axes.axhline(reference, color=INK, ls=":", lw=1, label="full attention")
     axes.set(xlabel="streaming layers", ylabel=ylabel, title=title)
+    axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def by_bytes(
+    groups: Mapping[str, Sequence[tuple[int, float, float, float]]],
+    path: Path,
+    *,
+    ylabel: str,
+    title: str,
+    chance: float | None,
+) -> None:
+    """Points by kind of plan: (bytes of keys and values, value, low, high), the interval as a bar."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in groups.items():
+        size, value, low, high = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+        reach = np.stack([value - low, high - value]).clip(min=0)
+        axes.errorbar(size / 2**20, value, yerr=reach, fmt="o", ms=5, capsize=3, label=name, alpha=0.8)
+    if chance is not None:
+        axes.axhline(chance, color=INK, ls=":", lw=1, label="chance")
+    axes.set(xlabel="keys and values, MiB", ylabel=ylabel, title=title)
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)

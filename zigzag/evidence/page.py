@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest
 
 from zigzag.evidence import figures
+from zigzag.evidence.intervals import wilson
 from zigzag.evidence.measure import LENGTHS, SHARES, Cell, Row, State, rows, stored_scores
 from zigzag.files.markdown import table
 from zigzag.plans.layers import make_plan
@@ -42,12 +42,6 @@ def best(state: State, every: Iterable[Row], streaming: int, method: str | None 
         return sum(sum(c["right"]) for c in cells), -float(np.mean([c["losses"] for c in cells]))
 
     return max(measured, key=worth, default=None)
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """95% Wilson interval of a share."""
-    interval = binomtest(right, total).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def _cell(state: State, row: Row, length: int) -> Cell | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ArgumentError
 
@@ -31,7 +31,7 @@ class Answers:
 
 def answer(
     model: Decoder,
-    prompts: Sequence[PasskeyPrompt],
+    prompts: Sequence[Prompt],
     *,
     batch_size: int = 1,
     advance: Callable[[int], object] = lambda count: None,
@@ -52,14 +52,14 @@ def answer(
     return Answers(tuple(r for r, _ in ordered), tuple(x for _, x in ordered))
 
 
-def answer_losses(model: Decoder, prompts: Sequence[PasskeyPrompt]) -> tuple[Tensor, Tensor]:
+def answer_losses(model: Decoder, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
     """(loss [B], right [B]) of prompts of one length: mean cross-entropy, and whether all tokens are the argmax."""
     logits, target = answer_logits(model, prompts)
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(dim=1)
     return losses, (logits.argmax(dim=-1) == target).all(dim=1)
 
 
-def answer_log_odds(model: Decoder, prompts: Sequence[PasskeyPrompt], **inputs: Any) -> Tensor:
+def answer_log_odds(model: Decoder, prompts: Sequence[Prompt], **inputs: Any) -> Tensor:
     """[B] mean over the answer's tokens of log(p / (1 - p)); differentiable.
 
     Unlike the cross-entropy, its slope does not vanish where the model is already sure (p near 1).
@@ -70,7 +70,7 @@ def answer_log_odds(model: Decoder, prompts: Sequence[PasskeyPrompt], **inputs: 
     return (logits.gather(-1, chosen).squeeze(-1) - others).mean(dim=1)
 
 
-def answer_logits(model: Decoder, prompts: Sequence[PasskeyPrompt], **inputs: Any) -> tuple[Tensor, Tensor]:
+def answer_logits(model: Decoder, prompts: Sequence[Prompt], **inputs: Any) -> tuple[Tensor, Tensor]:
     """(logits [B, n, V], answer ids [B, n]) for prompts of one length; `inputs` replaces input_ids if given."""
     ids = torch.tensor([p.input_ids for p in prompts], device=model.device)
     count = len(prompts[0].answer_ids)
@@ -79,7 +79,7 @@ def answer_logits(model: Decoder, prompts: Sequence[PasskeyPrompt], **inputs: An
     return logits, ids[:, -count:]
 
 
-def batches(prompts: Sequence[PasskeyPrompt], size: int) -> Iterable[list[int]]:
+def batches(prompts: Sequence[Prompt], size: int) -> Iterable[list[int]]:
     """Indices of the prompts in groups of at most `size`, each of one length and answer length."""
     if not prompts:
         raise ArgumentError("at least one prompt is needed, got none")

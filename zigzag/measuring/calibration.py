@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zigzag import ops
 from zigzag.measuring.answers import answer, answer_log_odds, batches
 from zigzag.measuring.observing import Advance, Score, Seen, by_head, check_no_sinks, heads_of
-from zigzag.measuring.prompts import PasskeyPrompt, digest, passkey_prompts
+from zigzag.measuring.prompts import Prompt, digest, passkey_prompts
 from zigzag.measuring.published import PUBLISHED
 from zigzag.models.decoder import Decoder
 from zigzag.models.load import check_weights
@@ -37,7 +37,7 @@ def calibrate(
     method: str = "gate_gradient",
     sink: int,
     recent: int,
-    prompts: Sequence[PasskeyPrompt] | None = None,
+    prompts: Sequence[Prompt] | None = None,
     length: int = 1000,
     num_prompts: int = 4,
     seed: int = 0,
@@ -118,7 +118,7 @@ def _under(plan: LayerPlan, method: str, model: Decoder) -> Score:
 
 def _gate_gradient(
     model: Decoder,
-    prompts: Sequence[PasskeyPrompt],
+    prompts: Sequence[Prompt],
     window: Mask,
     batch_size: int,
     advance: Advance,
@@ -165,7 +165,7 @@ def _at_answer(measure: Callable[..., Tensor]) -> Score:
 
 
 def _layer_loss(
-    model: Decoder, prompts: Sequence[PasskeyPrompt], window: Mask, batch_size: int, advance: Advance
+    model: Decoder, prompts: Sequence[Prompt], window: Mask, batch_size: int, advance: Advance
 ) -> NDArray[np.float64]:
     full = answer(model, prompts, batch_size=batch_size, advance=advance).loss
     values = np.zeros(heads_of(model))

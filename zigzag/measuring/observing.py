@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zigzag.measuring.answers import batches
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.models.decoder import Decoder
 from zigzag.plans.window import Mask
 from zigzag.reference.errors import ModelError
@@ -17,8 +17,8 @@ from zigzag.running.interception import States, full_attention, intercepted, lay
 from zigzag.running.model_layers import check_may_stream, layers_of
 
 Advance = Callable[[int], object]
-Score = Callable[[Decoder, Sequence[PasskeyPrompt], Mask, int, Advance], NDArray[np.float64]]
-Rows = Callable[[Decoder, Sequence[PasskeyPrompt]], Tensor]
+Score = Callable[[Decoder, Sequence[Prompt], Mask, int, Advance], NDArray[np.float64]]
+Rows = Callable[[Decoder, Sequence[Prompt]], Tensor]
 
 
 class Seen(NamedTuple):
@@ -49,7 +49,7 @@ def check_no_sinks(method: str, states: States) -> None:
         raise ModelError(f"calibrate: {method} does not know this model's learned sinks; use method='layer_loss'")
 
 
-def prompt_rows(model: Decoder, prompts: Sequence[PasskeyPrompt]) -> Tensor:
+def prompt_rows(model: Decoder, prompts: Sequence[Prompt]) -> Tensor:
     """[B, T] the prompts as they are, answers included."""
     return torch.tensor([prompt.input_ids for prompt in prompts], device=model.device)
 
@@ -61,7 +61,7 @@ def by_head(measure: Callable[[Seen], Tensor], rows: Rows = prompt_rows) -> Scor
     """
 
     def score(
-        model: Decoder, prompts: Sequence[PasskeyPrompt], window: Mask, batch_size: int, advance: Advance
+        model: Decoder, prompts: Sequence[Prompt], window: Mask, batch_size: int, advance: Advance
     ) -> NDArray[np.float64]:
         num_layers, num_kv_heads = heads_of(model)
         sums: list[Tensor | float] = [0.0] * num_layers

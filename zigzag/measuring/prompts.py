@@ -1,4 +1,4 @@
-"""Passkey prompts: a number hidden in filler text, asked for at the end. Made here, from a seed.
+"""Prompts whose answer lies far back, and the first of their kind: passkeys. Made here, from a seed.
 
 Every prompt has exactly the length asked for, in tokens, so that prompts of one length form a batch
 without padding. The filler is sentences drawn from word lists: dull, but not the same line repeated.
@@ -6,10 +6,10 @@ without padding. The filler is sentences drawn from word lists: dull, but not th
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from zigzag.reference.errors import ArgumentError, ModelError
 
@@ -23,25 +23,33 @@ TASK = "There is an important piece of information hidden inside a lot of irrele
 NEEDLE = " The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = " What is the pass key? The pass key is"
 
+Ids = tuple[int, ...]
+
 
 @dataclass(frozen=True)
-class PasskeyPrompt:
-    """One prompt: the token ids up to the answer, the answer's ids, and how it was made.
+class Prompt:
+    """The token ids up to the answer, the answer's ids, and how they were made.
 
-    `depth` is where the needle stands between the task (0) and the last place at which it is still
-    `min_distance` tokens before the answer (1).
+    `depth` is where what is asked stands between the begin (0) and the last place at which it is still far enough
+    from the answer (1).
     """
 
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-    key: str
+    prompt_ids: Ids
+    answer_ids: Ids
     depth: float
     seed: int
 
     @property
-    def input_ids(self) -> tuple[int, ...]:
+    def input_ids(self) -> Ids:
         """Prompt and answer: [T] with T the length that was asked for."""
         return self.prompt_ids + self.answer_ids
+
+
+@dataclass(frozen=True)
+class PasskeyPrompt(Prompt):
+    """A prompt that asks for the number `key`, which one needle in its filler tells."""
+
+    key: str
 
 
 def passkey_prompt(
@@ -50,69 +58,114 @@ def passkey_prompt(
     """A prompt of exactly `length` tokens, answer included, whose needle lies at least `min_distance` back.
 
     length: tokens of prompt and answer together.
-    depth: 0 to 1, see `PasskeyPrompt`.
+    depth: 0 to 1, see `Prompt`.
     seed: decides the key and the filler.
     min_distance: least number of tokens between needle and answer; more than a streaming layer's `recent`,
         or an all-streaming model can simply look at it.
 
     Raises ArgumentError if the length leaves no room, with the least length that does.
     """
-    if not 0 <= depth <= 1:
-        raise ArgumentError(f"passkey_prompt: depth must be between 0 and 1, got {depth}")
+    check_depth("passkey_prompt", depth)
     rng = random.Random(seed)
     key = "".join(rng.choice("0123456789") for _ in range(digits))
-    needle, task = _ids(tokenizer, NEEDLE.format(key=key)), _ids(tokenizer, TASK)
-    question, answer = _split_answer(tokenizer, key)
-    tail = max(0, min_distance - len(question))  # filler tokens that must follow the needle
-    room = length - len(task) - len(needle) - len(question) - len(answer)
-    if room < tail:
-        raise ArgumentError(
-            f"passkey_prompt: length must be at least {length + tail - room} tokens for a needle {min_distance} "
-            f"tokens before the answer, got {length}"
-        )
-    filler = _filler(tokenizer, rng, room)
-    cut = round(depth * (room - tail))
-    prompt = (*task, *filler[:cut], *needle, *filler[cut:], *question)
-    return PasskeyPrompt(prompt, answer, key, depth, seed)
+    frame = framed(tokenizer, "passkey_prompt", length, TASK, QUESTION, key, min_distance)
+    needle = token_ids(tokenizer, NEEDLE.format(key=key))
+    frame.check_room(len(needle))
+    ids = filler(tokenizer, rng, frame.room - len(needle))
+    cut = round(depth * (len(ids) - frame.tail))
+    return PasskeyPrompt(frame.around((*ids[:cut], *needle, *ids[cut:])), frame.answer, depth, seed, key)
 
 
 def passkey_prompts(
     tokenizer: Any, length: int, *, count: int, seed: int, min_distance: int = 128
 ) -> list[PasskeyPrompt]:
     """`count` prompts on an even grid of depths, from 0 to 1, with the seeds seed, seed + 1, ..."""
+    return on_grid(
+        "passkey_prompts",
+        lambda depth, seed: passkey_prompt(tokenizer, length, depth=depth, seed=seed, min_distance=min_distance),
+        count,
+        seed,
+    )
+
+
+Made = TypeVar("Made", bound=Prompt)
+
+
+def on_grid(op: str, make: Callable[[float, int], Made], count: int, seed: int) -> list[Made]:
+    """What `make(depth, seed)` gives at `count` depths from 0 to 1, evenly, with the seeds seed, seed + 1, ..."""
     if count < 1:
-        raise ArgumentError(f"passkey_prompts: count must be at least 1, got {count}")
+        raise ArgumentError(f"{op}: count must be at least 1, got {count}")
     depths = [0.5] if count == 1 else [i / (count - 1) for i in range(count)]
-    return [
-        passkey_prompt(tokenizer, length, depth=depth, seed=seed + i, min_distance=min_distance)
-        for i, depth in enumerate(depths)
-    ]
+    return [make(depth, seed + i) for i, depth in enumerate(depths)]
 
 
-def digest(prompts: Sequence[PasskeyPrompt]) -> str:
+def digest(prompts: Sequence[Prompt]) -> str:
     """What tells whether two measurements saw the same tokens and answers, in this order: 16 hexadecimal digits."""
     told = json.dumps([[[int(token) for token in part] for part in (p.prompt_ids, p.answer_ids)] for p in prompts])
     return sha256(told.encode()).hexdigest()[:16]
 
 
-def _filler(tokenizer: Any, rng: random.Random, count: int) -> tuple[int, ...]:
+class Frame(NamedTuple):
+    """What stands around a text of `room` tokens, whose last `tail` tokens must not hold what is asked."""
+
+    op: str
+    length: int
+    min_distance: int
+    head: Ids
+    question: Ids
+    answer: Ids
+
+    @property
+    def room(self) -> int:
+        return self.length - len(self.head) - len(self.question) - len(self.answer)
+
+    @property
+    def tail(self) -> int:
+        return max(0, self.min_distance - len(self.question))
+
+    def check_room(self, needed: int) -> None:
+        """ArgumentError unless `needed` tokens and the tail fit, with the least length that does."""
+        if (missing := needed + self.tail - self.room) > 0:
+            raise ArgumentError(
+                f"{self.op}: length must be at least {self.length + missing} tokens for a needle {self.min_distance} "
+                f"tokens before the answer, got {self.length}"
+            )
+
+    def around(self, text: Sequence[int]) -> Ids:
+        """The prompt's ids, with `text` in its room."""
+        return (*self.head, *text, *self.question)
+
+
+def framed(tokenizer: Any, op: str, length: int, head: str, question: str, answer: str, min_distance: int) -> Frame:
+    """The frame of a prompt of `length` tokens that begins with `head` and ends with `question`, `answer` behind it.
+
+    Leading tokens of " answer" that hold nothing of it, such as a lone space, belong to the question.
+
+    Raises ModelError for a tokenizer that loses the answer.
+    """
+    asked, said = list(token_ids(tokenizer, question)), list(token_ids(tokenizer, f" {answer}"))
+    while said and not any(c in answer for c in tokenizer.decode(said[:1]).strip()):
+        asked.append(said.pop(0))
+    if tokenizer.decode(said).strip() != answer:
+        kind = "digits" if answer.isdigit() else "words"
+        raise ModelError(f"{op}: the tokenizer must keep {kind}, but loses them in {answer!r}")
+    return Frame(op, length, min_distance, token_ids(tokenizer, head), tuple(asked), tuple(said))
+
+
+def check_depth(op: str, depth: float) -> None:
+    if not 0 <= depth <= 1:
+        raise ArgumentError(f"{op}: depth must be between 0 and 1, got {depth}")
+
+
+def filler(tokenizer: Any, rng: random.Random, count: int) -> Ids:
+    """`count` tokens of sentences, the last of them cut."""
     ids: list[int] = []
     while len(ids) < count:
         words = (rng.choice(PEOPLE), rng.choice(VERBS), rng.choice(PLACES), rng.choice(TIMES), rng.choice(REASONS))
-        ids += _ids(tokenizer, " {} {} to the {} {} {}.".format(*words))
+        ids += token_ids(tokenizer, " {} {} to the {} {} {}.".format(*words))
     return tuple(ids[:count])
 
 
-def _split_answer(tokenizer: Any, key: str) -> tuple[Sequence[int], tuple[int, ...]]:
-    """(question ids, answer ids): leading tokens without a digit, such as a lone space, join the question."""
-    question, answer = list(_ids(tokenizer, QUESTION)), list(_ids(tokenizer, " " + key))
-    while answer and not any(c.isdigit() for c in tokenizer.decode(answer[:1])):
-        question.append(answer.pop(0))
-    if not answer:
-        raise ModelError(f"passkey_prompt: the tokenizer must keep digits, but loses them in {key!r}")
-    return question, tuple(answer)
-
-
-def _ids(tokenizer: Any, text: str) -> Sequence[int]:
-    ids: Sequence[int] = tokenizer(text, add_special_tokens=False).input_ids
-    return ids
+def token_ids(tokenizer: Any, text: str) -> Ids:
+    """The text's tokens alone, without those that a tokenizer puts around a text."""
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zigzag import ops
 from zigzag.measuring.answers import batches
 from zigzag.measuring.observing import Advance, Score, Seen, by_head, heads_of, prompt_rows, weights_of
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.models.decoder import Decoder
 from zigzag.plans.window import Mask
 from zigzag.reference.errors import ModelError
@@ -53,7 +53,7 @@ def _entropy(seen: Seen) -> Tensor:
     return entropy.mean(dim=-1)
 
 
-def _repeated(model: Decoder, prompts: Sequence[PasskeyPrompt]) -> Tensor:
+def _repeated(model: Decoder, prompts: Sequence[Prompt]) -> Tensor:
     """[B, T] instead of each prompt a block of random tokens, four times; from the prompt's seed."""
     block = max(2, len(prompts[0].input_ids) // REPEATED)
     size = int(model.config.get_text_config(decoder=True).vocab_size)
@@ -84,7 +84,7 @@ def _induction(seen: Seen) -> Tensor:
 
 
 def _mean_states(
-    model: Decoder, prompts: Sequence[PasskeyPrompt], window: Mask, batch_size: int, advance: Advance
+    model: Decoder, prompts: Sequence[Prompt], window: Mask, batch_size: int, advance: Advance
 ) -> NDArray[np.float64]:
     """Area under the cumulative attention of a text's mean query over its mean key at so many positions."""
     heads_of(model)

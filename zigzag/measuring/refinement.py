@@ -11,7 +11,7 @@ import numpy as np
 
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import calibrate
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.models.decoder import Decoder
 from zigzag.plans.layers import FULL, STREAMING, LayerPlan
 from zigzag.reference.checks import check_count
@@ -24,7 +24,7 @@ Advance = Callable[[int], object]
 def refine_plan(
     model: Decoder,
     plan: LayerPlan,
-    prompts: Sequence[PasskeyPrompt],
+    prompts: Sequence[Prompt],
     *,
     max_exchanges: int = 4,
     trials: int = 16,
@@ -50,7 +50,7 @@ def refine_plan(
 def refinements(
     model: Decoder,
     plan: LayerPlan,
-    prompts: Sequence[PasskeyPrompt],
+    prompts: Sequence[Prompt],
     *,
     max_exchanges: int,
     trials: int,

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zigzag.measuring.answers import Answers, answer
-from zigzag.measuring.prompts import PasskeyPrompt
+from zigzag.measuring.prompts import Prompt
 from zigzag.models.decoder import Decoder
 from zigzag.plans.layers import LayerPlan, every_head, head_map
 from zigzag.running.masking import masked_heads
@@ -46,7 +46,7 @@ def compare(
     model: Decoder,
     plan: LayerPlan,
     maps: Mapping[str, HeadMap],
-    prompts: Sequence[PasskeyPrompt],
+    prompts: Sequence[Prompt],
     *,
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[Rival]:

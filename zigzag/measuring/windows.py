@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zigzag.measuring.calibration import calibrate
-from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.measuring.prompts import Prompt, passkey_prompts
 from zigzag.models.decoder import Decoder
 from zigzag.plans.scores import HeadScores
 from zigzag.plans.window import Window
@@ -17,7 +17,7 @@ def calibrate_windows(
     *,
     sink: int,
     recents: Sequence[int],
-    prompts: Sequence[PasskeyPrompt] | None = None,
+    prompts: Sequence[Prompt] | None = None,
     length: int = 1000,
     num_prompts: int = 4,
     seed: int = 0,

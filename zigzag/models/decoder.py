@@ -53,6 +53,9 @@ class CausalLM(Decoder, Protocol):
 
     generation_config: Any
 
+    def get_output_embeddings(self) -> "nn.Module":
+        """The head: hidden states in, logits out."""
+
     def generate(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompt
-from zigzag.training.corpus import is_held_out
+from zigzag.measuring.corpus import is_held_out
+from zigzag.measuring.prompts import PasskeyPrompt, Prompt, passkey_prompt
+from zigzag.measuring.sums import Sum, draw_sum
 from zigzag.training.documents import Documents
 from zigzag.training.pieces import CODE_DIGITS, name_of
-from zigzag.training.sums import Sum, draw_sum
 
 RECORDS = 16  # named things in a recall case
 PROBE = 400  # tokens of a prompt that is made to see its key
@@ -53,19 +53,19 @@ def _recall_case(documents: Documents, rng: np.random.Generator, length: int, as
         for piece in (record, filler[start:stop])
     ]
     prompt = np.concatenate([filler[:first], *pieces, before])
-    return PasskeyPrompt(tuple(prompt.tolist()), tuple(answer), codes[asked], asked / RECORDS, seed)
+    return PasskeyPrompt(tuple(prompt.tolist()), tuple(answer), asked / RECORDS, seed, codes[asked])
 
 
-def copy_cases(documents: Documents, count: int, seed: int) -> list[PasskeyPrompt]:
+def copy_cases(documents: Documents, count: int, seed: int) -> list[Prompt]:
     """Random tokens to be copied."""
     rng = np.random.default_rng(seed)
-    cases: list[PasskeyPrompt] = []
+    cases: list[Prompt] = []
     while len(cases) < count:
         tokens = documents.draw_tokens(rng, COPIED)
         if is_held_out(f"copy {tokens.tolist()}"):
             ids = documents.copied(tokens).ids.tolist()
             cut = len(ids) - COPIED - 1
-            cases.append(PasskeyPrompt(tuple(ids[:cut]), tuple(ids[cut:-1]), "", 0.0, seed))
+            cases.append(Prompt(tuple(ids[:cut]), tuple(ids[cut:-1]), 0.0, seed))
     return cases
 
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from zigzag.measuring.corpus import is_held_out
+from zigzag.measuring.sums import Sum, draw_sum
 from zigzag.training.config import KINDS, TrainingConfig
-from zigzag.training.corpus import is_held_out
 from zigzag.training.pieces import CODE_DIGITS, Ids, Pieces, name_of
-from zigzag.training.sums import Sum, draw_sum
 
 KEY_DIGITS = 5  # as zigzag.measuring.prompts
 NUMBER = {kind: number for number, kind in enumerate(KINDS)}

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from zigzag.chat.reasoning import Content, Reasoning, parse
-from zigzag.chat.thinking import chat_prompt
+from zigzag.evidence.sums import solved, sum_prompt
 from zigzag.files.json_files import read_json, write_json
 from zigzag.generation.drafting import LookupDrafter, MtpDrafter
 from zigzag.generation.generate import generate
 from zigzag.generation.statistics import Statistics
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import METHODS, calibrate
-from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
+from zigzag.measuring.corpus import read_corpus
+from zigzag.measuring.prompts import Prompt, passkey_prompts
 from zigzag.measuring.rivals import HeadMap
 from zigzag.models.decoder import Decoder
 from zigzag.models.glm import load_both
@@ -31,10 +31,8 @@ from zigzag.training import cases
 from zigzag.training import state as files
 from zigzag.training.card import write_card
 from zigzag.training.config import TrainingConfig, from_dict
-from zigzag.training.corpus import read_corpus
 from zigzag.training.documents import Documents
 from zigzag.training.pieces import make_pieces
-from zigzag.training.sums import Sum
 from zigzag.training.tokenizer import read_tokenizer
 
 SINK, RECENT = 16, 112
@@ -73,7 +71,7 @@ class Subject:
         layers = self.model.config.num_hidden_layers
         return sorted({round(layers * share) for share in SHARES} - {0, layers})
 
-    def curve_cases(self) -> list[PasskeyPrompt]:
+    def curve_cases(self) -> list[Prompt]:
         return cases.passkey_cases(self.tokenizer, self.curve_length, self.count, SEEDS["passkey"] + 500_000)
 
     def at_once(self, length: int) -> int:
@@ -149,7 +147,7 @@ def retrieval(subject: Subject) -> dict[str, Any]:
     return found
 
 
-def _answered(subject: Subject, asked: list[PasskeyPrompt], heads: HeadMap, length: int) -> dict[str, float]:
+def _answered(subject: Subject, asked: list[Prompt], heads: HeadMap, length: int) -> dict[str, float]:
     with masked_heads(subject.model, heads, sink=SINK, recent=RECENT):
         answers = answer(subject.model, asked, batch_size=subject.at_once(length))
     return {"right": answers.num_right / len(asked), "loss": round(answers.loss, 5)}
@@ -163,32 +161,12 @@ def arithmetic(subject: Subject) -> dict[str, Any]:
         # Few digits have few held-out cases: a sixteenth of all.
         count = min(subject.count, max(1, (9 * 10 ** (digits - 1)) ** config.operands // 100))
         sums = cases.sum_cases(count, config.operands, digits, SEEDS["sums"])
-        right = {mode: _solved(subject, sums, mode == "thinking") for mode in ("thinking", "direct")}
+        right = {
+            mode: solved(subject.model, subject.tokenizer, sums, thinking=mode == "thinking")
+            for mode in ("thinking", "direct")
+        }
         found[str(digits)] = {mode: sum(rows) / len(sums) for mode, rows in right.items()}
     return found
-
-
-def _solved(subject: Subject, sums: list[Sum], thinking: bool) -> list[bool]:
-    prompts = [sum_prompt(subject.tokenizer, one, thinking) for one in sums]
-    # The line of a column has 2 + 4 tokens a number and its newline; twice that is room for wandering.
-    most = 2 * len(str(sums[0].numbers[0])) * (4 * subject.config.operands + 4) + 32
-    result = generate(subject.model, prompts, temperature=0, max_new_tokens=most if thinking else 16)
-    return [
-        parts_of(subject.tokenizer, new, thinking)[1] == one.answer
-        for new, one in zip(result.new_tokens, sums, strict=True)
-    ]
-
-
-def sum_prompt(tokenizer: Any, one: Sum, thinking: bool) -> list[int]:
-    """The tokens that ask for a sum, by the chat template."""
-    return chat_prompt(tokenizer, [{"role": "user", "content": f"What is {one.question}?"}], thinking=thinking)
-
-
-def parts_of(tokenizer: Any, new_tokens: list[int], thinking: bool) -> tuple[str, str]:
-    """(reasoning, answer) of what was generated."""
-    events = parse(tokenizer.decode(new_tokens, skip_special_tokens=True), thinking=thinking)
-    reasoning, answer = ("".join(e.text for e in events if isinstance(e, kind)) for kind in (Reasoning, Content))
-    return reasoning, answer.strip()
 
 
 def copying(subject: Subject) -> dict[str, Any]:

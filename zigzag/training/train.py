@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zigzag.measuring.corpus import Corpus, read_corpus
 from zigzag.models.placement import usable_device
 from zigzag.reference.errors import ArgumentError, ModelError
 from zigzag.reference.glm.config import GlmConfig
 from zigzag.training import state as files
 from zigzag.training.balance import update_bias
 from zigzag.training.config import Stage, TrainingConfig
-from zigzag.training.corpus import Corpus, read_corpus
 from zigzag.training.data import Batch, Batches, ahead
 from zigzag.training.export import config_json, export
 from zigzag.training.model import TrainingModel, num_sparse, rotations

@@ -10,10 +10,10 @@ import torch
 
 from zigzag.chat.thinking import chat_prompt
 from zigzag.generation.generate import generate
+from zigzag.measuring.corpus import Corpus
+from zigzag.measuring.sums import draw_sum
 from zigzag.reference.errors import ArgumentError, ModelError
-from zigzag.training.corpus import Corpus
 from zigzag.training.heads.config import HeadTraining
-from zigzag.training.sums import draw_sum
 
 ASKED = (
     "Print this code again with every docstring removed.\n\n",

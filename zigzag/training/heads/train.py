@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zigzag.measuring.corpus import read_corpus
 from zigzag.models.draft_heads.files import own_weights, probes, save_head
 from zigzag.models.draft_heads.kinds import KINDS, make_head
 from zigzag.reference.errors import ModelError
 from zigzag.training import state as files
-from zigzag.training.corpus import read_corpus
 from zigzag.training.heads.card import write_card
 from zigzag.training.heads.config import HeadTraining
 from zigzag.training.heads.lessons import divergence, lessons, overlap, taught

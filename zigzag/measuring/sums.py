@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zigzag.training.corpus import is_held_out
+from zigzag.measuring.corpus import is_held_out
 
 
 @dataclass(frozen=True)

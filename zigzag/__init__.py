@@ -27,7 +27,7 @@ from zigzag.version import __version__
 if TYPE_CHECKING:
     from zigzag.generation.generate import generate
     from zigzag.measuring.calibration import calibrate
-    from zigzag.measuring.refinement import refine_plan
+    from zigzag.measuring.refinement import every_plan, refine_plan
     from zigzag.models.draft_heads.files import load_head
     from zigzag.models.glm import load
     from zigzag.models.load import load_model
@@ -44,6 +44,7 @@ _LAZY = {
     "load": "zigzag.models.glm",
     "load_head": "zigzag.models.draft_heads.files",
     "load_model": "zigzag.models.load",
+    "every_plan": "zigzag.measuring.refinement",
     "refine_plan": "zigzag.measuring.refinement",
 }
 
@@ -65,6 +66,7 @@ __all__ = [
     "cache_bytes",
     "calibrate",
     "detach",
+    "every_plan",
     "fused_experts",
     "generate",
     "head_map",

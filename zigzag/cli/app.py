@@ -191,11 +191,11 @@ def refine(
     loaded, tokenizer = load(model, device)
     same_depth(start, loaded)
     asked = [p for n in length or (1000, 2000) for p in passkey_prompts(tokenizer, n, count=prompts, seed=seed)]
-    shared = {"keep": keep, "batch_size": batch_size}
     if exhaustive:
-        exhaust(loaded, start, asked, out, console, **shared)
-    else:
-        search(loaded, start, asked, out, console, budget=budget, at_once=at_once, **shared)
+        exhaust(loaded, start, asked, out, console, batch_size=batch_size, keep=keep)
+        return
+    counts = {"budget": budget, "at_once": at_once, "batch_size": batch_size}
+    search(loaded, start, asked, out, console, **counts, keep=keep)
 
 
 @app.command()

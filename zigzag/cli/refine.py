@@ -30,9 +30,9 @@ def search(
     keep: Path | None,
 ) -> None:
     """Refine and write the plan after each round that made it better."""
-    begin, found = time.perf_counter(), []
+    begin, found = time.perf_counter(), list[Refined]()
     options = {"budget": budget, "at_once": at_once, "batch_size": batch_size}
-    with progress(console, "prompts at most", len(prompts) * (budget + 1)) as advance:
+    with progress(console, "prompts at most", len(prompts) * budget) as advance:
         for step in refinements(model, start, prompts, **options, keep=keep, advance=advance):
             if not found or step.loss < found[-1].loss:
                 console.print(

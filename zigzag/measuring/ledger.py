@@ -86,7 +86,7 @@ class Ledger:
         content = read_json(path, ArgumentError, FORMAT)
         subject, losses = content.get("subject"), content.get("losses")
         mine = self._subject()
-        if not isinstance(subject, dict) or not _is_losses(losses, len(self.prompts)):
+        if not isinstance(subject, dict) or not isinstance(losses, dict) or not _fit(losses, len(self.prompts)):
             raise ArgumentError(f"{path}: losses by plan are needed; the file is damaged")
         other = [name for name in mine if subject.get(name) != mine[name]]
         if other:
@@ -106,12 +106,10 @@ class Ledger:
         self.rows = rows
 
 
-def _is_losses(losses: Any, num_prompts: int) -> bool:
-    """Whether it is {letters: a number or None for each prompt, the first at least once a number}."""
-    if not isinstance(losses, dict):
-        return False
+def _fit(losses: dict[str, Any], num_prompts: int) -> bool:
+    """Whether it has a number, 0 or more, or None for each prompt, and one for the first."""
     for key, row in losses.items():
-        if not key or set(key) - {"F", "s"} or not isinstance(row, list) or len(row) != num_prompts:
+        if not key or set(key) - {"F", "s"} or not isinstance(row, list) or len(row) != num_prompts or row[0] is None:
             return False
         if any(loss is not None and (type(loss) is not float or not loss >= 0) for loss in row):
             return False

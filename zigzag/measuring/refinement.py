@@ -57,7 +57,7 @@ def refine_plan(
     at_once: plans measured before the surrogate is fitted again
     batch_size: prompts of equal length in one forward
     keep: a JSON file that holds what was measured: written after each round, and begun with if it is there
-    advance: called with the number of prompts done, at most (budget + 1) * len(prompts) in all: once for the gradient
+    advance: called with the number of prompts done, at most budget * len(prompts) in all
 
     Raises ArgumentError for counts below 1 or a file of another model or other prompts, PlanError for a plan of
     another model.
@@ -77,7 +77,10 @@ def refinements(
     keep: str | Path | None,
     advance: Advance,
 ) -> Iterator[Refined]:
-    """The best plan so far: first as given, then after each round of `at_once`."""
+    """The best plan so far: first as given, then after each round of `at_once`.
+
+    Where to begin, the gate gradient says on the first prompt of each length: it costs several evaluations.
+    """
     budget, at_once = (check_count("refine_plan", n, c) for n, c in (("budget", budget), ("at_once", at_once)))
     ledger = _ledger("refine_plan", model, plan, prompts, keep, batch_size, advance)
     scores = calibrate(
@@ -85,10 +88,8 @@ def refinements(
         method="gate_gradient",
         sink=plan.sink,
         recent=plan.recent,
-        prompts=prompts,
+        prompts=list({len(prompt.input_ids): prompt for prompt in reversed(prompts)}.values()),
         plan=plan,
-        batch_size=batch_size,
-        advance=advance,
     )
     worth = scores.values.sum(axis=1)
     for choice, loss, evaluations in search(_choice(plan), ledger.measure, worth, budget=budget, at_once=at_once):

@@ -50,7 +50,8 @@ def losses(
     Raises PlanError for a plan of another model, ModelError for a model that cannot stream, ArgumentError for no
     prompts. A model whose layers cannot be called one by one runs whole forwards, and says so at INFO.
     """
-    return prompt_losses(model, plans, prompts, batch_size=batch_size, advance=advance).mean(axis=1)
+    means: Losses = prompt_losses(model, plans, prompts, batch_size=batch_size, advance=advance).mean(axis=1)
+    return means
 
 
 def prompt_losses(

@@ -111,9 +111,9 @@ def _lines(results: dict[str, Any]) -> Iterator[str]:
         "",
         f"on one thread of a CPU ({given['machine']}, torch {given['torch']}): {given['prompts']} passkey prompts of "
         f"{given['length']} tokens from seed",
-        f"{given['seed']}, sink {sink}, recent {recent}. All is measured on the prompts that were scored: the question is "
-        "how well methods and",
-        "search minimise this loss, not how it carries over to other prompts. The search begins with the plan of",
+        f"{given['seed']}, sink {sink}, recent {recent}. All is measured on the prompts that were scored: the question "
+        "is how well methods",
+        "and search minimise this loss, not how it carries over to other prompts. The search begins with the plan of",
         f"`{START}` and measures at most {given['evaluations']} plans, {given['at_once']} at once.",
     )
     for budget in results["budgets"]:

@@ -90,6 +90,9 @@ def test_the_first_round_follows_the_worth() -> None:
     assert START[2] and not START[7]
     tried = table.asked[1][0][0]
     assert tried[7] and not tried[2]
+    table = Table(losses)
+    list(search(START, table, worth, budget=33, at_once=32))
+    assert set(table.asked[1][0]) == set(exchanges(START)), "first-order worth is not trusted beyond one exchange"
 
 
 def test_it_ends_where_nothing_is_left() -> None:

@@ -107,7 +107,7 @@ def _proposals(record: _Record, worth: Losses) -> list[Choice]:
     beam = [seen[i] for i in np.argsort(values, kind="stable")[:BEAM]]
     around = [exchanges(choice) for choice in beam]
     here = record.step.choice
-    for _ in range(DESCENTS):
+    for _ in range(DESCENTS if len(seen) > 1 else 0):  # the worth alone is of first order: one exchange at a time
         near = exchanges(here)
         if not near:
             break

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("typer", reason="typer is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 
-from models import smollm2
+from models import random_ids, smollm2, tiny_llama, tiny_tokenizer
 from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
@@ -20,6 +20,7 @@ from zigzag.cli import app as cli
 from zigzag.cli.options import print_whole
 from zigzag.files.json_files import write_text
 from zigzag.generation.drafting.named import NAMED
+from zigzag.measuring.prompts import PasskeyPrompt
 from zigzag.models.draft_heads.kinds import KINDS
 from zigzag.plans.layers import LayerPlan
 from zigzag.plans.own_windows import make_window_plan
@@ -235,14 +236,35 @@ def test_refine_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     plan = LayerPlan(tuple("full" if i < 10 else "streaming" for i in range(30)), 16, 112, num_kv_heads=3)
     plan.save(start)
     options = ["--length", "260", "--prompts", "1"]
-    few = ["--exchanges", "1", "--trials", "2", *options]
+    keep = tmp_path / "losses.json"
+    few = ["--budget", "3", "--at-once", "2", "--keep", str(keep), *options]
     result = RUN.invoke(cli.app, ["refine", str(start), "--out", str(out), *few])
     assert result.exit_code == 0, result.output
     assert plan.map() in result.output and LayerPlan.load(out).num_full == 10
+    assert "before," in result.output and "3 plans measured in" in result.output
+    assert len(json.loads(keep.read_text())["losses"]) == 3
     result = RUN.invoke(cli.app, ["prove", str(out), *options])
     assert result.exit_code == 0, result.output
     assert "zigzag, 20 layers stream" in result.output and "random layers" in result.output
     assert "DuoAttention" not in result.output  # this plan holds no scores to make the head-wise one of
+
+
+def test_refine_exhaustive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every plan is measured, the best one written."""
+    monkeypatch.setattr(cli, "load", lambda model, device: (tiny_llama(4), tiny_tokenizer()))
+    start, out = tmp_path / "plan.json", tmp_path / "best.json"
+    LayerPlan(("full", "streaming", "streaming", "streaming"), 1, 3, num_kv_heads=2).save(start)
+    monkeypatch.setattr("zigzag.measuring.prompts.passkey_prompts", short_prompts)
+    result = RUN.invoke(cli.app, ["refine", str(start), "--out", str(out), "--exhaustive", "--length", "30"])
+    assert result.exit_code == 0, result.output
+    assert "1 of 4" in result.output and "Fsss" in result.output and "4 plans measured in" in result.output
+    best = LayerPlan.load(out)
+    assert best.num_full == 1 and best.map() in result.output
+
+
+def short_prompts(tokenizer: object, length: int, *, count: int, seed: int) -> list:
+    ids = [tuple(random_ids(1, length, seed + i)[0].tolist()) for i in range(count)]
+    return [PasskeyPrompt(each[:-2], each[-2:], "", 0.5, seed) for each in ids]
 
 
 def test_bench_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from zigzag.version import __version__
 if TYPE_CHECKING:
     from zigzag.generation.generate import generate
     from zigzag.measuring.calibration import calibrate
-    from zigzag.measuring.refinement import refine_plan
+    from zigzag.measuring.refinement import every_plan, refine_plan
     from zigzag.measuring.windows import calibrate_windows
     from zigzag.models.draft_heads.files import load_head
     from zigzag.models.glm import load
@@ -48,6 +48,7 @@ _LAZY = {
     "load": "zigzag.models.glm",
     "load_head": "zigzag.models.draft_heads.files",
     "load_model": "zigzag.models.load",
+    "every_plan": "zigzag.measuring.refinement",
     "refine_plan": "zigzag.measuring.refinement",
     "train_gates": "zigzag.training.gates.train",
 }
@@ -71,6 +72,7 @@ __all__ = [
     "calibrate",
     "calibrate_windows",
     "detach",
+    "every_plan",
     "fused_experts",
     "generate",
     "head_map",

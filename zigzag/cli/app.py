@@ -17,7 +17,7 @@ from zigzag.cli.conform import conform
 from zigzag.cli.datastore import datastore as datastore_commands
 from zigzag.cli.evidence import evidence
 from zigzag.cli.load import load
-from zigzag.cli.options import Device, OutFile, check_out, progress, run, same_depth
+from zigzag.cli.options import Device, OutFile, check_out, run, same_depth
 from zigzag.cli.recipes import recipes
 from zigzag.cli.sizes import show, sizes
 from zigzag.cli.train_drafter import train_drafter
@@ -154,25 +154,28 @@ def refine(
     length: Length = None,
     prompts: Prompts = 8,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,
-    exchanges: Annotated[int, typer.Option(min=1, help="Most exchanges of a full and a streaming layer.")] = 4,
-    trials: Annotated[int, typer.Option(min=1, help="Exchanges measured in each round.")] = 16,
+    budget: Annotated[int, typer.Option(min=1, help="Plans to measure, the given one among them.")] = 128,
+    at_once: Annotated[int, typer.Option(min=1, help="Plans measured before the next are chosen.")] = 16,
+    exhaustive: Annotated[bool, typer.Option(help="Instead: every plan with as many full layers.")] = False,
+    keep: Annotated[
+        Path | None, typer.Option(callback=check_out, help="What was measured (JSON); a stopped run goes on from here.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward.")] = 1,
     device: Device = "cpu",
 ) -> None:
-    """Exchange layers of a plan while the loss on passkey prompts falls: slow, but measured."""
+    """Search a plan with as many full layers and a lower loss on passkey prompts: slow, but measured."""
+    from zigzag.cli.refine import exhaust, search
     from zigzag.measuring.prompts import passkey_prompts
-    from zigzag.measuring.refinement import refinements
 
     start = LayerPlan.load(plan)
     loaded, tokenizer = load(model, device)
     same_depth(start, loaded)
     asked = [p for n in length or (1000, 2000) for p in passkey_prompts(tokenizer, n, count=prompts, seed=seed)]
-    counts = {"max_exchanges": exchanges, "trials": trials, "batch_size": batch_size}
-    with progress(console, "prompts at most", len(asked) * (1 + exchanges * (1 + trials))) as advance:
-        for better, loss in refinements(loaded, start, asked, **counts, advance=advance):
-            console.print(f"{better.map()}   loss {loss:.4f}")
-            better.save(out)
-    console.print(f"wrote {out}")
+    if exhaustive:
+        exhaust(loaded, start, asked, out, console, batch_size=batch_size, keep=keep)
+        return
+    counts = {"budget": budget, "at_once": at_once, "batch_size": batch_size}
+    search(loaded, start, asked, out, console, **counts, keep=keep)
 
 
 @app.command()

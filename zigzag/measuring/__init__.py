@@ -1,1 +1,1 @@
-"""What a head is worth and what a plan costs: prompts, scores, answers, refinement, rivals."""
+"""What a head is worth and what a plan costs: prompts, scores, answers, trials, refinement, rivals."""

@@ -55,8 +55,12 @@ def answer(
 def answer_losses(model: Decoder, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
     """(loss [B], right [B]) of prompts of one length: mean cross-entropy, and whether all tokens are the argmax."""
     logits, target = answer_logits(model, prompts)
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(dim=1)
-    return losses, (logits.argmax(dim=-1) == target).all(dim=1)
+    return mean_losses(logits, target), (logits.argmax(dim=-1) == target).all(dim=1)
+
+
+def mean_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """[B] mean cross-entropy of the ids `target` [B, n] under logits [B, n, V]."""
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(dim=1)
 
 
 def answer_log_odds(model: Decoder, prompts: Sequence[Prompt], **inputs: Any) -> Tensor:

@@ -251,6 +251,16 @@ def _busy(what: str) -> ModelError:
 
 
 @contextmanager
+def attending(attend: Attend) -> Iterator[None]:
+    """Within the block layers that are called by themselves, not by their decoder, attend so."""
+    token = _attending.set(attend)
+    try:
+        yield
+    finally:
+        _attending.reset(token)
+
+
+@contextmanager
 def intercepted(model: Decoder, attend: Attend) -> Iterator[None]:
     """Within the block every layer with full attention calls `attend`, the others as ever; forwards keep no cache."""
     if attachment_of(model) is not None:

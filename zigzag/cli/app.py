@@ -13,6 +13,7 @@ from zigzag.backends import list_backends
 from zigzag.cli.bench import bench
 from zigzag.cli.conform import conform
 from zigzag.cli.datastore import datastore as datastore_commands
+from zigzag.cli.evaluate import evaluate
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, OutFile, check_out, progress, run, same_depth
 from zigzag.cli.recipes import recipes
@@ -353,6 +354,7 @@ def evidence(
 
 app.command()(bench)
 app.command()(conform)
+app.command("eval")(evaluate)
 app.command()(recipes)
 app.command()(sizes)
 app.command()(train_drafter)

@@ -5,10 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.generation.stopping_criteria import StopStringCriteria
 
 from zigzag.chat.thinking import thinking_token_ids
 from zigzag.generation.generate import generate
@@ -92,15 +90,16 @@ def answers(
     plan: Plan | None = None,
     batch_size: int = 1,
     seed: int = 0,
-    thinking: bool = False,
+    thinking: bool | None = None,
     advance: Advance | None = None,
 ) -> list[str]:
     """The model's answer to each prompt of tokens, by `generate`, which is plain decoding under the plan.
 
     asked: of each prompt; those that ask for the same are answered together, at most `batch_size` at once
     seed: of the first prompt, seed + 1 of the second, ...: batches change no answer but by rounding
-    thinking: whether the prompts ask for thinking. Then an answer is what follows its first `</think>`, and stop
-        strings count there alone; without one it is empty
+    thinking: whether the prompts ask for thinking: True: an answer is what follows its first `</think>`, and stop
+        strings count there alone; without one it is empty; False: it begins behind the blanks of the template; None:
+        it is all that the model writes
     advance: called with the number of answers that are done
 
     Raises ArgumentError, PlanError and ModelError as `generate`, before any answer is made where the reason is one of
@@ -113,7 +112,7 @@ def answers(
     found = [""] * len(prompts)
     for batch in _batches(prompts, asked, batch_size):
         wanted, rows = asked[batch[0]], [list(prompts[place]) for place in batch]
-        criterion = None if closing is None else AfterThinking(wanted.stop, closing, [*map(len, rows)], tokenizer)
+        ends = None if thinking is None else [InAnswer(wanted.stop, tokenizer, [*map(len, rows)], closing)]
         result = generate(
             model,
             rows,
@@ -123,14 +122,17 @@ def answers(
             top_k=wanted.top_k,
             top_p=wanted.top_p,
             min_p=wanted.min_p,
-            stop=[] if criterion is not None else wanted.stop,
-            stopping_criteria=None if criterion is None else [criterion],
+            stop=wanted.stop if ends is None else [],
+            stopping_criteria=ends,
             generation_config=wanted.config,
             tokenizer=tokenizer,
             seed=[seed + place for place in batch],
         )
         for place, tokens, reason in zip(batch, result.new_tokens, result.finish_reasons, strict=True):
-            found[place] = _text(tokenizer, tokens[:-1] if reason == "eos" else tokens, wanted.stop, closing)
+            tokens = tokens[:-1] if reason == "eos" else tokens
+            whole = thinking is None
+            text = tokenizer.decode(tokens, skip_special_tokens=True) if whole else said(tokenizer, tokens, closing)
+            found[place] = until(text, wanted.stop)
         if advance is not None:
             advance(len(batch))
     return found
@@ -149,31 +151,32 @@ def _key(asked: Asked) -> str:
     return json.dumps(vars(asked) | {"config": asked.config.to_dict()}, default=str, sort_keys=True)
 
 
-class AfterThinking:
-    """Stopping criterion of transformers' kind: stop strings that count behind a row's own `</think>` alone.
+class InAnswer:
+    """Stopping criterion of transformers' kind: stop strings that count in the answer of a chat alone.
 
-    stop: strings; closing: the token that ends thinking; starts: tokens of each row's prompt
+    starts: tokens of each row's prompt; closing: as of `said`
     """
 
-    def __init__(self, stop: Sequence[str], closing: int, starts: Sequence[int], tokenizer: Any) -> None:
-        self.closing, self.starts = closing, starts
-        self.strings = StopStringCriteria(tokenizer, list(stop)) if stop else None
+    def __init__(self, stop: Sequence[str], tokenizer: Any, starts: Sequence[int], closing: int | None) -> None:
+        self.stop, self.tokenizer, self.starts, self.closing = stop, tokenizer, starts, closing
 
     def __call__(self, input_ids: Tensor, scores: Any, row: int) -> bool:
-        new = input_ids[:, self.starts[row] :]
-        places = torch.nonzero(new[0] == self.closing)
-        if self.strings is None or not len(places):
-            return False
-        said = new[:, int(places[0]) + 1 :]
-        return said.shape[1] > 0 and bool(self.strings(said, scores).item())
+        text = said(self.tokenizer, input_ids[0, self.starts[row] :].tolist(), self.closing)
+        return any(string in text for string in self.stop)
 
 
-def _text(tokenizer: Any, tokens: list[int], stop: Sequence[str], closing: int | None) -> str:
+def said(tokenizer: Any, tokens: list[int], closing: int | None) -> str:
+    """The answer of a chat in what a model wrote: what follows the first `closing` token, if there must be one.
+
+    Without the blanks that templates have between thinking and answer.
+    """
     if closing is not None:
         tokens = tokens[tokens.index(closing) + 1 :] if closing in tokens else []
-    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
-    if closing is not None:
-        text = text.lstrip()
+    return str(tokenizer.decode(tokens, skip_special_tokens=True)).lstrip()
+
+
+def until(text: str, stop: Sequence[str]) -> str:
+    """What stands before the first of the stop strings."""
     ends = [end for string in stop if (end := text.find(string)) >= 0]
     return text[: min(ends, default=len(text))]
 
@@ -183,8 +186,7 @@ def check_lengths(prompts: Sequence[Sequence[int]], asked: Sequence[Asked], most
     for prompt, wanted in zip(prompts, asked, strict=True):
         if len(prompt) + wanted.max_new_tokens > most:
             raise ArgumentError(
-                f"eval: a prompt of {len(prompt)} tokens and an answer of up to {wanted.max_new_tokens} do not fit into "
-                f"the {most} of the model; give fewer --num-fewshot, --gen-kwargs max_gen_toks=N, or, where the model "
-                f"can do more, --max-length"
+                f"eval: a prompt of {len(prompt)} tokens and an answer of up to {wanted.max_new_tokens} do not fit "
+                f"into the {most} of the model; give fewer --num-fewshot, --gen-kwargs max_gen_toks=N, or, where "
+                f"the model can do more, --max-length"
             )
-

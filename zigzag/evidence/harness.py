@@ -18,7 +18,12 @@ from zigzag.reference.errors import ArgumentError, ZigzagError
 from zigzag.version import __version__
 
 SEED = 1234  # lm-eval's own, by which it draws few-shot examples
-MACHINE = ("pretty_env_info", "git_hash", "task_hashes")  # of the results: what is about the machine it ran on
+MACHINE = (
+    "pretty_env_info",
+    "git_hash",
+    "upper_git_hash",
+    "task_hashes",
+)  # of the results: what is about the machine it ran on
 
 Results = dict[str, Any]
 
@@ -31,11 +36,14 @@ class Tasks:
     leaves: Mapping[str, Any]
 
 
-def open_tasks(names: Sequence[str], include_path: str | Path | None = None) -> Tasks:
+def open_tasks(
+    names: Sequence[str], include_path: str | Path | None = None, *, gen_kwargs: Mapping[str, Any] | None = None
+) -> Tasks:
     """Load tasks, groups and tags by name.
 
     include_path: a folder with task files of one's own, which are looked for there first. Where all are there, the
         14,000 that lm-eval brings are not read, which takes a while
+    gen_kwargs: of generation, as of `evaluate`, to be checked with the tasks
 
     Raises ArgumentError for no name, an unknown one, for a task whose data cannot be had, that needs more than text or
     runs code that the model wrote, and for generation_kwargs that cannot be honoured; ZigzagError without lm-eval.
@@ -54,7 +62,7 @@ def open_tasks(names: Sequence[str], include_path: str | Path | None = None) -> 
         ) from error
     leaves, groups = loaded["tasks"], loaded.get("groups", {})
     for name, task in leaves.items():
-        _check_task(name, task)
+        _check_task(name, task, gen_kwargs or {})
     below = {child for group in groups.values() for child in group.child_names}
     every = [*groups.items(), *leaves.items()]
     return Tasks(tuple(one for name, one in every if name not in below), leaves)
@@ -73,7 +81,7 @@ def _manager(names: Sequence[str], include_path: str | Path | None) -> Any:
 
     if include_path is not None:
         if not Path(include_path).is_dir():
-            raise ArgumentError(f"eval: --include-path must be a folder with task files, there is none at {include_path}")
+            raise ArgumentError(f"eval: --include-path must be a folder with task files, none is at {include_path}")
         own = TaskManager(include_path=str(include_path), include_defaults=False)
         if set(names) <= set(own.all_tasks):
             return own
@@ -86,14 +94,14 @@ def _manager(names: Sequence[str], include_path: str | Path | None) -> Any:
     return manager
 
 
-def _check_task(name: str, task: Any) -> None:
+def _check_task(name: str, task: Any, gen_kwargs: Mapping[str, Any]) -> None:
     """ArgumentError for a task that is not run here."""
     if getattr(task, "MULTIMODAL", False):
         raise ArgumentError(f"eval: {name} needs images or sound; tasks of text alone are run here")
     if getattr(task, "UNSAFE_CODE", False):
         raise ArgumentError(f"eval: {name} runs code that the model wrote, which is not done here; use lm-eval itself")
     if task.OUTPUT_TYPE == "generate_until":
-        Asked.of(task.config.generation_kwargs or {})
+        Asked.of({**(task.config.generation_kwargs or {}), **gen_kwargs})
 
 
 def evaluate(
@@ -112,6 +120,7 @@ def evaluate(
     thinking: bool | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
     max_length: int | None = None,
+    bootstrap_iters: int = 100_000,
 ) -> Results:
     """lm-eval's results of a model under a plan, as plain JSON.
 
@@ -124,6 +133,7 @@ def evaluate(
         strings count there alone; False: no thinking; None: as the template has it, answers whole
     gen_kwargs: of generation, before those of the tasks, such as max_gen_toks
     max_length: tokens of a row; default: the model's max_position_embeddings. What does not fit is refused
+    bootstrap_iters: of the standard errors that have no formula; 0: these are left out
 
     Raises ArgumentError for what cannot be honoured, ModelError and PlanError where the model cannot be run so.
     """
@@ -132,10 +142,9 @@ def evaluate(
     from zigzag.evidence.harness_model import PlannedModel
 
     check_chat(apply_chat_template, fewshot_as_multiturn, thinking)
-    kwargs = dict(gen_kwargs or {})
-    for task in tasks.leaves.values():
-        if task.OUTPUT_TYPE == "generate_until":
-            Asked.of({**(task.config.generation_kwargs or {}), **kwargs})
+    kwargs, multiturn = dict(gen_kwargs or {}), apply_chat_template and fewshot_as_multiturn is not False
+    for name, task in tasks.leaves.items():
+        _check_task(name, task, kwargs)
     runs = PlannedModel(
         model,
         tokenizer,
@@ -151,18 +160,21 @@ def evaluate(
         tasks=list(tasks.roots),
         num_fewshot=None if num_fewshot is None else check_count("eval", "num_fewshot", num_fewshot, 0),
         batch_size=batch_size,
+        device=str(model.device),
         limit=None if limit is None else check_count("eval", "limit", limit),
         log_samples=False,
+        bootstrap_iters=check_count("eval", "bootstrap_iters", bootstrap_iters, 0),
         system_instruction=system_instruction,
         apply_chat_template=apply_chat_template,
-        fewshot_as_multiturn=apply_chat_template and fewshot_as_multiturn is not False,
+        fewshot_as_multiturn=multiturn,
         gen_kwargs=kwargs or None,
         random_seed=seed,
         numpy_random_seed=seed,
         torch_random_seed=seed,
         fewshot_random_seed=seed,
     )
-    return _plain(found, thinking, system_instruction)
+    chat = {"apply_chat_template": apply_chat_template, "fewshot_as_multiturn": multiturn, "thinking": thinking}
+    return _plain({**found, "zigzag": {"version": __version__, **chat, "system_instruction": system_instruction}})
 
 
 def check_chat(apply_chat_template: bool, fewshot_as_multiturn: bool | None, thinking: bool | None) -> None:
@@ -174,12 +186,11 @@ def check_chat(apply_chat_template: bool, fewshot_as_multiturn: bool | None, thi
             raise ArgumentError(f"eval: --{name} and its opposite are for prompts in a chat: add --apply-chat-template")
 
 
-def _plain(found: Any, thinking: bool | None, system_instruction: str | None) -> Results:
-    """As JSON holds it, with what was asked for and no word of the machine; numbers that are none as text."""
+def _plain(found: Results) -> Results:
+    """As JSON holds it, without what is about the machine; numbers that are none as text."""
     from lm_eval.utils import handle_non_serializable
 
     kept = {name: value for name, value in found.items() if name not in MACHINE}
-    kept["zigzag"] = {"version": __version__, "thinking": thinking, "system_instruction": system_instruction}
     text = json.dumps(kept, default=handle_non_serializable)
     plain: Results = json.loads(text, parse_constant=str)
     return plain

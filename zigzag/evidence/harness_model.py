@@ -3,6 +3,7 @@
 Needs lm-eval; imported by `harness` alone, when it is asked for.
 """
 
+from dataclasses import fields
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
@@ -15,6 +16,7 @@ from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError, ModelError
+from zigzag.running.interception import attachment_of
 
 
 class PlannedModel(TemplateLM):
@@ -37,7 +39,9 @@ class PlannedModel(TemplateLM):
         max_length: int | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.plan = model, tokenizer, plan
+        attached = attachment_of(model)
+        self.model, self.tokenizer = model, tokenizer
+        self.plan = plan if plan is not None or attached is None else attached.plan
         self.batch_size, self.seed = check_count("eval", "batch_size", batch_size), check_count("eval", "seed", seed, 0)
         self.chat, self.thinking = chat, thinking
         config = model.config.get_text_config(decoder=True)
@@ -68,12 +72,10 @@ class PlannedModel(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt, all of it and in the mode that was asked for, or ModelError."""
-        return chat_text(
-            self.tokenizer, chat_history, thinking=self.thinking, continues=not add_generation_prompt
-        )
+        return chat_text(self.tokenizer, chat_history, thinking=self.thinking, continues=not add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokens; special ones are added as the tokenizer does, unless the text has them: in a chat, or at its begin."""
+        """Tokens; special ones are added as the tokenizer does, but where the text has them: in a chat, or first."""
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = not self.chat and not (bos is not None and string.startswith(bos))
@@ -117,7 +119,7 @@ class PlannedModel(TemplateLM):
             plan=self.plan,
             batch_size=self.batch_size,
             seed=self.seed,
-            thinking=bool(self.thinking),
+            thinking=self.thinking,
         )
 
     def get_model_info(self) -> dict[str, Any]:
@@ -130,9 +132,11 @@ class PlannedModel(TemplateLM):
             "model_dtype": str(self.model.dtype),
             "device": str(self.model.device),
             "max_length": self.max_length,
-            "plan": None if self.plan is None else {"map": self.plan.map(), **_window(self.plan)},
+            "plan": None if self.plan is None else _as_words(self.plan),
         }
 
 
-def _window(plan: Plan) -> dict[str, int]:
-    return {"sink": plan.sink, "recent": plan.recent, "align": plan.align}
+def _as_words(plan: Plan) -> dict[str, Any]:
+    """What makes up a plan."""
+    known = {one.name: getattr(plan, one.name) for one in fields(plan) if one.init}
+    return {"map": plan.map()} | known

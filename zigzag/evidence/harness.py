@@ -30,8 +30,12 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks that are loaded, data included. roots: as they were asked for; leaves: every task by name."""
+    """Tasks that are loaded, data included.
 
+    manager: lm-eval's, which knows them; roots: as they were asked for; leaves: every task by name
+    """
+
+    manager: Any
     roots: tuple[Any, ...]
     leaves: Mapping[str, Any]
 
@@ -65,7 +69,7 @@ def open_tasks(
         _check_task(name, task, gen_kwargs or {})
     below = {child for group in groups.values() for child in group.child_names}
     every = [*groups.items(), *leaves.items()]
-    return Tasks(tuple(one for name, one in every if name not in below), leaves)
+    return Tasks(manager, tuple(one for name, one in every if name not in below), leaves)
 
 
 def check_installed() -> None:
@@ -158,6 +162,7 @@ def evaluate(
     found = simple_evaluate(
         runs,
         tasks=list(tasks.roots),
+        task_manager=tasks.manager,
         num_fewshot=None if num_fewshot is None else check_count("eval", "num_fewshot", num_fewshot, 0),
         batch_size=batch_size,
         device=str(model.device),

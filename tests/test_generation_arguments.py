@@ -395,7 +395,7 @@ def test_a_drafter_that_is_made_says_itself_how_far_it_drafts() -> None:
     drafter = ModelDrafter(target(), stop=3, whole=True)
     for most in (None, 3):
         generate(target(), prompts()[:1], drafter=drafter, num_draft_tokens=most, **options)
-    with pytest.raises(ArgumentError, match="ModelDrafter drafts up to 3 tokens.*num_draft_tokens=4 would do nothing"):
+    with pytest.raises(ArgumentError, match=r"ModelDrafter drafts up to 3 tokens.*num_draft_tokens=4 would do nothing"):
         generate(target(), prompts()[:1], drafter=drafter, num_draft_tokens=4, **options)
     drafts = {
         count: generate(target(), prompts()[:1], drafter="lookup", num_draft_tokens=count, **options)

@@ -169,6 +169,6 @@ def test_a_recipe_says_itself_how_far_it_drafts() -> None:
     options: dict[str, Any] = {"recipe": "llma", "temperature": 0, "max_new_tokens": 3}
     assert generate(target(), prompts()[:1], num_draft_tokens=10, **options)  # what it drafts anyway
     with pytest.raises(
-        ArgumentError, match="LookupDrafter drafts up to 10 tokens.*num_draft_tokens=3 would do nothing"
+        ArgumentError, match=r"LookupDrafter drafts up to 10 tokens.*num_draft_tokens=3 would do nothing"
     ):
         generate(target(), prompts()[:1], num_draft_tokens=3, **options)

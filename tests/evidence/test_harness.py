@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from zigzag.plans.layers import LayerPlan
 from zigzag.running.attach import attach, detach
 
 ROOT = Path(__file__).resolve().parents[2]
-WITH = pytest.mark.skipif(
-    find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install 'zigzag-attention[eval]'"
-)
+WITH = pytest.mark.usefixtures("lm_eval")
 PLAN = LayerPlan(("streaming", "full", "streaming"), 2, 6)
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -62,15 +59,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-@pytest.fixture(autouse=True)
-def data_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what lm-eval finds out about the machine, which takes seconds, left out."""
-    if find_spec("lm_eval") is not None:
-        import datasets
-        from lm_eval import evaluator
+@pytest.fixture
+def lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its data elsewhere; what it finds out about the machine, which takes seconds, is left out."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'zigzag-attention[eval]'")
+    import datasets
+    from lm_eval import evaluator
 
-        monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
 
 
 def pair(template: str | None = None) -> tuple[Any, Any]:

@@ -251,7 +251,9 @@ def test_rules_for_trees_are_for_drafters_of_trees(monkeypatch: pytest.MonkeyPat
                 check_rule(rule, drafter)
                 continue
             with pytest.raises(ZigzagError, match=f"--rule {rule} is for {'chains' if drafter == TREES else 'trees'}"):
-                RUN.invoke(cli.app, ["generate", "x", "--rule", rule, "--drafter", drafter], catch_exceptions=False)
+                check_rule(rule, drafter)
+    with pytest.raises(ZigzagError, match="--rule traversal is for trees"):
+        RUN.invoke(cli.app, ["generate", "x", "--rule", "traversal"], catch_exceptions=False)
 
 
 def test_a_rule_for_trees_runs() -> None:

@@ -225,7 +225,7 @@ def test_graph_checks_can_fail() -> None:
     assert [set(circle) for circle in circles(both)] == [{"zigzag.plans.a", "zigzag.plans.b"}]
     assert wrong_arrows(graph(sizes_page="import zigzag.caches.full", caches_full="")) != []
     assert wrong_arrows(graph(chat_x="from zigzag import generate")) == ["zigzag.chat.x -> zigzag"]
-    assert wrong_arrows(graph(chat_x="from zigzag.evidence.page import y", evidence_page="")) != []
+    assert wrong_arrows(graph(chat_x="from zigzag.serving.groups import y", serving_groups="")) != []
 
 
 @pytest.mark.parametrize("path", python_files("zigzag"), ids=lambda path: path.relative_to(ROOT).as_posix())

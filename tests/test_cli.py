@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,21 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from zigzag.cli import app as cli
+from zigzag.cli import evaluate
+from zigzag.cli.app import DRAFTERS
 from zigzag.cli.options import print_whole
+from zigzag.cli.rules import TREES, check_rule
+from zigzag.evidence import harness
 from zigzag.files.json_files import write_text
 from zigzag.generation.drafting.named import NAMED
 from zigzag.measuring.prompts import PasskeyPrompt
 from zigzag.models.draft_heads.kinds import KINDS
+from zigzag.plans.heads import HeadPlan
 from zigzag.plans.layers import LayerPlan
 from zigzag.plans.own_windows import make_window_plan
 from zigzag.plans.scores import HeadScores
-from zigzag.reference.errors import ArgumentError, PlanError
+from zigzag.reference import RULES
+from zigzag.reference.errors import ArgumentError, PlanError, ZigzagError
 
 RUN = CliRunner()
 
@@ -323,3 +330,81 @@ def test_committed_evidence_meets_its_targets() -> None:
         assert np.mean(plan["losses"]) <= np.mean(full["losses"]) + 0.1
         assert sum(state["cells"][f"{rows['none', '', '', 30]}@{length}"]["right"]) == 0
     assert all(measured == said for measured, said, _ in state["cache_bytes"].values())
+
+
+def test_rules_for_trees_are_for_drafters_of_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "load", lambda *_: pytest.fail("a model was loaded first"))
+    for rule, known in RULES.items():
+        for drafter in DRAFTERS:
+            fits = known.tree if drafter == TREES else known.chain
+            if fits:
+                check_rule(rule, drafter)
+                continue
+            with pytest.raises(ZigzagError, match=f"--rule {rule} is for {'chains' if drafter == TREES else 'trees'}"):
+                check_rule(rule, drafter)
+    with pytest.raises(ZigzagError, match="--rule traversal is for trees"):
+        RUN.invoke(cli.app, ["generate", "x", "--rule", "traversal"], catch_exceptions=False)
+
+
+def test_a_rule_for_trees_runs() -> None:
+    words = ["generate", "def area(", "--model", "tiny-glm", "--new-tokens", "2", "--drafter", "lookahead"]
+    result = RUN.invoke(cli.app, [*words, "--rule", "traversal", "--temperature", "1"])
+    assert result.exit_code == 0, result.output
+
+
+def test_eval_checks_its_arguments_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "load", lambda *_: pytest.fail("a model was loaded first"))
+
+    def told(*words: str) -> str:
+        return str(RUN.invoke(cli.app, ["eval", "--tasks", "x", *words]).exception)
+
+    assert "add --apply-chat-template" in told("--thinking") and "--apply-chat-template" in told(
+        "--fewshot-as-multiturn"
+    )
+    assert "name=value" in told("--gen-kwargs", "temperature")
+    assert "there is no file" in told("--plan", str(tmp_path / "none.json"))
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert "pip install 'zigzag-attention[eval]'" in told()
+
+
+def test_eval_reads_plans_of_both_kinds_and_values(tmp_path: Path) -> None:
+    for plan in (LayerPlan(("full", "streaming"), 2, 6), HeadPlan(((True, False),), 2, 6)):
+        plan.save(tmp_path / "plan.json")
+        assert evaluate.load_plan(tmp_path / "plan.json") == plan
+    asked = {"temperature": 0.6, "max_gen_toks": 9, "do_sample": True, "until": "a=b"}
+    assert evaluate.gen_arguments("temperature=0.6,max_gen_toks=9,do_sample=true,until=a=b") == asked
+    assert evaluate.gen_arguments(None) == {}
+
+
+def test_eval_hands_on_what_it_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    opened = object()
+    monkeypatch.setattr(evaluate, "load", lambda model, device: (f"{model} on {device}", "tokenizer"))
+    monkeypatch.setattr(harness, "open_tasks", lambda *names, **more: given.update(names=names, more=more) or opened)
+    monkeypatch.setattr(harness, "evaluate", lambda *first, **more: given.update(first=first, **more) or {"results": 1})
+    monkeypatch.setattr(harness, "tables", str)
+    LayerPlan(("full",), 2, 6).save(tmp_path / "plan.json")
+    out = tmp_path / "out.json"
+    words = (
+        "--tasks a,b --model m --limit 3 --num-fewshot 2 --batch-size 4 --apply-chat-template --no-thinking --seed 9"
+    )
+    words += f" --no-fewshot-as-multiturn --system-instruction Hi --gen-kwargs top_k=3 --max-length 50 --out {out}"
+    words += f" --plan {tmp_path / 'plan.json'} --include-path {tmp_path}"
+    result = RUN.invoke(cli.app, ["eval", *words.split()])
+    assert result.exit_code == 0 and "'results': 1" in result.output, result.output
+    assert json.loads(out.read_text()) == {"results": 1}
+    assert given.pop("names") == (["a", "b"], tmp_path) and given.pop("more") == {"gen_kwargs": {"top_k": 3}}
+    assert given.pop("first") == ("m on cpu", "tokenizer", opened)
+    assert given == {
+        "plan": LayerPlan(("full",), 2, 6),
+        "limit": 3,
+        "num_fewshot": 2,
+        "batch_size": 4,
+        "seed": 9,
+        "apply_chat_template": True,
+        "fewshot_as_multiturn": False,
+        "system_instruction": "Hi",
+        "thinking": False,
+        "gen_kwargs": {"top_k": 3},
+        "max_length": 50,
+    }

@@ -10,7 +10,7 @@ from models import VOCAB, tiny_llama
 from transformers import BatchEncoding, GenerationConfig
 
 from zigzag import ArgumentError, ModelError, generate
-from zigzag.generation.drafting import Draft, ModelDrafter
+from zigzag.generation.drafting import Confidence, Draft, Fixed, GrownTree, Heuristic, ModelDrafter
 from zigzag.generation.drafting.vocabulary import check_vocabularies
 from zigzag.generation.inputs import eos_tokens, real, token_rows, whole
 
@@ -388,3 +388,27 @@ def test_no_rows(rows) -> None:
 def test_what_is_no_row_of_tokens_is_named(rows) -> None:
     with pytest.raises(ArgumentError, match=r"^generate: input_ids must be"):
         token_rows(rows, None)
+
+
+def test_a_drafter_that_is_made_says_itself_how_far_it_drafts() -> None:
+    options = {"temperature": 0, "max_new_tokens": 4}
+    drafter = ModelDrafter(target(), stop=3, whole=True)
+    for most in (None, 3):
+        generate(target(), prompts()[:1], drafter=drafter, num_draft_tokens=most, **options)
+    with pytest.raises(ArgumentError, match=r"ModelDrafter drafts up to 3 tokens.*num_draft_tokens=4 would do nothing"):
+        generate(target(), prompts()[:1], drafter=drafter, num_draft_tokens=4, **options)
+    drafts = {
+        count: generate(target(), prompts()[:1], drafter="lookup", num_draft_tokens=count, **options)
+        for count in (None, 4)
+    }
+    assert drafts[None].statistics.tokens_per_verification == drafts[4].statistics.tokens_per_verification
+
+
+@pytest.mark.parametrize("stop", [Fixed(3), Confidence(0.5), Heuristic()], ids=lambda stop: type(stop).__name__)
+@pytest.mark.parametrize("parents", [TREE, GrownTree()], ids=["tree", "grown"])
+def test_trees_ask_no_policy(stop: Fixed, parents: object) -> None:
+    with pytest.raises(
+        ArgumentError, match=f"ModelDrafter: .* asks no policy, so {type(stop).__name__} would do nothing"
+    ):
+        ModelDrafter(tiny_llama(1), stop=stop, parents=parents)
+    assert ModelDrafter(tiny_llama(1), stop=stop).stop is stop

@@ -8,7 +8,7 @@ from models import tiny_glm4_moe, tiny_llama
 from transformers.modeling_layers import MtpModel
 
 from zigzag import CacheError, LayerPlan, ModelError, generate
-from zigzag.generation.drafting import Fixed, MtpDrafter
+from zigzag.generation.drafting import MtpDrafter
 from zigzag.models.mtp_head import DUPLICATES, MtpHead
 from zigzag.reference import best_tree
 
@@ -145,7 +145,7 @@ def test_drafts_change_nothing_but_the_speed(parents: Any, plan: Any, temperatur
     model, made = easy()
     options = {"plan": plan, "temperature": temperature, "max_new_tokens": 15}
     own = LayerPlan(("streaming",), 2, 6) if plan else None
-    drafter = MtpDrafter(made, plan=own, parents=parents, stop=Fixed(3))
+    drafter = MtpDrafter(made, plan=own, parents=parents, stop=3)
     drafted = generate(model, PROMPTS, drafter=drafter, **options)
     if temperature == 0:
         assert drafted.sequences == generate(model, PROMPTS, **options).sequences

@@ -146,3 +146,29 @@ def test_claims_stand_below_the_table() -> None:
     claims = {name: recipe.claim for name, recipe in RECIPES.items() if recipe.claim}
     assert len(claims) >= 3 and all(f"- `{name}`: {claim}\n" in page for name, claim in claims.items())
     assert "none of it is a number of this library" in page.partition("What their authors measured")[2]
+
+
+def test_a_head_of_another_kind_is_refused() -> None:
+    heads = {kind: random_head(kind, target()) for kind in KINDS}
+    with_head = [name for name, recipe in RECIPES.items() if recipe.head]
+    assert {RECIPES[name].head for name in with_head} == set(KINDS)
+    for name in with_head:
+        for kind, head in heads.items():
+            if kind == RECIPES[name].head:
+                arguments(name, head=head)
+                continue
+            with pytest.raises(
+                ArgumentError, match=rf"{name} drafts with a head of the kind '{RECIPES[name].head}', got"
+            ):
+                arguments(name, head=head)
+    with pytest.raises(ArgumentError, match="got str"):
+        arguments("distillspec", head="student")
+
+
+def test_a_recipe_says_itself_how_far_it_drafts() -> None:
+    options: dict[str, Any] = {"recipe": "llma", "temperature": 0, "max_new_tokens": 3}
+    assert generate(target(), prompts()[:1], num_draft_tokens=10, **options)  # what it drafts anyway
+    with pytest.raises(
+        ArgumentError, match=r"LookupDrafter drafts up to 10 tokens.*num_draft_tokens=3 would do nothing"
+    ):
+        generate(target(), prompts()[:1], num_draft_tokens=3, **options)

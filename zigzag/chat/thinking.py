@@ -1,6 +1,7 @@
 """Thinking and direct modes: the prompt that asks for them, a budget of reasoning tokens, the rule by phase."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from zigzag.chat.messages import check_order_of_results, plain_messages
@@ -28,6 +29,30 @@ def chat_prompt(
     calls where the template leaves the ids out; ModelError without a template, where it cannot render the messages,
     leaves something out or alters it, and where `enable_thinking` changes nothing (the mode would be ignored).
     """
+    return list(_checked(tokenizer, messages, tools, thinking)(tokenize=True, return_dict=False))
+
+
+def chat_text(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    thinking: bool | None,
+    tools: Sequence[Tool] | None = None,
+    continues: bool = False,
+) -> str:
+    """As `chat_prompt`, as text: tokenize it without adding special tokens.
+
+    continues: whether the last message is the beginning of the answer, which goes on behind it
+    """
+    how = {"add_generation_prompt": False, "continue_final_message": True} if continues else {}
+    text: str = _checked(tokenizer, messages, tools, thinking)(**how)
+    return text
+
+
+def _checked(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] | None, thinking: bool | None
+) -> Callable[..., Any]:
+    """What renders these messages, with options of `apply_chat_template`, once it is known that it shows them."""
     given, offered = plain_messages(messages), list(tools) if tool_arguments(tools) and tools else None
     template = _template(tokenizer, offered)
     if "tool_call_id" not in template:
@@ -35,10 +60,9 @@ def chat_prompt(
 
     def rendered(messages: Messages, tools: Sequence[Tool] | None, thinking: bool | None = thinking, **how: Any) -> Any:
         mode = {} if thinking is None else {"enable_thinking": thinking}
+        options = {"add_generation_prompt": True, "tokenize": False, **mode, **how}
         try:
-            return tokenizer.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=True, **{"tokenize": False, **mode, **how}
-            )
+            return tokenizer.apply_chat_template(list(messages), tools=tools, **options)
         except Exception as error:  # whatever the template raises
             raise ModelError(f"chat_prompt: the chat template failed: {type(error).__name__}: {error}") from error
 
@@ -48,7 +72,7 @@ def chat_prompt(
             "direct modes; give thinking=None, or another template"
         )
     check_all_shown(rendered, given, offered)
-    return list(rendered(given, offered, tokenize=True, return_dict=False))
+    return partial(rendered, given, offered)
 
 
 def _template(tokenizer: Any, tools: Sequence[Tool] | None) -> str:

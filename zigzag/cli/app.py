@@ -15,10 +15,12 @@ from zigzag.cli.budgets import Context, HeadSize, ItemSize, KvBytes, Scores, Spa
 from zigzag.cli.calibrate import calibrate
 from zigzag.cli.conform import conform
 from zigzag.cli.datastore import datastore as datastore_commands
+from zigzag.cli.evaluate import evaluate
 from zigzag.cli.evidence import evidence
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, OutFile, check_out, run, same_depth
 from zigzag.cli.recipes import recipes
+from zigzag.cli.rules import RULE_HELP, RuleName, check_rule
 from zigzag.cli.sizes import show, sizes
 from zigzag.cli.train_drafter import train_drafter
 from zigzag.models.decoder import CausalLM, Decoder
@@ -49,9 +51,6 @@ DRAFTERS = (
     *HEADS,
 )
 DrafterName = Enum("DrafterName", {d: d for d in DRAFTERS}, type=str)
-CHAIN_RULES = {name: rule for name, rule in RULES.items() if rule.chain}  # only lookahead's drafts are a tree
-RuleName = Enum("RuleName", {r: r for r in CHAIN_RULES}, type=str)
-RULE_HELP = f"Acceptance rule; lossy: {', '.join(name for name, rule in CHAIN_RULES.items() if not rule.lossless)}."
 Criterion = Enum("Criterion", {c: c for c in CRITERIA}, type=str)
 Model = Annotated[str, typer.Option(help="Folder or hub id in transformers' form, a .gguf file, smollm2, or tiny-glm.")]
 
@@ -209,7 +208,9 @@ def generate(
     datastore: Annotated[Path | None, typer.Option(help="For --drafter retrieval: zigzag datastore build.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Instead of a drafter and a rule: one of zigzag recipes.")] = None,
     rule: Annotated[RuleName, typer.Option(help=RULE_HELP)] = RuleName("residual"),
-    num_draft_tokens: Annotated[int, typer.Option(min=1, help="Most drafts in a round.")] = 4,
+    num_draft_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most drafts in a round, of --drafter. Default: 4.")
+    ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=0, help="0 keeps all tokens. Default: the model's.")] = None,
@@ -225,6 +226,7 @@ def generate(
 
     from zigzag.generation.datastore import Datastore
     from zigzag.generation.drafting import RetrievalDrafter
+    from zigzag.generation.drafting.named import LENGTH
     from zigzag.generation.generate import generate as continued
     from zigzag.generation.recipes import one_that_runs
     from zigzag.generation.rules import Rule
@@ -237,6 +239,8 @@ def generate(
         one_that_runs(recipe)
         if (drafter.value, rule.value) != ("none", "residual"):
             raise ZigzagError("generate: --recipe stands for --drafter and --rule; give one or the other")
+    if recipe is None:
+        check_rule(rule.value, drafter.value)
     if (drafter.value == "retrieval") != (datastore is not None):
         raise ZigzagError("generate: --drafter retrieval and --datastore FOLDER go together")
     if prompt.startswith("@"):
@@ -244,9 +248,9 @@ def generate(
     loaded, tokenizer = load(model, device)
     source: str | Decoder | Drafter | None = None if drafter.value == "none" else drafter.value
     if source == "mtp":
-        source = _mtp_drafter(model, loaded, num_draft_tokens)
+        source = _mtp_drafter(model, loaded, num_draft_tokens or LENGTH)
     if datastore is not None:
-        source = RetrievalDrafter(Datastore.open(datastore, tokenizer), num_draft_tokens)
+        source = RetrievalDrafter(Datastore.open(datastore, tokenizer), num_draft_tokens or LENGTH)
     if draft_model is not None:
         source = load(draft_model, device)[0]
     if chat:
@@ -314,6 +318,7 @@ app.command()(bench)
 app.command()(calibrate)
 app.command()(conform)
 app.command()(evidence)
+app.command("eval")(evaluate)
 app.command()(recipes)
 app.command()(sizes)
 app.command()(train_drafter)

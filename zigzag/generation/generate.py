@@ -37,7 +37,7 @@ def generate(
     drafter: Any = None,
     rule: str | Rule | PhaseRule | None = None,
     recipe: str | None = None,
-    num_draft_tokens: int = 4,
+    num_draft_tokens: int | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -76,7 +76,8 @@ def generate(
         "residual"
     recipe: in the place of drafter and rule a system of the survey by name, as `zigzag recipes` lists them, with what
         it needs looked for: trained heads and draft models by `zigzag.load_head`
-    num_draft_tokens: of a drafter given by name or as a model
+    num_draft_tokens: of a drafter given by name or as a model; default: 4. One that is made already, and a recipe's,
+        says itself how far it drafts: another number is refused
     max_new_tokens: of each row; where generation_config says nothing 128
     temperature, top_k, top_p, min_p: of target and draft alike, as `zigzag.ops.to_probs`; temperature 0 is greedy.
         Where generation_config says nothing 1, 0, 1, 0
@@ -126,7 +127,8 @@ def generate(
         seeds = row_seeds(seed, len(texts))
         rows = [Row(b, text, len(text), ends[b], seeds[b], chosen.enters(False, text)) for b, text in enumerate(texts)]
         check_tokens(rows, vocabulary)
-        drafts = as_drafter(drafter, model, whole("num_draft_tokens", num_draft_tokens, 1))
+        most = None if num_draft_tokens is None else whole("num_draft_tokens", num_draft_tokens, 1)
+        drafts = as_drafter(drafter, model, most)
         device = execution_device(model)
         places = [Place.of(row.tokens, row.end, asked.eos, device) for row in rows]
         processors = Processors(

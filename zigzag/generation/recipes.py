@@ -276,7 +276,8 @@ def arguments(name: str, model: Any = None, **given: Any) -> Made:
         target), skip (layers, as `zigzag.measuring.skipping.choose_skipped` finds them), mtp_drafter (`MtpDrafter`),
         datastore (`zigzag.generation.datastore.Datastore`), head (`zigzag.load_head` gives it)
 
-    Raises ArgumentError for an unknown recipe, one that does not run here, and for too little or too much given;
+    Raises ArgumentError for an unknown recipe, one that does not run here, for too little or too much given, and for a
+    head of another kind;
     ModelError where a head is to be looked for and there is none.
     """
     recipe, make = one_that_runs(name)
@@ -288,7 +289,20 @@ def arguments(name: str, model: Any = None, **given: Any) -> Made:
             f"recipes: {name} needs {needs or 'nothing'}, got {', '.join(given) or 'nothing'}; give it by "
             f"generate(..., **arguments({name!r}, ...)) of zigzag.recipes"
         )
+    if "head" in given:
+        _check_head(name, recipe, given["head"])
     return make(**given)
+
+
+def _check_head(name: str, recipe: Recipe, head: Any) -> None:
+    """ArgumentError for a head of another kind than the system's."""
+    from zigzag.models.draft_heads.kinds import is_of_kind
+
+    if not is_of_kind(head, recipe.head):
+        raise ArgumentError(
+            f"recipes: {name} drafts with a head of the kind {recipe.head!r}, got {type(head).__name__}; give "
+            f"zigzag.load_head({recipe.head!r}, model), or train one: zigzag train-drafter {recipe.head}"
+        )
 
 
 def one_that_runs(name: str) -> tuple[Recipe, Callable[..., Made]]:

@@ -26,7 +26,8 @@ SIBLINGS = ("top", "without replacement", "with replacement")
 class DrawnDrafter(ABC):
     """Draws drafts from logits, processed as the target's are; `probs` are those it drew from.
 
-    stop: when a draft ends, one of `zigzag.generation.drafting.termination`, or a number of tokens
+    stop: when a chain ends, one of `zigzag.generation.drafting.termination`, or a number of tokens; a policy is
+        refused beside parents
     parents: draft this tree instead of chains, its nodes sorted by level (as `zigzag.reference.best_tree` gives them),
         or trees that grow as `GrownTree` says
     siblings: "top": the likeliest tokens, without chance; "without replacement", "with replacement": drawn from q, but
@@ -46,6 +47,11 @@ class DrawnDrafter(ABC):
             raise ArgumentError(f"{name}: siblings={siblings!r} is for trees: give parents, or leave it out")
         if isinstance(parents, GrownTree) and siblings != "top":
             raise ArgumentError(f"{name}: a GrownTree is of the likeliest tokens, leave out siblings={siblings!r}")
+        if parents is not None and isinstance(stop, Fixed):
+            raise ArgumentError(
+                f"{name}: a tree has the shape that parents give it and asks no policy, so {type(stop).__name__} would "
+                f"do nothing; leave out stop, or give parents=GrownTree(...), which grows where paths are likely"
+            )
         self.siblings = siblings
         self.stop = stop if isinstance(stop, Fixed) else Fixed(stop)
         self.parents = parents if parents is None or isinstance(parents, GrownTree) else _sorted_tree(name, parents)

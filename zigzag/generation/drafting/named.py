@@ -19,6 +19,7 @@ from zigzag.models.draft_heads.kinds import KINDS
 from zigzag.reference.errors import ArgumentError, ModelError
 from zigzag.running.model_layers import layers_of
 
+LENGTH = 4  # tokens of a draft where nobody says
 COPIED = (3, 10)  # lengths that an adaptive drafter tries where it copies
 
 
@@ -45,16 +46,20 @@ NAMED: dict[str, Callable[[Decoder, int], Drafter]] = {
 NEEDED = ("law", "longest", "draft", "observe", "select")
 
 
-def as_drafter(drafter: Any, model: Decoder, num_draft_tokens: int) -> Drafter | None:
-    """None for none; ArgumentError for what cannot draft. num_draft_tokens: of a drafter that is made here."""
+def as_drafter(drafter: Any, model: Decoder, num_draft_tokens: int | None) -> Drafter | None:
+    """None for none; ArgumentError for what cannot draft.
+
+    num_draft_tokens: of a drafter that is made here, None: 4; one that is made already must draft so many itself
+    """
     if drafter is None:
         return None
+    count = LENGTH if num_draft_tokens is None else num_draft_tokens
     if isinstance(drafter, str) and drafter in NAMED:
-        return NAMED[drafter](model, num_draft_tokens)
+        return NAMED[drafter](model, count)
     if isinstance(drafter, str) and drafter in KINDS:
-        return drafter_of(load_head(drafter, model), num_draft_tokens)
+        return drafter_of(load_head(drafter, model), count)
     if isinstance(drafter, torch.nn.Module):
-        return drafter_of(drafter, num_draft_tokens)
+        return drafter_of(drafter, count)
     if isinstance(drafter, str) or not all(hasattr(drafter, name) for name in NEEDED):
         names = (*NAMED, *KINDS)
         near = get_close_matches(drafter, names, 1, 0.7) if isinstance(drafter, str) else []
@@ -63,4 +68,9 @@ def as_drafter(drafter: Any, model: Decoder, num_draft_tokens: int) -> Drafter |
             f"{', '.join(NEEDED)}), got {drafter!r}{f'; {near[0]!r}?' if near else ''}"
         )
     own: Drafter = drafter
+    if num_draft_tokens not in (None, own.longest):
+        raise ArgumentError(
+            f"generate: {type(own).__name__} drafts up to {own.longest} tokens, as it was made, and num_draft_tokens="
+            f"{num_draft_tokens} would do nothing; leave it out, or make the drafter with another length"
+        )
     return own

@@ -53,6 +53,15 @@ KINDS: Mapping[str, HeadKind] = {
 }
 
 
+def is_of_kind(head: Any, kind: str) -> bool:
+    """Whether a trained head is one of this kind; a `student` is a model that is no other head."""
+    others = [known.make for known in KINDS.values() if isinstance(known.make, type)]
+    make = KINDS[kind].make
+    if isinstance(make, type):
+        return isinstance(head, make)
+    return isinstance(head, nn.Module) and hasattr(head, "config") and not isinstance(head, tuple(others))
+
+
 def make_head(kind: str, main: Any, **sizes: int) -> nn.Module:
     """A head that is not trained yet; ArgumentError for an unknown kind or size."""
     if kind not in KINDS:

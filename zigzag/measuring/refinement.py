@@ -14,6 +14,7 @@ from zigzag.measuring.calibration import calibrate
 from zigzag.measuring.prompts import PasskeyPrompt
 from zigzag.models.decoder import Decoder
 from zigzag.plans.layers import FULL, STREAMING, LayerPlan
+from zigzag.plans.window import one_window
 from zigzag.reference.checks import check_count
 from zigzag.running.masking import masked_heads
 from zigzag.running.model_layers import layers_of
@@ -60,7 +61,7 @@ def refinements(
     """(plan, loss on the prompts): first as given, then after each exchange."""
     max_exchanges = check_count("refine_plan", "max_exchanges", max_exchanges)
     trials = check_count("refine_plan", "trials", trials)
-    window = plan.one_window("refine_plan", "refine a plan with one window, an exchange would change the bytes")
+    window = one_window("refine_plan", plan, "refine a plan with one window, an exchange would change the bytes")
 
     def loss(tried: LayerPlan) -> float:
         full = tried.full_heads(layers_of(model).num_kv_heads)

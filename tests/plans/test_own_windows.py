@@ -13,7 +13,7 @@ from zigzag.plans.heads import HeadPlan
 from zigzag.plans.layers import LayerPlan, make_plan
 from zigzag.plans.own_windows import layer_losses, make_window_plan, window_report
 from zigzag.plans.scores import HeadScores
-from zigzag.plans.window import Window, normal_recent
+from zigzag.plans.window import Window, normal_recent, one_window
 from zigzag.reference.errors import ArgumentError, KindError, PlanError
 from zigzag.serving.groups import told
 
@@ -40,11 +40,10 @@ def test_normal_form() -> None:
 
 def test_what_it_says() -> None:
     assert [OWN.window(i) for i in range(4)] == [Window(4, 16), None, Window(4, 32), Window(4, 16)]
-    assert OWN.map() == "16 F 32 16" and OWN.own_recents == {16, 32}
-    assert LayerPlan(KINDS, 4, 16).own_recents == frozenset() and "_windows" not in repr(OWN)
+    assert OWN.map() == "16 F 32 16" and "_windows" not in repr(OWN)
     assert OWN.kv_bytes(100, head_size=8, spare=2) == 2 * 2 * 8 * 2 * (22 + 100 + 38 + 22)
     assert OWN.kv_bytes(25, head_size=8) == 2 * 2 * 8 * 2 * (20 + 25 + 25 + 20)
-    assert LayerPlan(KINDS, 4, 16).one_window("x", "y") == Window(4, 16)
+    assert one_window("x", LayerPlan(KINDS, 4, 16), "y") == Window(4, 16)
 
 
 @pytest.mark.parametrize(

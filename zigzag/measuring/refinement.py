@@ -140,7 +140,7 @@ def _ledger(
     check_may_stream(op, layers)
     check_plan(op, plan, layers)
     list(batches(prompts, batch_size))  # refused before work
-    window = plan.one_window(op, "refine a plan with one window, an exchange would change the bytes")
+    window = one_window(op, plan, "refine a plan with one window, an exchange would change the bytes")
     return Ledger(model, window, prompts, path=keep, batch_size=batch_size, advance=advance)
 
 

@@ -9,6 +9,7 @@ from zigzag.files.json_files import write_json, write_text
 from zigzag.plans.layers import FULL, STREAMING, LayerPlan
 from zigzag.plans.scores import HeadScores
 from zigzag.plans.stored import read_json, take
+from zigzag.plans.window import one_window
 from zigzag.reference.errors import PlanError
 
 _TSV, _CONFIG = "full_attention_heads.tsv", "config.json"
@@ -39,7 +40,7 @@ def save_duo_attention(plan: LayerPlan, folder: str | Path) -> None:
     """
     if plan.num_kv_heads is None:
         raise PlanError("save_duo_attention: the plan must know its num_kv_heads; make it from scores")
-    window = plan.one_window("save_duo_attention", _KEEP)
+    window = one_window("save_duo_attention", plan, _KEEP)
     rows = ("\t".join(["1.0" if kind == FULL else "0.0"] * plan.num_kv_heads) for kind in plan.kinds)
     write_text(Path(folder) / _TSV, "\n".join(rows) + "\n")
     sizes = {"sink_size": window.sink, "recent_size": window.recent, "sparsity": plan.sparsity}
@@ -77,8 +78,8 @@ def load_author_plan(path: str | Path, *, num_layers: int, sink: int, recent: in
 
 def to_streaming_sparse_attention(plan: LayerPlan) -> dict[str, Any]:
     """The dict that LongCat checkpoints carry in their config: '1' in `layer_type` is a streaming layer."""
-    window = plan.one_window("to_streaming_sparse_attention", _KEEP)
     kinds = "".join("1" if kind == STREAMING else "0" for kind in plan.kinds)
+    window = one_window("to_streaming_sparse_attention", plan, _KEEP)
     return {"sink_size": window.sink, "recent_size": window.recent, "sparsity": plan.sparsity, "layer_type": kinds}
 
 
@@ -94,7 +95,7 @@ def to_layer_types(plan: LayerPlan, *, drop_sinks: bool = False) -> list[str]:
 
     Raises PlanError if the plan has sinks and `drop_sinks` was not asked for, or windows of their own.
     """
-    plan.one_window("to_layer_types", _KEEP)
+    one_window("to_layer_types", plan, _KEEP)
     if plan.sink and not drop_sinks:
         raise PlanError(
             f"to_layer_types: layer_types cannot express the plan's {plan.sink} sinks; drop_sinks=True leaves them out"

@@ -113,20 +113,6 @@ class LayerPlan:
         """The window of layer `layer`; None if it is full."""
         return self._windows[layer]
 
-    def one_window(self, op: str, instead: str) -> Window:
-        """The window of all streaming layers; PlanError, which names `op` and what to do, where they differ."""
-        if isinstance(self.recent, tuple):
-            raise PlanError(
-                f"{op}: one window for all streaming layers is needed, this plan has windows of their own "
-                f"(recent {', '.join(map(str, sorted(self.own_recents)))}); {instead}"
-            )
-        return Window(self.sink, self.recent, self.align)
-
-    @property
-    def own_recents(self) -> frozenset[int]:
-        """The different numbers of recent tokens, where streaming layers have windows of their own; else none."""
-        return frozenset(w.recent for w in self._windows if w is not None and isinstance(self.recent, tuple))
-
     def full_heads(self, num_kv_heads: int | None = None) -> NDArray[np.bool_]:
         """[L, G]: whether each KV head keeps its full cache, as its layer does.
 

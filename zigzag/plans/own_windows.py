@@ -47,11 +47,11 @@ def make_window_plan(
     """
     windows, criterion = _comparable("make_window_plan", scores), _criterion("make_window_plan", scores, criterion)
     first, num_layers = windows[0], windows[0].num_layers
+    one: Sizes = {**size, "own_windows": ()}
 
     def cost(kind: str, recent: int) -> int:
         return LayerPlan((kind,), first.sink, recent, align, first.num_kv_heads).kv_bytes(context, **one)
 
-    one: Sizes = {**size, "own_windows": ()}
     costs = [*(cost(STREAMING, each.recent) for each in windows), cost(FULL, first.recent)]
     whole = LayerPlan((FULL,), first.sink, first.recent, align, first.num_kv_heads)
     others = whole.kv_bytes(context, **size) - costs[-1]

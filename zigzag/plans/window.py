@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from zigzag.reference.checks import as_real, as_whole, window_options
-from zigzag.reference.errors import ArgumentError, KindError
+from zigzag.reference.errors import ArgumentError, KindError, PlanError
 
 
 class Mask(TypedDict):
@@ -101,6 +101,32 @@ def plan_windows(
     some = Window(sink, form, align)
     numbers = {"sink": some.sink, "recent": some.recent, "align": some.align}
     return numbers, tuple(some if one else None for one in streams)
+
+
+class HasWindows(Protocol):
+    """A plan of layers or of heads."""
+
+    @property
+    def sink(self) -> int: ...
+    @property
+    def recent(self) -> int | tuple[int, ...]: ...
+    @property
+    def align(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    def window(self, layer: int) -> Window | None: ...
+
+
+def one_window(op: str, plan: HasWindows, instead: str) -> Window:
+    """The window of all streaming layers; PlanError, which names `op` and what to do, where layers have their own."""
+    if isinstance(plan.recent, tuple):
+        windows = map(plan.window, range(plan.num_layers))
+        found = ", ".join(map(str, sorted({window.recent for window in windows if window is not None})))
+        raise PlanError(
+            f"{op}: one window for all streaming layers is needed, this plan has windows of their own "
+            f"(recent {found}); {instead}"
+        )
+    return Window(plan.sink, plan.recent, plan.align)
 
 
 def num_streaming(op: str, count: int, sparsity: float) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zigzag.plans.layers import LayerPlan
+from zigzag.plans.window import one_window
 
 ONE_WINDOW = "its groups are made for one kind of streaming layers: serve a plan with one window (make_plan)"
 PADDED = 1.1  # most pages that a plan may cost over those of its layers alone
@@ -80,7 +81,7 @@ def of_plan(plan: LayerPlan, tokens: int, block: int, chunk: int) -> tuple[Group
 
     Raises PlanError for a plan with windows of their own.
     """
-    window = plan.one_window("vLLM", ONE_WINDOW)
+    window = one_window("vLLM", plan, ONE_WINDOW)
     use = Use.of(tokens, block, window.sink, window.recent, chunk)
     return grouping(plan.num_full, plan.num_layers - plan.num_full, use), use
 

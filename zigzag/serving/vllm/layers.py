@@ -12,6 +12,7 @@ from vllm.v1.attention.backend import AttentionBackend, AttentionType
 from vllm.v1.kv_cache_interface import KVCacheSpec, get_kv_quant_mode
 
 from zigzag.plans.layers import LayerPlan
+from zigzag.plans.window import one_window
 from zigzag.reference.errors import PlanError
 from zigzag.serving.groups import ONE_WINDOW, of_plan
 from zigzag.serving.vllm import private
@@ -71,12 +72,12 @@ class StreamingAttention(Attention):
         config = get_current_vllm_config()
         super().__init__(*given, **options | {"attn_backend": streaming_backend()})
         plan = served_plan(config.additional_config)
-        self.impl.window = plan.one_window("vLLM", ONE_WINDOW)
+        self.impl.window = one_window("vLLM", plan, ONE_WINDOW)
         self.impl.room = (config.cache_config.block_size, config.model_config.max_model_len)
 
     def get_kv_cache_spec(self, vllm_config: Any) -> KVCacheSpec:
         block, plan = vllm_config.cache_config.block_size, served_plan(vllm_config.additional_config)
-        window = plan.one_window("vLLM", ONE_WINDOW)
+        window = one_window("vLLM", plan, ONE_WINDOW)
         return StreamingSpec(
             block_size=block,
             num_kv_heads=self.num_kv_heads,

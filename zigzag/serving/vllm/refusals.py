@@ -28,7 +28,7 @@ def _of_the_model(model: Any, plan: LayerPlan) -> Iterator[str]:
         yield f"it is for {plan.num_layers} layers, the model has {layers}: make one for this model"
     if plan.num_kv_heads not in (None, heads):
         yield f"it is for {plan.num_kv_heads} KV heads, the model has {heads}: make one for this model"
-    if plan.own_recents:
+    if isinstance(plan.recent, tuple):
         yield f"its streaming layers have windows of their own, and {ONE_WINDOW}"
     if plan.streams and plan.recent == 0:
         yield "it keeps no recent tokens, so a query would not see itself: give recent"

@@ -20,6 +20,7 @@ from zigzag.measuring.searching import Choice, search
 from zigzag.measuring.trials import Advance
 from zigzag.models.decoder import Decoder
 from zigzag.plans.layers import FULL, LayerPlan, kinds_of
+from zigzag.plans.window import one_window
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
 from zigzag.running.model_layers import check_may_stream, check_plan, layers_of

@@ -185,6 +185,7 @@ def test_which_criterion_by_default() -> None:
         ([SCORES[0], replace(SCORES[1], model="x")], "their model is tiny and x"),
         ([SCORES[0], replace(SCORES[1], values=np.ones((4, 2)))], r"their shape is \(5, 2\) and \(4, 2\)"),
         ([SCORES[0], replace(SCORES[1], details={"digest": "b"})], r"their prompts \(digest\) is a and b; .*together"),
+        ([replace(SCORES[0], details={"num_full": 2})], "gates trained for a number of full layers do not say"),
     ],
 )
 def test_scores_that_cannot_be_compared(scores, words: str) -> None:

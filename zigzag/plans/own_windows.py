@@ -146,6 +146,10 @@ def _comparable(op: str, scores: Sequence[HeadScores]) -> list[HeadScores]:
                 f"{op}: scores that differ in their window alone are needed, their {name} is "
                 f"{' and '.join(dict.fromkeys(map(str, of_each)))}; measure them together with calibrate_windows"
             )
+    if any(each.details.get("num_full") is not None for each in scores):
+        raise PlanError(
+            f"{op}: gates trained for a number of full layers do not say what a window loses; measure scores"
+        )
     recents = [each.recent for each in scores]
     if len(set(recents)) < len(recents):
         raise PlanError(f"{op}: one set of scores for each window is needed, got recent {sorted(recents)}")

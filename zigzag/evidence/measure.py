@@ -21,7 +21,7 @@ from transformers import Cache
 from zigzag.files.json_files import read_json, write_json
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import METHODS, calibrate
-from zigzag.measuring.prompts import Prompt, passkey_prompts
+from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
 from zigzag.measuring.rivals import HeadMap, random_layers
 from zigzag.models.decoder import Decoder
 from zigzag.plans.layers import LayerPlan, every_head, head_map, make_plan
@@ -145,12 +145,12 @@ def _in_order(every: list[Row]) -> list[list[Row]]:
     return [head, near, [r for r in every[10:] if r.num_streaming not in SHARES[:2]]]
 
 
-def evaluation_prompts(tokenizer: Any, length: int) -> list[Prompt]:
+def evaluation_prompts(tokenizer: Any, length: int) -> list[PasskeyPrompt]:
     """The prompts of one length; none of them is ever calibrated on (other seeds, other lengths' seeds too)."""
     return passkey_prompts(tokenizer, length, count=PROMPTS, seed=EVALUATION_SEED + 100 * length)
 
 
-def calibration_prompts(tokenizer: Any, count: int = CALIBRATION_PROMPTS) -> list[Prompt]:
+def calibration_prompts(tokenizer: Any, count: int = CALIBRATION_PROMPTS) -> list[PasskeyPrompt]:
     """`count` prompts of each calibration length."""
     groups = (
         passkey_prompts(tokenizer, length, count=CALIBRATION_PROMPTS, seed=CALIBRATION_SEED + 100 * i)
@@ -191,7 +191,7 @@ def _calibrate(
     return stored_scores(state)
 
 
-def _measure(model: Decoder, row: Row, prompts: list[Prompt], batch_size: int) -> Cell:
+def _measure(model: Decoder, row: Row, prompts: list[PasskeyPrompt], batch_size: int) -> Cell:
     start = time.monotonic()
     with masked_heads(model, row.full_heads, sink=SINK, recent=RECENT):
         answers = answer(model, prompts, batch_size=batch_size)
@@ -200,7 +200,7 @@ def _measure(model: Decoder, row: Row, prompts: list[Prompt], batch_size: int) -
 
 
 def _measure_caches(
-    model: Decoder, scores: HeadScores, prompts: dict[int, list[Prompt]], state: State, path: Path
+    model: Decoder, scores: HeadScores, prompts: dict[int, list[PasskeyPrompt]], state: State, path: Path
 ) -> None:
     """Bytes that the cache really holds after a prompt under the headline plans, beside what kv_bytes says."""
     measured = state.setdefault("cache_bytes", {})
@@ -215,7 +215,7 @@ def _measure_caches(
     write_json(path, state)
 
 
-def prefill(model: Decoder, plan: LayerPlan, prompt: Prompt) -> Cache:
+def prefill(model: Decoder, plan: LayerPlan, prompt: PasskeyPrompt) -> Cache:
     """The cache after one forward of the whole prompt and answer under the plan."""
     attach(model, plan, spare=SPARE)
     try:

@@ -179,8 +179,8 @@ def conditions_of(model: CausalLM) -> dict[str, Any]:
 
 def _begun(path: Path, suite: str, conditions: dict[str, Any]) -> State:
     if not path.exists():
-        state = {"suite": suite, "conditions": conditions, "tasks": {}, "rows": {}, "cells": {}}
-        return {"format": FORMAT, "version": 1, **state}
+        parts: State = {"suite": suite, "conditions": conditions, "tasks": {}, "rows": {}, "cells": {}}
+        return {"format": FORMAT, "version": 1, **parts}
     state = load(path)
     if state["suite"] != suite:
         raise PlanError(f"evidence: {path} holds suite {state['suite']}, not {suite}; give another --out")

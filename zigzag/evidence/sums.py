@@ -7,13 +7,13 @@ from zigzag.chat.reasoning import Content, Reasoning, parse
 from zigzag.chat.thinking import chat_prompt
 from zigzag.generation.generate import generate
 from zigzag.measuring.sums import Sum
-from zigzag.models.decoder import CausalLM
+from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import HeadPlan
 from zigzag.plans.layers import LayerPlan
 
 
 def solved(
-    model: CausalLM,
+    model: Decoder,
     tokenizer: Any,
     sums: Sequence[Sum],
     *,

@@ -1,7 +1,7 @@
 """What a trained model can do, on held-out cases, as `zigzag.load` serves it: evaluation.json of a run's folder."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from zigzag.generation.statistics import Statistics
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import METHODS, calibrate
 from zigzag.measuring.corpus import read_corpus
-from zigzag.measuring.prompts import Prompt, passkey_prompts
+from zigzag.measuring.prompts import PasskeyPrompt, Prompt, passkey_prompts
 from zigzag.measuring.rivals import HeadMap
 from zigzag.models.decoder import Decoder
 from zigzag.models.glm import load_both
@@ -71,7 +71,7 @@ class Subject:
         layers = self.model.config.num_hidden_layers
         return sorted({round(layers * share) for share in SHARES} - {0, layers})
 
-    def curve_cases(self) -> list[Prompt]:
+    def curve_cases(self) -> list[PasskeyPrompt]:
         return cases.passkey_cases(self.tokenizer, self.curve_length, self.count, SEEDS["passkey"] + 500_000)
 
     def at_once(self, length: int) -> int:
@@ -147,7 +147,7 @@ def retrieval(subject: Subject) -> dict[str, Any]:
     return found
 
 
-def _answered(subject: Subject, asked: list[Prompt], heads: HeadMap, length: int) -> dict[str, float]:
+def _answered(subject: Subject, asked: Sequence[Prompt], heads: HeadMap, length: int) -> dict[str, float]:
     with masked_heads(subject.model, heads, sink=SINK, recent=RECENT):
         answers = answer(subject.model, asked, batch_size=subject.at_once(length))
     return {"right": answers.num_right / len(asked), "loss": round(answers.loss, 5)}

@@ -1,5 +1,6 @@
 """Rows of a suite: what files and scores give, names, keys, and models other than the suite's."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def test_keys_tell_apart_what_would_be_measured_otherwise() -> None:
     rows.append(Candidate("x", "layers", LAYERS, "folder"))
     assert len({row.key for row in rows}) == len(rows)
     assert Candidate("y", "random", LAYERS).key == rows[0].key, "the name is no part of what is measured"
+
+
+def test_windows_of_their_own(tmp_path: Path) -> None:
+    """Kept as JSON gives them back, so that a file of results goes on; all streaming has the widest of them."""
+    plan = LayerPlan(LAYERS.kinds, 4, (0, 16, 32), num_kv_heads=2)
+    plan.save(tmp_path / "own.json")
+    (one,) = candidates.from_files([tmp_path / "own.json"])
+    assert one.plan == plan and json.loads(json.dumps(one.about())) == one.about()
+    assert one.about()["window"] == [4, [0, 16, 32], 1] and one.key != Candidate("own", "layers", LAYERS).key
+    assert candidates.outermost([one], 3, 2)[2].plan.recent == 32
 
 
 def test_full_attention_and_streaming_stand_outside() -> None:

@@ -42,12 +42,12 @@ class Candidate:
 
     def about(self) -> dict[str, Any]:
         """What the results keep of it, but for its bytes."""
-        scores = getattr(self.plan, "scores", None)
+        scores, recent = getattr(self.plan, "scores", None), self.plan.recent
         return {
             "kind": self.kind,
             "key": self.key,
             "map": self.plan.map(),
-            "window": [self.plan.sink, self.plan.recent, self.plan.align],
+            "window": [self.plan.sink, list(recent) if isinstance(recent, tuple) else recent, self.plan.align],
             "model": self.model,
             "method": None if scores is None else scores.method,
             "calibrated_on": None if scores is None else scores.details,
@@ -90,11 +90,12 @@ def from_recovered(folder: Path) -> list[Candidate]:
 
 
 def outermost(candidates: Sequence[Candidate], num_layers: int, num_kv_heads: int) -> list[Candidate]:
-    """Full attention, the candidates, and all layers streaming by the window of the first of them.
+    """Full attention, the candidates, and all layers streaming by the (widest) window of the first of them.
 
     Raises PlanError for candidates of another depth, ArgumentError for two of one name.
     """
     sink, recent = (candidates[0].plan.sink, candidates[0].plan.recent) if candidates else WINDOW
+    recent = max(recent) if isinstance(recent, tuple) else recent
     ends = [
         Candidate(name, kind, LayerPlan((layer,) * num_layers, sink, recent, num_kv_heads=num_kv_heads))
         for name, kind, layer in (("full attention", "full", "full"), ("all layers stream", "none", "streaming"))

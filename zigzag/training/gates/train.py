@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zigzag.measuring.corpus import read_corpus
 from zigzag.measuring.observing import heads_of
 from zigzag.models.draft_heads.files import model_name, probes
 from zigzag.models.load import check_weights
@@ -15,7 +16,6 @@ from zigzag.reference.errors import ModelError
 from zigzag.running.interception import intercepted
 from zigzag.running.weights import evaluating, frozen
 from zigzag.training import state as files
-from zigzag.training.corpus import read_corpus
 from zigzag.training.gates.config import HEADS, OP, GateTraining
 from zigzag.training.gates.descent import Budgeted, Descent, Penalised
 from zigzag.training.gates.lessons import LONGEST, Lesson, Lessons

@@ -142,7 +142,7 @@ def test_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tokens_are_shared_by_several_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     main, streams = model(), {}
     train_head(setting("medusa"), main, tiny_tokenizer(), tmp_path / "one", streams, log=quiet)
-    monkeypatch.setattr("zigzag.training.heads.train.token_stream", None)
+    monkeypatch.setattr("zigzag.training.heads.text.token_stream", None)
     train_head(setting("hydra"), main, tiny_tokenizer(), tmp_path / "two", streams, log=quiet)
     held = [files.load_state(tmp_path / name)[0]["tokens.training"] for name in ("one", "two")]
     assert bool((held[0] == held[1]).all())

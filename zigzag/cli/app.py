@@ -20,6 +20,7 @@ from zigzag.cli.evidence import evidence
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, OutFile, check_out, run, same_depth
 from zigzag.cli.recipes import recipes
+from zigzag.cli.recover import recover
 from zigzag.cli.rules import RULE_HELP, RuleName, check_rule
 from zigzag.cli.sizes import show, sizes
 from zigzag.cli.train_drafter import train_drafter
@@ -320,6 +321,7 @@ app.command()(conform)
 app.command()(evidence)
 app.command("eval")(evaluate)
 app.command()(recipes)
+app.command()(recover)
 app.command()(sizes)
 app.command()(train_drafter)
 app.add_typer(datastore_commands, name="datastore")

@@ -84,9 +84,13 @@ def from_scores(scores: HeadScores, share: float, draws: int) -> list[Candidate]
 
 
 def from_recovered(folder: Path) -> list[Candidate]:
-    """The plan of a folder that `zigzag recover` wrote, before the recovery and after it."""
+    """The plan of a folder that `zigzag recover` wrote, before the recovery and after it.
+
+    What was made lies below it, in adapter/ or model/, or in the folder itself.
+    """
+    made = next((folder / part for part in ("adapter", "model") if (folder / part).is_dir()), folder)
     before = _named(f"{folder.name}, before recovery", load_plan(folder / "plan.json"))
-    return [before, Candidate(f"{folder.name}, recovered", before.kind, before.plan, str(folder))]
+    return [before, Candidate(f"{folder.name}, recovered", before.kind, before.plan, str(made))]
 
 
 def outermost(candidates: Sequence[Candidate], num_layers: int, num_kv_heads: int) -> list[Candidate]:

@@ -1,12 +1,12 @@
 """The trained model as a folder that `zigzag.load` and transformers read."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zigzag.files.folders import replaced
 from zigzag.models.checkpoint import save_checkpoint
 from zigzag.training.config import TrainingConfig
 from zigzag.training.model import TrainingModel
@@ -31,12 +31,9 @@ def config_json(config: TrainingConfig, tokenizer: Any) -> dict[str, Any]:
 def export(model: TrainingModel, tokenizer: Any, config: TrainingConfig, folder: Path) -> None:
     """Write weights in bfloat16, configuration and tokenizer; an older model in the folder is replaced once all is
     there."""
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
     content = config_json(config, tokenizer)
-    save_checkpoint(new, official(model, torch.bfloat16), content)
-    tokenizer.save_pretrained(new)
-    stops = {key: content[key] for key in ("eos_token_id", "pad_token_id")}
-    (new / "generation_config.json").write_text(json.dumps({**stops, "do_sample": False}, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    with replaced(folder) as new:
+        save_checkpoint(new, official(model, torch.bfloat16), content)
+        tokenizer.save_pretrained(new)
+        stops = {key: content[key] for key in ("eos_token_id", "pad_token_id")}
+        (new / "generation_config.json").write_text(json.dumps({**stops, "do_sample": False}, indent=2) + "\n")

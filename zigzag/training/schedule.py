@@ -42,6 +42,21 @@ class Schedule:
         return config.learning_rate * (config.final + (1 - config.final) * falling)
 
 
+def warmed_cosine(step: int, steps: int, warmup: float, final: float = 0.1) -> float:
+    """Share of the peak's learning rate: up linearly, then down along a cosine to `final`.
+
+    warmup: share of the steps
+
+    >>> [round(warmed_cosine(step, 10, 0.2), 2) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.55, 0.1]
+    """
+    begin = max(1, round(warmup * steps))
+    if step < begin:
+        return (step + 1) / begin
+    turn = (step - begin) / max(1, steps - begin)
+    return final + (1 - final) * (1 + math.cos(math.pi * turn)) / 2
+
+
 def planned(config: TrainingConfig) -> Schedule:
     """With the steps that the configuration says."""
     return Schedule(config, tuple(stage.steps for stage in config.stages))

@@ -7,6 +7,7 @@ from typing import Any
 from zigzag.models.draft_heads.kinds import KINDS
 from zigzag.reference.checks import as_real, as_whole
 from zigzag.reference.errors import ArgumentError
+from zigzag.training.schedule import warmed_cosine
 
 DIVERGENCES = ("forward", "reverse")
 RATES = {"pass": 3e-3, "exit": 5e-4, "student": 5e-4}  # at their peak; of other kinds `RATE`
@@ -64,11 +65,7 @@ class HeadTraining:
 
     def rate(self, step: int) -> float:
         """Up linearly, then down along a cosine to a tenth."""
-        begin = max(1, round(self.warmup * self.steps))
-        if step < begin:
-            return self.peak * (step + 1) / begin
-        turn = (step - begin) / max(1, self.steps - begin)
-        return self.peak * (0.1 + 0.9 * (1 + math.cos(math.pi * turn)) / 2)
+        return self.peak * warmed_cosine(step, self.steps, self.warmup)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

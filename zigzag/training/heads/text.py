@@ -3,17 +3,16 @@
 import argparse
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from zigzag.chat.thinking import chat_prompt
 from zigzag.generation.generate import generate
-from zigzag.measuring.corpus import Corpus
+from zigzag.measuring.corpus import Corpus, read_corpus
 from zigzag.measuring.sums import draw_sum
 from zigzag.reference.errors import ArgumentError, ModelError
-from zigzag.training.heads.config import HeadTraining
 
 ASKED = (
     "Print this code again with every docstring removed.\n\n",
@@ -22,6 +21,28 @@ ASKED = (
 BENCHED = argparse  # its text is what `zigzag bench speculation` drafts, so nothing is learned from it
 OPERANDS, DIGITS = 4, (2, 6)
 AT_ONCE, NEW, CHARACTERS = 128, 256, 1500
+CORPUS_BYTES = 60_000_000
+
+Streams = dict[str, torch.Tensor]  # "training" and "held out": tokens one after another
+
+
+class Drawn(Protocol):
+    """What of a training's settings says which tokens there are: as of `HeadTraining`."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def own(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 def corpus_tokens(tokenizer: Any, texts: list[str], most: int, *, op: str = "train-drafter") -> list[int]:
@@ -80,21 +101,42 @@ def own_tokens(model: Any, tokenizer: Any, texts: list[str], most: int, seed: in
     return found[:most]
 
 
-def token_stream(model: Any, tokenizer: Any, corpus: Corpus, config: HeadTraining, *, held_out: bool = False) -> Any:
+def token_stream(
+    model: Any,
+    tokenizer: Any,
+    corpus: Corpus,
+    config: Drawn,
+    *,
+    held_out: bool = False,
+    op: str = "train-drafter",
+) -> Any:
     """int64 tensor of all tokens to learn from, or, of texts that are held out, to be judged by."""
     texts = corpus.held_out if held_out else corpus.training
     tokens = 8 * config.rows * config.length if held_out else config.tokens
     mine = round(config.own * tokens)
     found = own_tokens(model, tokenizer, texts, mine, config.seed, held_out=held_out) if mine else []
-    found += corpus_tokens(tokenizer, texts, tokens - mine) if tokens > mine else []
+    found += corpus_tokens(tokenizer, texts, tokens - mine, op=op) if tokens > mine else []
     if len(found) <= config.length:
         raise ArgumentError(
-            f"train-drafter: {len(found)} tokens are too few for rows of {config.length}; ask for more, or shorter rows"
+            f"{op}: {len(found)} tokens are too few for rows of {config.length}; ask for more, or shorter rows"
         )
     return torch.tensor(found)
 
 
-def batch(stream: Any, config: HeadTraining, step: int) -> Any:
+def token_streams(op: str, config: Drawn, model: Any, tokenizer: Any, tensors: dict[str, torch.Tensor]) -> Streams:
+    """Tokens to learn from and to be judged by; of a run that goes on those that it had."""
+    if tensors:
+        found = {name: tensors[f"tokens.{name}"] for name in ("training", "held out")}
+    else:
+        corpus = read_corpus(CORPUS_BYTES)
+        found = {
+            "training": token_stream(model, tokenizer, corpus, config, op=op),
+            "held out": token_stream(model, tokenizer, corpus, config, held_out=True, op=op),
+        }
+    return {name: tokens.to(model.device) for name, tokens in found.items()}
+
+
+def batch(stream: Any, config: Drawn, step: int) -> Any:
     """[rows, length] tokens of a step: rows from anywhere, by the seed and the step's number alone."""
     rng = np.random.default_rng((config.seed, step))
     begins = torch.from_numpy(rng.integers(len(stream) - config.length, size=config.rows))

@@ -8,24 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigzag.measuring.corpus import read_corpus
 from zigzag.models.draft_heads.files import own_weights, probes, save_head
 from zigzag.models.draft_heads.kinds import KINDS, make_head
 from zigzag.reference.errors import ModelError
 from zigzag.training import state as files
+from zigzag.training.adamw import AdamW
 from zigzag.training.heads.card import write_card
 from zigzag.training.heads.config import HeadTraining
 from zigzag.training.heads.lessons import divergence, lessons, overlap, taught
-from zigzag.training.heads.text import batch, token_stream
+from zigzag.training.heads.text import Streams, batch, token_streams
 from zigzag.training.loop import Log, Pace, begun, fitted, run_steps
 
-CORPUS_BYTES = 60_000_000
 STATES = 0.1  # weight of a head's own states beside what they say
 HELD_OUT = 4  # batches of texts that are held out, by which it is judged
 
 OP = "train-drafter"
-
-Streams = dict[str, Tensor]  # "training" and "held out": tokens one after another
 
 
 class HeadRun:
@@ -42,9 +39,7 @@ class HeadRun:
         self.weights = {name: weight for name, weight in self.head.named_parameters() if name in own}
         for weight in self.weights.values():
             weight.data = weight.data.float()
-        self.optimizer = torch.optim.AdamW(
-            self.weights.values(), lr=config.peak, weight_decay=config.weight_decay, betas=(0.9, 0.95)
-        )
+        self.optimizer = AdamW(OP, self.weights, peak=config.peak, weight_decay=config.weight_decay, clip=config.clip)
         self.step_number = 0
 
     @property
@@ -54,9 +49,6 @@ class HeadRun:
     def step(self) -> Tensor:
         config = self.config
         tokens = batch(self.streams["training"], config, self.step_number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.rate(self.step_number)
-        self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=tokens.device)
         with self._precision():
             given = taught(self.main, self.head, tokens)
@@ -65,10 +57,7 @@ class HeadRun:
                 part = config.decay**lesson.position * loss
                 total = total + part
         grads = torch.autograd.grad(total, list(self.weights.values()), allow_unused=True)
-        for weight, grad in zip(self.weights.values(), grads, strict=True):
-            weight.grad = grad
-        torch.nn.utils.clip_grad_norm_(self.weights.values(), config.clip)
-        self.optimizer.step()
+        self.optimizer.step(config.rate(self.step_number), dict(zip(self.weights, grads, strict=True)))
         self.step_number += 1
         return total.detach()
 
@@ -92,24 +81,10 @@ class HeadRun:
             torch.cuda.synchronize(self.main.device)
 
     def state(self) -> dict[str, Tensor]:
-        parts: dict[str, Tensor] = {f"head.{name}": weight for name, weight in self.weights.items()}
-        parts |= {f"tokens.{name}": tokens for name, tokens in self.streams.items()}
-        for name, weight in self.weights.items():
-            for key, value in self.optimizer.state.get(weight, {}).items():
-                parts[f"optimizer.{key}.{name}"] = value
-        return parts
+        return self.optimizer.state() | {f"tokens.{name}": tokens for name, tokens in self.streams.items()}
 
     def load(self, tensors: dict[str, Tensor], step: int) -> None:
-        names = {f"head.{name}" for name in self.weights}
-        if missing := sorted(names - tensors.keys()):
-            raise ModelError(f"train-drafter: the checkpoint lacks {missing[0]}; give the run that it was made with")
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(tensors[f"head.{name}"])
-                self.optimizer.state[weight] = {
-                    key: tensors[f"optimizer.{key}.{name}"].to("cpu" if key == "step" else weight.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+        self.optimizer.load(tensors)
         self.step_number = step
 
     def _seed(self) -> int:
@@ -152,7 +127,7 @@ def train_head(
 
     run = make(meta.get("steps", config.steps))
     if resume or not tokens:
-        tokens.update(_streams(config, model, tokenizer, tensors))
+        tokens.update(token_streams(OP, config, model, tokenizer, tensors))
     log(f"{monotonic() - start:.0f} s: {len(tokens['training']):,} tokens to learn from")
     if seconds is not None and not resume:
         run = fitted(make, config.steps, seconds)
@@ -165,16 +140,3 @@ def train_head(
         weights = sum(map(torch.numel, run.weights.values()))
         files.write_line(out, {"config": run.config.as_dict(), "weights": weights})
     return run_steps(OP, run, out, meta, Pace(config.log_every, config.save_every, seconds), log)
-
-
-def _streams(config: HeadTraining, model: Any, tokenizer: Any, tensors: dict[str, Tensor]) -> Streams:
-    """Tokens to learn from and to be judged by; of a run that goes on those that it had."""
-    if tensors:
-        found = {name: tensors[f"tokens.{name}"] for name in ("training", "held out")}
-    else:
-        corpus = read_corpus(CORPUS_BYTES)
-        found = {
-            "training": token_stream(model, tokenizer, corpus, config),
-            "held out": token_stream(model, tokenizer, corpus, config, held_out=True),
-        }
-    return {name: tokens.to(model.device) for name, tokens in found.items()}

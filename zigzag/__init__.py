@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from zigzag.running.attach import attach, cache_bytes, detach
     from zigzag.running.fused_experts import fused_experts
     from zigzag.training.gates.train import train_gates
+    from zigzag.training.recovery.train import recover
 
 _LAZY = {
     "attach": "zigzag.running.attach",
@@ -49,6 +50,7 @@ _LAZY = {
     "load_head": "zigzag.models.draft_heads.files",
     "load_model": "zigzag.models.load",
     "every_plan": "zigzag.measuring.refinement",
+    "recover": "zigzag.training.recovery.train",
     "refine_plan": "zigzag.measuring.refinement",
     "train_gates": "zigzag.training.gates.train",
 }
@@ -85,6 +87,7 @@ __all__ = [
     "make_plan",
     "make_window_plan",
     "ops",
+    "recover",
     "reference",
     "refine_plan",
     "register_backend",

@@ -21,6 +21,7 @@ from zigzag.reference.errors import ArgumentError, ModelError, PlanError
 from zigzag.running.interception import check_free
 from zigzag.running.masking import masked_heads
 from zigzag.running.model_layers import check_plan, layers_of
+from zigzag.running.weights import evaluating
 from zigzag.training import state as files
 from zigzag.training.adamw import AdamW
 from zigzag.training.heads.text import token_streams
@@ -176,7 +177,7 @@ def recover(
         made.append(RecoveryRun(replace(config, steps=steps), model, tokenizer, plan, streams))
         return made[-1]
 
-    with _evaluating(model):
+    with evaluating(model):
         try:
             start = monotonic()
             streams = token_streams(OP, config, model, tokenizer, tensors)
@@ -248,15 +249,3 @@ def _first_line(run: RecoveryRun) -> dict[str, Any]:
         "full": {"passkeys": full},
         "before": run.judged(),
     }
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Within the block the model is in evaluation mode: it learns as it will run, without dropout."""
-    found = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in found:
-            module.training = training

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from zigzag.measuring.surrogate import Forecast, forecast
+from zigzag.measuring.surrogate import forecast
 
 Choice = tuple[bool, ...]  # [L], True where a layer is full
 Losses = NDArray[np.float64]
@@ -94,15 +94,16 @@ class _Record:
 
 
 def _proposals(record: _Record, worth: Losses) -> list[Choice]:
-    """Choices that were not measured, the most promising first: the lowest that one deviation allows."""
+    """Choices that were not measured, those with the lowest forecast first.
+
+    Not the lowest that a deviation allows: that led a round astray to choices far from all that was measured.
+    """
     seen, values = list(record.rows), record.values()
     start = np.array(record.start, dtype=float)
 
     def guess(choices: Sequence[Choice]) -> Losses:
         changes = np.array([choice for choice in seen[1:]], dtype=float).reshape(-1, len(start)) - start
-        told: Forecast = forecast(changes, values[1:] - values[0], np.array(choices, dtype=float) - start, worth)
-        lowest: Losses = told.mean - told.deviation
-        return lowest
+        return forecast(changes, values[1:] - values[0], np.array(choices, dtype=float) - start, worth)
 
     beam = [seen[i] for i in np.argsort(values, kind="stable")[:BEAM]]
     around = [exchanges(choice) for choice in beam]

@@ -25,7 +25,8 @@ from zigzag.running.model_layers import layers_of
 
 TRIALS = 16  # exchanges of a round of the search before this one
 NUM_FULL, LENGTH, PROMPTS, SEED = 10, 500, 4, 100  # of 30 layers; prompts that no table is made of
-BUDGETS = {"exchanges": 17, "refine": 48}  # plans: one round of exchanges
+AT_ONCE = 8  # of the search
+BUDGETS = {"exchanges": 17, "refine": 33}  # plans: one round of exchanges, four of the search
 
 Points = list[dict[str, Any]]  # the best plan so far: its map and loss, plans measured, seconds
 
@@ -90,7 +91,7 @@ def by_exchanges(model: Decoder, start: LayerPlan, prompts: Sequence[Prompt], bu
 def by_search(model: Decoder, start: LayerPlan, prompts: Sequence[Prompt], budget: int) -> dict[str, Any]:
     """`refine_plan` with its own options."""
     begin, points = time.process_time(), list[dict[str, Any]]()
-    counts = {"budget": budget, "at_once": 16, "batch_size": 1}
+    counts = {"budget": budget, "at_once": AT_ONCE, "batch_size": 1}
     for step in refinements(model, start, prompts, **counts, keep=None, advance=lambda count: None):
         spent = time.process_time() - begin
         points.append({"map": step.plan.map(), "loss": step.loss, "plans": step.evaluations, "seconds": spent})

@@ -70,6 +70,33 @@ def test_a_page_without_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     page.unlink()
     told = CliRunner().invoke(app, ["--out", str(page), "--report-only"])
     assert told.exit_code == 0 and page.read_text() == before
+    told = CliRunner().invoke(app, ["--out", str(page), "--parts", "every"])
+    assert told.exit_code == 0 and page.read_text() == before, "what lies beside the page is not measured again"
     page.with_suffix(".json").write_text('{"format": "another", "version": 1}')
     told = CliRunner().invoke(app, ["--out", str(page), "--report-only"])
     assert told.exit_code == 1 and "zigzag-search-evidence" in str(told.exception)
+
+
+def test_parts_are_added_and_must_be_comparable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer()
+    app.command()(command.search)
+    point = {"map": "Fss", "loss": 0.5, "plans": 1, "seconds": 3.0}
+    monkeypatch.setattr(command, "load", lambda *given: (None, None))
+    monkeypatch.setattr(
+        command, "measure_cost", lambda *given: {"each": {"exchanges": 6.0}.get(given[-1], 2.0), "points": [point]}
+    )
+    page = tmp_path / "search.md"
+    write_page(RESULTS, page)
+    told = CliRunner().invoke(app, ["--out", str(page), "--parts", "exchanges"])
+    assert told.exit_code == 0 and "refine" not in read_results(page.with_suffix(".json"))["costs"]
+    told = CliRunner().invoke(app, ["--out", str(page)])
+    found = read_results(page.with_suffix(".json"))
+    assert told.exit_code == 0 and found["budgets"] == RESULTS["budgets"]
+    assert (found["costs"]["exchanges"]["each"], found["costs"]["refine"]["each"]) == (6.0, 2.0)
+    assert "That is 3.0 to 1" in page.read_text() and "## 1 full layers: 3 plans" in page.read_text()
+    del found["costs"]["refine"]
+    found["costs"]["conditions"]["torch"] = "1"
+    write_page(found, page)
+    before = page.read_bytes()
+    told = CliRunner().invoke(app, ["--out", str(page), "--parts", "refine"])
+    assert told.exit_code == 1 and "cannot be compared" in str(told.exception) and page.read_bytes() == before

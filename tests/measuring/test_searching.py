@@ -95,6 +95,18 @@ def test_the_first_round_follows_the_worth() -> None:
     assert set(table.asked[1][0]) == set(exchanges(START)), "first-order worth is not trusted beyond one exchange"
 
 
+def test_no_choice_is_far_from_what_was_measured() -> None:
+    """A forecast is not followed to where nothing is known."""
+    losses, worth = planted(2)
+    table = Table(losses)
+    list(search(START, table, worth, budget=60, at_once=8))
+    known = {START}
+    for choices, _ in table.asked[1:]:
+        assert set(choices) <= {near for choice in known for near in exchanges(choice)}
+        known |= set(choices)
+    assert len(known) == 60
+
+
 def test_it_ends_where_nothing_is_left() -> None:
     losses = {choice: 1.0 + i for i, choice in enumerate(exchanges((True, False, False)))} | {(True, False, False): 9.0}
     steps = list(search((True, False, False), Table(losses), np.zeros(3), budget=99, at_once=2))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import TINY, random_ids, tiny_llama
+from models import random_ids, tiny_glm4_moe, tiny_llama
 
 from zigzag import ArgumentError, HeadPlan, LayerPlan, ModelError, PlanError
 from zigzag.measuring import trials
@@ -17,7 +17,7 @@ from zigzag.running.interception import interception_of
 from zigzag.running.masking import masked_heads
 from zigzag.running.walking import ALL, Rows
 
-LAYERS = 5
+LAYERS = 4
 
 
 def prompt(seed: int, length: int = 60, answers: int = 3) -> PasskeyPrompt:
@@ -44,15 +44,15 @@ def one_by_one(model: Any, plans: list, batch_size: int = 2) -> np.ndarray:
     return np.array(rows)
 
 
-@pytest.mark.parametrize("make", TINY.values(), ids=TINY)
+@pytest.mark.parametrize("make", [tiny_llama, tiny_glm4_moe], ids=["llama", "glm4_moe"])
 def test_each_plan_has_its_own_loss(make: Any) -> None:
     """Windows and lengths are mixed; where the last layer is full nothing is left out, and the bits are the same."""
     model = make(LAYERS)
-    plans = drawn(4, (1, 3, 1), (2, 9, 1), (40, 50, 1))
+    plans = drawn(3, (1, 3, 1), (2, 50, 1))
     found, expected = prompt_losses(model, plans, PROMPTS, batch_size=2), one_by_one(model, plans)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
     ends_full = np.array([plan.kinds[-1] == "full" for plan in plans])
-    assert ends_full.sum() > 3 and (found[ends_full] == expected[ends_full]).all()
+    assert ends_full.sum() > 2 and (found[ends_full] == expected[ends_full]).all()
     assert np.ptp(expected, axis=0).min() > 0.1, "the plans differ, or nothing is shown"
     assert losses(model, plans, PROMPTS, batch_size=2).tolist() == found.mean(axis=1).tolist()
 

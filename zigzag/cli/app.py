@@ -155,7 +155,7 @@ def refine(
     prompts: Prompts = 8,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt.")] = 0,
     budget: Annotated[int, typer.Option(min=1, help="Plans to measure, the given one among them.")] = 128,
-    at_once: Annotated[int, typer.Option(min=1, help="Plans measured before the next are chosen.")] = 16,
+    at_once: Annotated[int, typer.Option(min=1, help="Plans measured before the next are chosen.")] = 8,
     exhaustive: Annotated[bool, typer.Option(help="Instead: every plan with as many full layers.")] = False,
     keep: Annotated[
         Path | None, typer.Option(callback=check_out, help="What was measured (JSON); a stopped run goes on from here.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from zigzag.evidence import search_cost
 from zigzag.files.json_files import read_json, write_json, write_text
 from zigzag.files.markdown import table
 from zigzag.measuring.calibration import METHODS, calibrate
@@ -22,7 +23,7 @@ from zigzag.reference.errors import ArgumentError
 
 SINK, RECENT = 16, 112
 LENGTH, PROMPTS, SEED = 300, 4, 0
-BUDGETS = (2, 4)  # full layers of tiny-glm's 12
+BUDGETS = (2, 3)  # full layers of tiny-glm's 12
 EVALUATIONS, AT_ONCE = 33, 8  # of the search: half of the smaller budget's 66 plans
 START = "gate_gradient"  # the method whose plan is refined
 FORMAT = "zigzag-search-evidence"
@@ -30,8 +31,11 @@ FORMAT = "zigzag-search-evidence"
 Log = Callable[[str], object]
 
 
-def measure(model: Decoder, tokenizer: Any, log: Log) -> dict[str, Any]:
-    """Every plan of each budget on the calibration prompts, and where the plans of all methods stand among them."""
+def measure(model: Decoder, tokenizer: Any, log: Log, *, keep: Path | None = None) -> dict[str, Any]:
+    """Every plan of each budget on the calibration prompts, and where the plans of all methods stand among them.
+
+    keep: a file of the losses of every plan, as of `every_plan`; a run that was stopped goes on from it
+    """
     prompts = passkey_prompts(tokenizer, LENGTH, count=PROMPTS, seed=SEED, min_distance=SINK + RECENT)
     scores = {}
     for method in (*METHODS, *PUBLISHED):
@@ -40,7 +44,7 @@ def measure(model: Decoder, tokenizer: Any, log: Log) -> dict[str, Any]:
     budgets = []
     for num_full in BUDGETS:
         plans = {method: make_plan(found, num_full=num_full) for method, found in scores.items()}
-        budgets.append(_budget(model, plans, prompts))
+        budgets.append(_budget(model, plans, prompts, keep))
         log(f"measured every plan with {num_full} full layers")
     conditions = {
         "machine": platform.machine(),
@@ -52,12 +56,14 @@ def measure(model: Decoder, tokenizer: Any, log: Log) -> dict[str, Any]:
         "evaluations": EVALUATIONS,
         "at_once": AT_ONCE,
     }
-    return {"format": FORMAT, "version": 1, "conditions": conditions, "budgets": budgets}
+    return {"conditions": conditions, "budgets": budgets}
 
 
-def _budget(model: Decoder, plans: dict[str, LayerPlan], prompts: Sequence[PasskeyPrompt]) -> dict[str, Any]:
+def _budget(
+    model: Decoder, plans: dict[str, LayerPlan], prompts: Sequence[PasskeyPrompt], keep: Path | None
+) -> dict[str, Any]:
     some = plans[START]
-    ranking = every_plan(model, some, prompts, batch_size=PROMPTS)
+    ranking = every_plan(model, some, prompts, batch_size=PROMPTS, keep=keep)
     refined = refine_plan(model, some, prompts, budget=EVALUATIONS, at_once=AT_ONCE, batch_size=PROMPTS)
     named = plans | {f"{START}, refined": refined}
     losses = [each.loss for each in ranking]
@@ -86,8 +92,8 @@ def standing(ranking: Sequence[Refined], plan: LayerPlan) -> dict[str, Any]:
 
 
 def write_page(results: dict[str, Any], page: Path) -> None:
-    """The page, and beside it what it says as JSON."""
-    write_json(page.with_suffix(".json"), results)
+    """The page, and beside it what it says as JSON: what `measure` gave and, as "costs", ways of `search_cost`."""
+    write_json(page.with_suffix(".json"), {"format": FORMAT, "version": 1} | results)
     write_text(page, "\n".join(_lines(results)) + "\n")
 
 
@@ -97,26 +103,34 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def _lines(results: dict[str, Any]) -> Iterator[str]:
-    given = results["conditions"]
-    sink, recent = given["window"]
     yield from (
         "# Evidence, search",
         "",
-        "How far from the best plan are the plans that scores give, and the refined one? tiny-glm has 12 layers, so",
-        "every plan of a budget can be measured. Written, with `search.json` beside it, by",
+        "How far from the best plan are the plans that scores give, and the refined one? And what does it cost to",
+        "decide a plan? Written, with [search.json](search.json) beside it, by",
         "",
         "```sh",
         "python -m zigzag.cli.search --out docs/evidence/search.md",
         "```",
+    )
+    if "budgets" in results:
+        yield from _exhaustive(results["conditions"], results["budgets"])
+    if "costs" in results:
+        yield from search_cost.lines(results["costs"])
+
+
+def _exhaustive(given: dict[str, Any], budgets: Sequence[dict[str, Any]]) -> Iterator[str]:
+    sink, recent = given["window"]
+    yield from (
         "",
-        f"on one thread of a CPU ({given['machine']}, torch {given['torch']}): {given['prompts']} passkey prompts of "
-        f"{given['length']} tokens from seed",
-        f"{given['seed']}, sink {sink}, recent {recent}. All is measured on the prompts that were scored: the question "
-        "is how well methods",
-        "and search minimise this loss, not how it carries over to other prompts. The search begins with the plan of",
+        "tiny-glm has 12 layers, so every plan of a budget can be measured. That was done on one thread of a CPU",
+        f"({given['machine']}, torch {given['torch']}): {given['prompts']} passkey prompts of {given['length']} tokens "
+        f"from seed {given['seed']}, sink {sink},",
+        f"recent {recent}. All is measured on the prompts that were scored: the question is how well methods and",
+        "search minimise this loss, not how it carries over to other prompts. The search begins with the plan of",
         f"`{START}` and measures at most {given['evaluations']} plans, {given['at_once']} at once.",
     )
-    for budget in results["budgets"]:
+    for budget in budgets:
         yield from _section(budget)
 
 

@@ -43,7 +43,7 @@ def refine_plan(
     prompts: Sequence[Prompt],
     *,
     budget: int = 128,
-    at_once: int = 16,
+    at_once: int = 8,
     batch_size: int = 1,
     keep: str | Path | None = None,
     advance: Advance = lambda count: None,

@@ -5,8 +5,6 @@ first-order worth of what was exchanged. How much pairs count, and how exactly t
 what forecasts each measured plan best from all others (leave-one-out, Rasmussen and Williams, section 5.4.2).
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,15 +14,8 @@ PAIRS = (0.03, 0.1, 0.3, 1.0)  # weights of pairs of layers, where a layer by it
 NOISES = (1e-4, 1e-2, 1e-1)  # variance that is not the layers'
 
 
-class Forecast(NamedTuple):
-    """Of each plan: what is expected, and by how much (one standard deviation) that may be off."""
-
-    mean: Reals
-    deviation: Reals
-
-
-def forecast(seen: Reals, values: Reals, asked: Reals, worth: Reals) -> Forecast:
-    """What `asked` would give if `seen` gave `values`.
+def forecast(seen: Reals, values: Reals, asked: Reals, worth: Reals) -> Reals:
+    """[m] what `asked` is expected to give if `seen` gave `values`.
 
     seen [n, L], asked [m, L]: change of each layer from the first plan: 1 it became full, -1 it streams, 0 as it was
     values: [n] change of the value from the first plan's, which itself is known and not among `seen`
@@ -33,32 +24,23 @@ def forecast(seen: Reals, values: Reals, asked: Reals, worth: Reals) -> Forecast
     Without anything seen the worth alone decides.
 
     >>> none = np.zeros((0, 2))
-    >>> forecast(none, np.zeros(0), np.array([[1.0, -1.0]]), np.array([3.0, 1.0])).mean
+    >>> forecast(none, np.zeros(0), np.array([[1.0, -1.0]]), np.array([3.0, 1.0]))
     array([-2.])
     """
     if not len(seen):
-        return Forecast(-(asked @ worth), np.zeros(len(asked)))
+        first: Reals = -(asked @ worth)
+        return first
     unit = worth / (np.abs(worth).max() or 1.0)
     pairs, noise = min(((p, n) for p in PAIRS for n in NOISES), key=lambda each: _left_out(seen, values, unit, *each))
-    inverse = np.linalg.inv(_kernel(seen, seen, unit, pairs) + noise * np.eye(len(seen)))
-    across = _kernel(asked, seen, unit, pairs)
-    weights = inverse @ values
-    own = _own(asked, unit, pairs) - ((across @ inverse) * across).sum(axis=1)
-    variance = np.maximum(own, 0) * (values @ weights) / len(values)
-    return Forecast(across @ weights, np.sqrt(np.maximum(variance, 0)))
+    weights = np.linalg.solve(_kernel(seen, seen, unit, pairs) + noise * np.eye(len(seen)), values)
+    expected: Reals = _kernel(asked, seen, unit, pairs) @ weights
+    return expected
 
 
 def _kernel(left: Reals, right: Reals, unit: Reals, pairs: float) -> Reals:
     both: Reals = left @ right.T
     covariance: Reals = both + pairs * both**2 + np.outer(left @ unit, right @ unit)
     return covariance
-
-
-def _own(asked: Reals, unit: Reals, pairs: float) -> Reals:
-    """The kernel of each plan with itself."""
-    size = (asked**2).sum(axis=1)
-    own: Reals = size + pairs * size**2 + (asked @ unit) ** 2
-    return own
 
 
 def _left_out(seen: Reals, values: Reals, unit: Reals, pairs: float, noise: float) -> float:

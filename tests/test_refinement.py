@@ -76,7 +76,7 @@ def test_it_begins_where_the_gradient_under_the_plan_says(model: Any, monkeypatc
 
     monkeypatch.setattr(refinement, "search", searched)
     refine_plan(model, PLAN, [*PROMPTS, prompt(9)])
-    expected = calibrate(model, method="gate_gradient", sink=1, recent=3, prompts=PROMPTS[:1], plan=PLAN)
+    expected = calibrate(model, method="gate_gradient", sink=1, recent=3, prompts=[*PROMPTS, prompt(9)], plan=PLAN)
     assert (given.pop("worth") == expected.values.sum(axis=1)).all()
     assert given == {"start": (True, True, False, False, False), "budget": 128, "at_once": 8}
 

@@ -24,7 +24,7 @@ from zigzag.reference.errors import ArgumentError
 SINK, RECENT = 16, 112
 LENGTH, PROMPTS, SEED = 300, 4, 0
 BUDGETS = (2, 3)  # full layers of tiny-glm's 12
-EVALUATIONS, AT_ONCE = 33, 8  # of the search: half of the smaller budget's 66 plans
+EVALUATIONS, AT_ONCE = 33, 8  # of the search: half of the smaller number of plans, 66
 START = "gate_gradient"  # the method whose plan is refined
 FORMAT = "zigzag-search-evidence"
 

@@ -26,7 +26,7 @@ from zigzag.running.model_layers import layers_of
 TRIALS = 16  # exchanges of a round of the search before this one
 NUM_FULL, LENGTH, PROMPTS, SEED = 10, 500, 4, 100  # of 30 layers; prompts that no table is made of
 AT_ONCE = 8  # of the search
-BUDGETS = {"exchanges": 17, "refine": 33}  # plans: one round of exchanges, four of the search
+BUDGETS = {"exchanges": 17, "refine": 9}  # plans: one round of each
 
 Points = list[dict[str, Any]]  # the best plan so far: its map and loss, plans measured, seconds
 

@@ -79,7 +79,8 @@ def refinements(
 ) -> Iterator[Refined]:
     """The best plan so far: first as given, then after each round of `at_once`.
 
-    Where to begin, the gate gradient says on the first prompt of each length: it costs several evaluations.
+    Where to begin, the gate gradient says, on all prompts: it costs several evaluations, but the gradient of one prompt
+    led the first rounds to exchanges that are bad on all.
     """
     budget, at_once = (check_count("refine_plan", n, c) for n, c in (("budget", budget), ("at_once", at_once)))
     ledger = _ledger("refine_plan", model, plan, prompts, keep, batch_size, advance)
@@ -88,8 +89,9 @@ def refinements(
         method="gate_gradient",
         sink=ledger.window.sink,
         recent=ledger.window.recent,
-        prompts=list({len(prompt.input_ids): prompt for prompt in reversed(prompts)}.values()),
+        prompts=prompts,
         plan=plan,
+        batch_size=batch_size,
     )
     worth = scores.values.sum(axis=1)
     for choice, loss, evaluations in search(_choice(plan), ledger.measure, worth, budget=budget, at_once=at_once):

@@ -26,7 +26,7 @@ from zigzag.running.model_layers import layers_of
 TRIALS = 16  # exchanges of a round of the search before this one
 NUM_FULL, LENGTH, PROMPTS, SEED = 10, 500, 4, 100  # of 30 layers; prompts that no table is made of
 AT_ONCE = 8  # of the search
-BUDGETS = {"exchanges": 17, "refine": 9}  # plans: one round of each
+BUDGETS = {"exchanges": 17, "refine": 33}  # plans: one round, and four of the search
 
 Points = list[dict[str, Any]]  # the best plan so far: its map and loss, plans measured, seconds
 
@@ -69,7 +69,7 @@ def by_exchanges(model: Decoder, start: LayerPlan, prompts: Sequence[Prompt], bu
         full = plan.full_heads(layers_of(model).num_kv_heads)
         with masked_heads(model, full, sink=SINK, recent=RECENT):
             loss = answer(model, prompts).loss
-        before = points[-1] if points else {"map": plan.map(), "loss": loss}
+        before: dict[str, Any] = points[-1] if points else {"map": plan.map(), "loss": loss}
         best = before if before["loss"] <= loss else {"map": plan.map(), "loss": loss}
         points.append(best | {"plans": len(points) + 1, "seconds": time.process_time() - begin})
 

@@ -13,11 +13,10 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from glms import one_thread  # noqa: E402, F401
 from trainings import CONTENT, GLM, LONG, SHORT, pieces, small, tokenizer  # noqa: E402
-from typer.testing import CliRunner  # noqa: E402
 
 import zigzag  # noqa: E402
 from zigzag import ArgumentError  # noqa: E402
-from zigzag.cli.app import app  # noqa: E402
+from zigzag.evidence import suites  # noqa: E402
 from zigzag.measuring.prompts import Prompt, filler  # noqa: E402
 from zigzag.measuring.tasks import TASKS  # noqa: E402
 from zigzag.measuring.tasks.vocabulary import NOUNS  # noqa: E402
@@ -219,10 +218,7 @@ def test_evidence_takes_it(trained: Path, tmp_path: Path) -> None:
     model, made = zigzag.load_model(trained / files.MODEL)
     assert model.config.num_hidden_layers == model.config.first_k_dense_replace == 3 and made.chat_template
     assert model.config._name_or_path == files.MODEL
-    out = tmp_path / "ruler.json"
-    asked = "--tasks multi_key --lengths 500 --prompts 2 --draws 0".split()
-    result = CliRunner().invoke(
-        app, ["evidence", "--suite", "ruler", "--model", str(trained / files.MODEL), "--out", str(out), *asked]
-    )
-    assert result.exit_code == 0, result.output
-    assert "multi_key" in out.read_text(encoding="utf-8")
+    measure = suites.measure_of("ruler", tasks=("multi_key",), lengths=(500,), prompts=2)
+    state = suites.run("ruler", measure, [], model, made, tmp_path / "ruler.json", log=lambda text: None)
+    (full,) = state["cells"].values()  # of an untrained model no plan is asked
+    assert len(full["right"]) == 2

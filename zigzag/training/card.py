@@ -123,7 +123,7 @@ def _curves(steps: list[dict[str, Any]]) -> list[str]:
             line["step"],
             line["stage"],
             *(f"{line['losses'][k]:.3f}" if k in line["losses"] else "" for k in kinds),
-            f"{line['mtp_losses'].get('text', float('nan')):.3f}",
+            f"{line['mtp_losses']['text']:.3f}" if "text" in line["mtp_losses"] else "",
             f"{max(line['violation']):.2f}",
         ]
         for line in some

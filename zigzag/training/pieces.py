@@ -18,7 +18,7 @@ from zigzag.measuring.tasks import TASKS
 from zigzag.measuring.tasks.task import Hidden
 from zigzag.measuring.tasks.vocabulary import NOUNS
 from zigzag.measuring.tasks.words import HEAD
-from zigzag.training.remembered import RememberingTokenizer
+from zigzag.training.prompt_tokenizer import RememberingTokenizer
 from zigzag.training.tokenizer import ASSISTANT, END, SPECIAL, TAGS, USER
 
 Ids = NDArray[np.int16]

@@ -3,6 +3,7 @@
 import pickle
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,19 @@ from trainings import CONTENT, GLM, LONG, SHORT, pieces, small, tokenizer  # noq
 import zigzag  # noqa: E402
 from zigzag import ArgumentError  # noqa: E402
 from zigzag.evidence import suites  # noqa: E402
+from zigzag.measuring.corpus import read_corpus  # noqa: E402
 from zigzag.measuring.prompts import Prompt, filler  # noqa: E402
 from zigzag.measuring.tasks import TASKS  # noqa: E402
 from zigzag.measuring.tasks.vocabulary import NOUNS  # noqa: E402
 from zigzag.reference.glm.config import GlmConfig  # noqa: E402
 from zigzag.training import cases, documents, evaluate  # noqa: E402
 from zigzag.training import state as files  # noqa: E402
+from zigzag.training import train as training  # noqa: E402
 from zigzag.training.config import ASKED, KINDS, Stage, TrainingConfig, from_dict, named, read_config  # noqa: E402
 from zigzag.training.data import Batches  # noqa: E402
 from zigzag.training.documents import Document, Documents  # noqa: E402
 from zigzag.training.model import TrainingModel, stacked_shapes  # noqa: E402
-from zigzag.training.pieces import TRAINING_SEEDS, asked_texts, filler_sentences  # noqa: E402
+from zigzag.training.pieces import TRAINING_SEEDS, asked_texts, filler_sentences, task_texts  # noqa: E402
 from zigzag.training.tokenizer import train_tokenizer  # noqa: E402
 from zigzag.training.train import train  # noqa: E402
 
@@ -157,6 +160,10 @@ def test_shipped_configuration() -> None:
         step = (plain + attention) * stage.rows * stage.length
         row = f"{stage.length:,} | {stage.rows} | {plain / 1e6:.0f} | {attention / 1e6:.0f} | {step / 1e12:.0f} |"
         assert row in PAGE, row
+    assert (
+        max(n for n in evaluate.LENGTHS if n <= config.glm["max_position_embeddings"]) == 2 * config.stages[-1].length
+    )
+    assert [n for n in evaluate.LENGTHS if n <= 8192] == [1024, 2048, 4096, 8192], "tiny-glm's evaluation is as it was"
     held = 2 * 2 * sizes.num_hidden_layers * sizes.num_key_value_heads * sizes.head_dim
     assert f"{held:,} bytes a token" in PAGE
 
@@ -165,6 +172,23 @@ def test_tokenizer_knows_the_words() -> None:
     """With the tasks' texts each noun is a token, without them few are."""
     with_them, without = (train_tokenizer(texts, 700) for texts in (asked_texts(), ["a b"]))
     assert all(len(with_them.tokenize(f" {noun}")) == 1 < len(without.tokenize(f" {noun}")) for noun in NOUNS)
+
+
+@pytest.mark.parametrize("config", [small(), like_retriever()], ids=["without tasks", "with tasks"])
+def test_tokenizer_sees_the_tasks_where_there_are_any(
+    config: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tiny-glm's tokenizer stays what it was."""
+    seen: list[str] = []
+
+    def noted(texts: Any, size: int) -> Any:
+        seen.extend(texts)
+        return SimpleNamespace(save_pretrained=lambda folder: None)
+
+    monkeypatch.setattr(training, "train_tokenizer", noted)
+    training._new_tokenizer(config, read_corpus(config.corpus_bytes), tmp_path)
+    assert (asked_texts()[0] in seen) == ("multi_key" in config.tasks)
+    assert len(seen) > len(task_texts())
 
 
 @pytest.fixture(scope="module")

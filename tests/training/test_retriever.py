@@ -1,6 +1,7 @@
 """Rows of the tasks of `zigzag.measuring.tasks`, the shipped configuration `retriever`, and a small run of its kind."""
 
 import pickle
+import shutil
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -193,23 +194,22 @@ def test_tokenizer_sees_the_tasks_where_there_are_any(
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("retriever")
-    assert train(like_retriever(), out, log=lambda text: None)
-    return out
-
-
-def test_resumed_run_equals_the_unbroken_one(trained: Path, tmp_path: Path) -> None:
-    class Stopped(Exception):
-        pass
+    """A run without a break; beside it, in `broken`, its folder as it was in the third of its four steps."""
+    out = tmp_path_factory.mktemp("retriever") / "whole"
 
     def log(text: str) -> None:
         if "step 3 of" in text:
-            raise Stopped
+            shutil.copytree(out, out.with_name("broken"))
 
-    with pytest.raises(Stopped):
-        train(like_retriever(), tmp_path, log=log)
-    assert train(like_retriever(), tmp_path, resume=True, log=lambda text: None)
-    (one, _), (other, _) = files.load_state(trained), files.load_state(tmp_path)
+    assert train(like_retriever(), out, log=log)
+    return out
+
+
+def test_resumed_run_equals_the_unbroken_one(trained: Path) -> None:
+    broken = trained.with_name("broken")
+    assert files.load_state(broken)[1]["step"] == 2 and not (broken / files.MODEL).exists()
+    assert train(like_retriever(), broken, resume=True, log=lambda text: None)
+    (one, _), (other, _) = files.load_state(trained), files.load_state(broken)
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     first, last = (line for line in files.read_log(trained) if line.get("step") in (1, 4) and "losses" in line)
     assert set(ASKED) <= first["losses"].keys() and last["losses"]["prompt"] < first["losses"]["prompt"] - 0.1

@@ -58,6 +58,7 @@ LONG = {
     "mix": {"text": 0.2, "passkey": 0.25, "recall": 0.25, "copy": 0.1, "sums": 0.2},
 }
 CONTENT: dict[str, Any] = {
+    "name": "small",
     "seed": 0,
     "vocabulary": 512,
     "corpus_bytes": 120_000,

@@ -4,31 +4,37 @@ from pathlib import Path
 from typing import Any
 
 from zigzag.files.markdown import table
+from zigzag.models import tiny_glm
 from zigzag.training import state as files
-from zigzag.training.config import KINDS
+from zigzag.training.config import ASKED, KINDS
 
 CURVE_POINTS = 12
-LIMITS = """\
+TINY_LIMITS = """\
 It knows no facts and holds no conversation. It was made to have, at a size that trains in minutes, what GLM-4.5's
 machinery needs to be watched at work: retrieval over thousands of tokens, thinking that pays, an MTP layer, experts
 that balance. Its text is Python's library; its retrieval is tested on prompts of the kinds that it was trained on, with
 other keys; its sums have the numbers of digits that it was trained on. Beyond 8,192 tokens nothing was trained."""
+LIMITS = """\
+It knows no facts and holds no conversation. Its text is Python's library; it is tested on prompts of the kinds that it
+was trained on, with other cases. Beyond {longest:,} tokens nothing was trained."""
 
 
 def write_card(out: Path, evaluation: dict[str, Any]) -> Path:
     """Write `out`/model/README.md."""
     lines = files.read_log(out)
     first, steps, last = lines[0], [line for line in lines if "losses" in line], lines[-1]
+    name = first["config"].get("name", tiny_glm.NAME)  # whose record is older than names
+    given = f'"{name}"' if name == tiny_glm.NAME else "FOLDER"
     card = "\n".join(
         [
             "---",
             "license: apache-2.0",
             "---",
-            "# tiny-glm",
+            f"# {name}",
             "",
             f"GLM-4.5's architecture at {first['parameters'] / 1e6:.2f} million parameters, its MTP layer included, in "
             "bfloat16; made by zigzag.training from nothing but this repository and a Python installation. "
-            '`model, mtp = zigzag.load("tiny-glm")` gives it and its MTP layer.',
+            f"`model, mtp = zigzag.load({given})` gives it and its MTP layer.",
             "",
             *_data(first),
             *_cost(first, steps, last),
@@ -36,12 +42,39 @@ def write_card(out: Path, evaluation: dict[str, Any]) -> Path:
             *_evaluation(evaluation),
             "## Limits",
             "",
-            LIMITS,
+            TINY_LIMITS if name == tiny_glm.NAME else LIMITS.format(longest=_longest(first)),
         ]
     )
     path = out / files.MODEL / "README.md"
     path.write_text(card + "\n", encoding="utf-8")
     return path
+
+
+def _longest(first: dict[str, Any]) -> int:
+    return max(int(stage["length"]) for stage in first["config"]["stages"])
+
+
+def _sources(first: dict[str, Any]) -> str:
+    """What the rows are made of, and how what is held out is known."""
+    config = first["config"]
+    trained = {task for stage in config["stages"] for task, share in stage["mix"].items() if share > 0}
+    asked = ", ".join(task for task in ASKED if task in trained)
+    words = {
+        "sums": f"sums of {config['operands']} numbers of {config['least_digits']} to {config['most_digits']} digits, "
+        "thinking and direct by turns",
+        "passkey": "passkeys",
+        "recall": "codes of named things",
+        "copy": "copying",
+    }
+    told = [words[task] + "; " for task in words if task in trained]
+    if asked:
+        told.append(f"prompts of zigzag.measuring.tasks ({asked}); ")
+    text = (
+        f"{''.join(told)}{'and ' if told else ''}the sources and documentation of Python {first['python']}'s own "
+        f"library (fingerprint {first['corpus']}). One case in 16 is held out, by a hash of the case"
+    )
+    apart = "; the tasks' prompts in training have seeds that evaluation never takes" if asked else ""
+    return f"{text[0].upper()}{text[1:]}{apart}."
 
 
 def _data(first: dict[str, Any]) -> list[str]:
@@ -62,10 +95,7 @@ def _data(first: dict[str, Any]) -> list[str]:
     return [
         "## Data",
         "",
-        f"Sums of {config['operands']} numbers of {config['least_digits']} to {config['most_digits']} digits, thinking "
-        "and direct by turns; passkeys; codes of named things; copying; and the sources and documentation of Python "
-        f"{first['python']}'s own library (fingerprint {first['corpus']}). One case in 16 is held out, by a hash of "
-        "the case.",
+        _sources(first),
         "",
         *table(["stage", "row", "steps", "million tokens", "RoPE base", "MTP weight", "bias rate", "rows"], stages),
         "",
@@ -93,7 +123,7 @@ def _curves(steps: list[dict[str, Any]]) -> list[str]:
             line["step"],
             line["stage"],
             *(f"{line['losses'][k]:.3f}" if k in line["losses"] else "" for k in kinds),
-            f"{line['mtp_losses'].get('text', float('nan')):.3f}",
+            f"{line['mtp_losses']['text']:.3f}" if "text" in line["mtp_losses"] else "",
             f"{max(line['violation']):.2f}",
         ]
         for line in some
@@ -119,8 +149,8 @@ def _evaluation(found: dict[str, Any]) -> list[str]:
     if "retrieval" in found:
         rows = [
             [task, length, *(f"{cell[name]['right']:.2f} ({cell[name]['loss']:.3f})" for name in ("full", "streaming"))]
-            for task in ("passkey", "recall")
-            for length, cell in found["retrieval"][task].items()
+            for task in ("passkey", "recall", *ASKED)
+            for length, cell in found["retrieval"].get(task, {}).items()
         ]
         lines += [*table(["retrieval", "tokens", "full attention (loss)", "all layers stream (loss)"], rows), ""]
     if "arithmetic" in found:
@@ -140,7 +170,7 @@ def _evaluation(found: dict[str, Any]) -> list[str]:
                 f"{cell['tokens_per_verification']:.2f}",
             ]
             for kind in ("thinking", "text")
-            for name, cells in found["drafting"][kind].items()
+            for name, cells in found["drafting"].get(kind, {}).items()
             for drafts, cell in cells.items()
         ]
         head = ["text", "drafts", "K", "accepted of all rounds, by position", "of tested", "tokens a verification"]

@@ -7,8 +7,10 @@ import numpy as np
 from zigzag.measuring.corpus import is_held_out
 from zigzag.measuring.prompts import PasskeyPrompt, Prompt, passkey_prompt
 from zigzag.measuring.sums import Sum, draw_sum
+from zigzag.measuring.tasks import TASKS
+from zigzag.reference.errors import ArgumentError
 from zigzag.training.documents import Documents
-from zigzag.training.pieces import CODE_DIGITS, name_of
+from zigzag.training.pieces import CODE_DIGITS, TRAINING_SEEDS, name_of
 
 RECORDS = 16  # named things in a recall case
 PROBE = 400  # tokens of a prompt that is made to see its key
@@ -54,6 +56,19 @@ def _recall_case(documents: Documents, rng: np.random.Generator, length: int, as
     ]
     prompt = np.concatenate([filler[:first], *pieces, before])
     return PasskeyPrompt(tuple(prompt.tolist()), tuple(answer), asked / RECORDS, seed, codes[asked])
+
+
+def task_cases(documents: Documents, task: str, length: int, count: int, seed: int) -> list[Prompt]:
+    """Prompts of `zigzag.measuring.tasks` on an even grid of depths, of the seeds from `seed` on.
+
+    Raises ArgumentError for seeds that training may have drawn.
+    """
+    if not 0 <= seed <= TRAINING_SEEDS[0] - count:
+        raise ArgumentError(
+            f"task_cases: seeds must be 0 or more and below {TRAINING_SEEDS[0]}, where training's begin; got {count} "
+            f"from {seed} on"
+        )
+    return list(TASKS[task].prompts(documents.pieces.tokenizer, length, count=count, seed=seed))
 
 
 def copy_cases(documents: Documents, count: int, seed: int) -> list[Prompt]:

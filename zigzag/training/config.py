@@ -6,12 +6,15 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from zigzag.measuring.tasks import TASKS as PROMPTS
 from zigzag.reference.checks import as_real, as_whole
 from zigzag.reference.errors import ArgumentError
 
+# Of the tasks of `zigzag.measuring.tasks`; passkeys have documents of their own, whose held-out keys these would show.
+ASKED = tuple(name for name in PROMPTS if name != "passkeys")
 # What a token to be predicted is part of; a token's kind decides the weight of its loss.
-KINDS = ("prompt", "text", "passkey", "recall", "copy", "thinking", "direct")
-TASKS = ("text", "passkey", "recall", "copy", "sums")  # what a row may be made of
+KINDS = ("prompt", "text", "passkey", "recall", "copy", "thinking", "direct", *ASKED)
+TASKS = ("text", "passkey", "recall", "copy", "sums", *ASKED)  # what a row may be made of
 CONTENT = "glm"  # the table that is the content of config.json
 
 
@@ -41,17 +44,19 @@ class Stage:
 class TrainingConfig:
     """A whole run. Two equal configs on the same Python installation and device make the same model.
 
+    name: of the model, for its card
     vocabulary: most tokens of the byte-level BPE
     corpus_bytes: text taken from the Python installation at most; tokenizer_bytes: of it, what the BPE is trained on
     learning_rate: at its peak, for Muon and AdamW alike; warmup: share of the schedule; final: share of the peak
     balance_weight: of the sequence-wise balance loss; clip: most norm of the gradient
     mtp_depth: how many tokens the one MTP layer is trained to draft in a row, each on its state of the one before
     loss_weights: by kind of token, 1 where not named
-    operands, least_digits, most_digits: of the sums
+    operands, least_digits, most_digits: of the sums; may be left out where no stage has any
     log_every, save_every: steps between lines of the log and between checkpoints
     glm: the content of config.json, without vocab_size and what the stages decide
     """
 
+    name: str
     seed: int
     vocabulary: int
     corpus_bytes: int
@@ -64,21 +69,26 @@ class TrainingConfig:
     balance_weight: float
     clip: float
     mtp_depth: int
-    operands: int
-    least_digits: int
-    most_digits: int
+    operands: int = 4
+    least_digits: int = 3
+    most_digits: int = 5
     log_every: int
     save_every: int
     loss_weights: dict[str, float]
     glm: dict[str, Any]
     stages: tuple[Stage, ...]
 
+    @property
+    def tasks(self) -> frozenset[str]:
+        """What any of the stages has rows of."""
+        return frozenset(task for stage in self.stages for task, share in stage.mix.items() if share > 0)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def named(name: str | Path) -> Path:
-    """The file of a configuration: a path, or the name of one that ships with zigzag, as "tiny-glm"."""
+    """The file of a configuration: a path, or the name of one that ships with zigzag: "tiny-glm", "retriever"."""
     shipped = Path(__file__).parent / f"{name}.toml"
     return shipped if shipped.is_file() else Path(name)
 
@@ -92,7 +102,8 @@ def read_config(path: str | Path) -> TrainingConfig:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArgumentError(
-            f"training: CONFIG must be a TOML file or the name of a shipped one (tiny-glm), got {path}: {error}"
+            "training: CONFIG must be a TOML file or the name of a shipped one (tiny-glm, retriever), "
+            f"got {path}: {error}"
         ) from error
     return from_dict(content)
 
@@ -118,7 +129,7 @@ def _made(kind: type, content: dict[str, Any], where: str) -> Any:
         )
     plain = dict(content)
     for name, field in known.items():
-        if field.type in (int, float):
+        if field.type in (int, float) and name in content:
             number = (as_whole if field.type is int else as_real)(content[name])
             if number is None or not 0 <= number < math.inf:
                 raise ArgumentError(
@@ -129,6 +140,8 @@ def _made(kind: type, content: dict[str, Any], where: str) -> Any:
 
 
 def _check(config: TrainingConfig) -> None:
+    if not isinstance(config.name, str) or not config.name:
+        raise ArgumentError(f"training config: name must be a word or more, got {config.name!r}")
     _check_names("loss_weights", config.loss_weights, KINDS)
     for stage in config.stages:
         _check_names(f"mix of stage {stage.name}", stage.mix, TASKS)

@@ -1,10 +1,12 @@
 """Documents of the tasks: tokens, and of what kind each token is.
 
 Each function takes the room there is in tokens and gives a document that fits, or None if none does. What is held out
-(`corpus.is_held_out`) is decided by the case alone and never drawn here.
+(`corpus.is_held_out`) is decided by the case alone and never drawn here. The prompts of `zigzag.measuring.tasks` are
+made of seeds alone, so there the seeds are apart: training draws from `TRAINING_SEEDS`, evaluation takes lower ones.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +14,13 @@ from numpy.typing import NDArray
 
 from zigzag.measuring.corpus import is_held_out
 from zigzag.measuring.sums import Sum, draw_sum
-from zigzag.training.config import KINDS, TrainingConfig
-from zigzag.training.pieces import CODE_DIGITS, Ids, Pieces, name_of
+from zigzag.measuring.tasks import TASKS
+from zigzag.reference.errors import ArgumentError
+from zigzag.training.config import ASKED, KINDS, TrainingConfig
+from zigzag.training.pieces import CODE_DIGITS, TRAINING_SEEDS, Ids, Pieces, name_of
 
 KEY_DIGITS = 5  # as zigzag.measuring.prompts
+SHORTEST, MOST_DISTANCE = 256, 128  # tokens of a task's prompt where there is room; behind what is asked, at least
 NUMBER = {kind: number for number, kind in enumerate(KINDS)}
 
 
@@ -42,6 +47,7 @@ class Documents:
     def __init__(self, pieces: Pieces, config: TrainingConfig) -> None:
         self.pieces, self.config = pieces, config
         self.makers: dict[str, Maker] = {"passkey": self.passkey, "recall": self.recall, "copy": self.copy}
+        self.makers |= {name: partial(self.asked, name) for name in ASKED}
 
     def text(self, rng: np.random.Generator, room: int) -> Document:
         """A stretch of the corpus from anywhere, exactly as long as the room."""
@@ -87,6 +93,19 @@ class Documents:
         ]
         placed = sum(len(tokens) for tokens, _ in scattered) - sum(len(t) for record in records for t, _ in record)
         return joined([*scattered, (filler[placed:], "prompt"), *asked, ([self.pieces.ends["end"]], "prompt")])
+
+    def asked(self, task: str, rng: np.random.Generator, room: int) -> Document | None:
+        """A prompt of `zigzag.measuring.tasks`, ended, what is asked anywhere in it; of any length up to the room."""
+        depth, distance, most = rng.random(), int(rng.integers(MOST_DISTANCE + 1)), room - 1
+        seed, drawn = int(rng.integers(*TRAINING_SEEDS)), _length(rng, SHORTEST, most)
+        for length in (drawn, most):
+            try:
+                made = TASKS[task].prompt(self.pieces.tokenizer, length, depth=depth, seed=seed, min_distance=distance)
+            except ArgumentError:  # too short for it
+                continue
+            end = [self.pieces.ends["end"]]
+            return joined([(made.prompt_ids, "prompt"), (made.answer_ids, task), (end, "prompt")])
+        return None
 
     def copy(self, rng: np.random.Generator, room: int) -> Document | None:
         """Random tokens, and again: the plainest use of what came before."""

@@ -30,20 +30,27 @@ from zigzag.running.masking import masked_heads
 from zigzag.training import cases
 from zigzag.training import state as files
 from zigzag.training.card import write_card
-from zigzag.training.config import TrainingConfig, from_dict
+from zigzag.training.config import ASKED, TrainingConfig, from_dict
 from zigzag.training.documents import Documents
 from zigzag.training.pieces import make_pieces
 from zigzag.training.tokenizer import read_tokenizer
 
 SINK, RECENT = 16, 112
-LENGTHS = (1024, 2048, 4096, 8192)
+LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768)  # as far as the model's configuration goes
 CURVE_LENGTH = 2048  # of the curves over the share of streaming layers
 SHARES = (0.25, 0.5, 2 / 3, 0.75, 5 / 6, 11 / 12)
 DRAWS = 20  # sets of random layers, each with its share of the cases
 TOKENS_AT_ONCE = 32_768
 MOST_DRAFTS, DRAFTED = 4, 96  # drafts a round, tokens generated with them
 MOST_SHOWN = 800  # characters of a part in the log
-SEEDS = {"passkey": 1_000_000, "recall": 2_000_000, "copy": 3_000_000, "sums": 4_000_000, "calibration": 0}
+SEEDS = {
+    "passkey": 1_000_000,
+    "recall": 2_000_000,
+    "copy": 3_000_000,
+    "sums": 4_000_000,
+    "asked": 5_000_000,
+    "calibration": 0,
+}
 
 Log = Callable[[str], object]
 
@@ -90,7 +97,8 @@ def evaluate(
     lengths: tuple[int, ...] = LENGTHS,
     log: Log = print,
 ) -> dict[str, Any]:
-    """Evaluate `out`/model on `count` held-out cases of each kind; writes and returns `out`/evaluation.json.
+    """Evaluate `out`/model on `count` held-out cases of each kind that it was trained on; writes and returns
+    `out`/evaluation.json. Passkeys are asked for, and the loss on text is measured, whatever it was trained on.
 
     The file is written after each part, so that a call that is cut off leaves what it has; parts that are there already
     are not measured again unless the model or the cases are others. The model card is written at the end.
@@ -116,6 +124,9 @@ def evaluate(
         "curves": curves,
         "random": random_layers,
     }
+    for left_out, task in (("arithmetic", "sums"), ("copying", "copy")):
+        if task not in config.tasks:
+            del parts[left_out]
     path = out / "evaluation.json"
     found = read_json(path, ArgumentError) if path.exists() else {}
     about = {"cases": count, "sink": SINK, "recent": RECENT, "lengths": list(usable), "step": lines[-1]["step"]}
@@ -133,15 +144,17 @@ def evaluate(
 
 
 def retrieval(subject: Subject) -> dict[str, Any]:
-    """Passkeys and codes found, by length, with full attention and with all layers streaming."""
-    makers = {
-        "passkey": partial(cases.passkey_cases, subject.tokenizer),
-        "recall": partial(cases.recall_cases, subject.documents),
-    }
+    """Passkeys, codes and the tasks' answers found, by length, with full attention and with all layers streaming."""
+    documents, trained = subject.documents, subject.config.tasks
+    makers: dict[str, Callable[[int, int, int], Sequence[Prompt]]]
+    makers = {"passkey": partial(cases.passkey_cases, subject.tokenizer)}
+    if "recall" in trained:
+        makers["recall"] = partial(cases.recall_cases, documents)
+    makers |= {task: partial(cases.task_cases, documents, task) for task in ASKED if task in trained}
     found: dict[str, Any] = {}
     for task, make in makers.items():
         for length in subject.lengths:
-            asked = make(length, subject.count, SEEDS[task])
+            asked = make(length, subject.count, SEEDS["asked" if task in ASKED else task])
             for name, heads in subject.maps().items():
                 found.setdefault(task, {}).setdefault(str(length), {})[name] = _answered(subject, asked, heads, length)
     return found
@@ -193,11 +206,13 @@ def text_loss(subject: Subject, heads: HeadMap) -> float:
 
 
 def drafting(subject: Subject) -> dict[str, Any]:
-    """Drafts of the MTP layer and of n-gram lookup, for 1 to 4 drafts a round, on thinking and on held-out text."""
+    """Drafts of the MTP layer and of n-gram lookup, 1 to 4 a round, on held-out text and, where learnt, on thinking."""
     config = subject.config
-    sums = cases.sum_cases(subject.count, config.operands, config.most_digits, SEEDS["sums"] + 1)
-    rows = cases.text_rows(subject.tokenizer, subject.held_out, 256, subject.count)
-    prompts = {"thinking": [sum_prompt(subject.tokenizer, one, True) for one in sums], "text": rows.tolist()}
+    prompts: dict[str, list[list[int]]] = {}
+    if "sums" in config.tasks:
+        sums = cases.sum_cases(subject.count, config.operands, config.most_digits, SEEDS["sums"] + 1)
+        prompts["thinking"] = [sum_prompt(subject.tokenizer, one, True) for one in sums]
+    prompts["text"] = cases.text_rows(subject.tokenizer, subject.held_out, 256, subject.count).tolist()
     found: dict[str, Any] = {}
     for kind, asked in prompts.items():
         for drafts in range(1, MOST_DRAFTS + 1):

@@ -4,6 +4,7 @@ Digits are tokens of their own and words bring the blank before them along, so t
 pieces, one after another; the tests compare.
 """
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zigzag.measuring.prompts import NEEDLE, PEOPLE, PLACES, QUESTION, REASONS, TASK, TIMES, VERBS
+from zigzag.measuring.tasks import TASKS
+from zigzag.measuring.tasks.task import Hidden
+from zigzag.measuring.tasks.vocabulary import NOUNS
+from zigzag.measuring.tasks.words import HEAD
+from zigzag.training.prompt_tokenizer import RememberingTokenizer
 from zigzag.training.tokenizer import ASSISTANT, END, SPECIAL, TAGS, USER
 
 Ids = NDArray[np.int16]
@@ -28,6 +34,8 @@ THINGS = (
 CODE = " The code of the {name} is {code}."
 CODE_DIGITS = 4
 COPY = "Copy this:\n"
+TRAINING_SEEDS = (2**32, 2**62)  # of the prompts of `zigzag.measuring.tasks`: from the first, below the last
+DRAWN = 100  # questions of each task that a tokenizer sees
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class Pieces:
     sentences: Strings  # filler
     names: Strings  # what a code belongs to
     text: Ids  # the corpus, a document after another, each ended
+    tokenizer: RememberingTokenizer  # what prompts are made with
 
     def digits(self, number: int | str) -> list[int]:
         return [self.symbols[sign] for sign in str(number)]
@@ -69,8 +78,9 @@ class Pieces:
 def make_pieces(tokenizer: Any, corpus: list[str]) -> Pieces:
     """The pieces of a tokenizer of `train_tokenizer`."""
 
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+
     def ids(texts: list[str]) -> list[list[int]]:
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         return [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
 
     vocabulary = tokenizer.get_vocab()
@@ -98,15 +108,19 @@ def make_pieces(tokenizer: Any, corpus: list[str]) -> Pieces:
     signs = [*"0123456789", "+", "=", ":", "\n"]
     names = [f" {name_of(i)}" for i in range(len(SHADES) * len(THINGS))]
     end = vocabulary[END]
+    sentences = _sentences(ids)
     return Pieces(
         vocabulary=len(vocabulary),
         plain=np.array(sorted(set(vocabulary.values()) - set(meaning)), dtype=np.int16),
         symbols={sign: row[0] for sign, row in zip(signs, ids(signs), strict=True)},
         ends={"end": end, "user": vocabulary[USER]},
         texts={name: np.array(row, np.int16) for name, row in zip(fixed, ids(list(fixed.values())), strict=True)},
-        sentences=_sentences(ids),
+        sentences=sentences,
         names=Strings.of(ids(names)),
         text=np.array([token for row in ids(corpus) for token in (*row, end)], dtype=np.int16),
+        tokenizer=RememberingTokenizer(
+            backend, {text: tuple(sentences[i].tolist()) for i, text in enumerate(filler_sentences())}
+        ),
     )
 
 
@@ -129,6 +143,14 @@ def task_texts() -> list[str]:
     codes = [CODE.format(name=name_of(i), code="") for i in range(len(SHADES) * len(THINGS))]
     fixed = TASK + NEEDLE.format(key="") + QUESTION + "\n" + COPY + "What is "
     return [fixed] * 100 + codes * 10 + filler_sentences()[::8]
+
+
+def asked_texts() -> list[str]:
+    """The same of the prompts of `zigzag.measuring.tasks`: their words and questions, of seeds for training."""
+    hidden = [task for task in TASKS.values() if isinstance(task, Hidden)]
+    drawn = [task.draw(random.Random(TRAINING_SEEDS[0] + i), 0.5) for task in hidden for i in range(DRAWN)]
+    texts = ["".join((a.head, *(told for _, told in a.needles), a.question, " ", a.answer)) for a in drawn]
+    return [*texts, *[f"{HEAD} {' '.join(NOUNS)}."] * DRAWN]
 
 
 def name_of(index: int) -> str:

@@ -16,12 +16,12 @@ from zigzag.reference.errors import ArgumentError, ModelError
 from zigzag.reference.glm.config import GlmConfig
 from zigzag.training import state as files
 from zigzag.training.balance import update_bias
-from zigzag.training.config import Stage, TrainingConfig
+from zigzag.training.config import ASKED, Stage, TrainingConfig
 from zigzag.training.data import Batch, Batches, ahead
 from zigzag.training.export import config_json, export
 from zigzag.training.model import TrainingModel, num_sparse, rotations
 from zigzag.training.optimizer import Optimizer
-from zigzag.training.pieces import make_pieces, task_texts
+from zigzag.training.pieces import asked_texts, make_pieces, task_texts
 from zigzag.training.schedule import Schedule, fitted, planned
 from zigzag.training.tally import Tally, loss_weights, target_kinds
 from zigzag.training.tokenizer import read_tokenizer, train_tokenizer
@@ -219,6 +219,8 @@ def _steps(
 def _new_tokenizer(config: TrainingConfig, corpus: Corpus, out: Path) -> Any:
     def texts() -> Iterator[str]:
         yield from task_texts()
+        if not config.tasks.isdisjoint(ASKED):
+            yield from asked_texts()
         left = config.tokenizer_bytes
         for text in corpus.training:
             if left <= 0:

@@ -88,7 +88,7 @@ def test_shared_layers_are_computed_once_and_only_what_is_needed(monkeypatch: py
     calls = calls_of(monkeypatch)
     maps = ["FFsss", "FFFss", "FsFss", "FFsss"]
     plans = [LayerPlan(tuple("full" if c == "F" else "streaming" for c in m), 2, 6) for m in maps]
-    prompt_losses(tiny_llama(LAYERS), plans, [prompt(0)])
+    prompt_losses(tiny_llama(5), plans, [prompt(0)])
     assert sorted(layer for layer, _ in calls) == [0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
     # of the last layers: 4 tokens at the end that are asked for, 5 before each, and 2 sinks
     assert {tokens for layer, tokens in calls if layer == 4} == {11}

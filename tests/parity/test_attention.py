@@ -31,13 +31,18 @@ def test_attention_ops(op: str, backend: str) -> None:
     drawn()
 
 
-@given(drawn=paged(), number=st.integers(0, 3), full=st.booleans())
-def test_paged_attention(backend: str, drawn: tuple[Case, np.ndarray], number: int, full: bool) -> None:
+def test_paged_attention(backend: str) -> None:
     supports(backend, "attention")
-    case, table = drawn
     dtypes = dtypes_of(backend)
-    window = {} if full else case.window
-    check("attention", backend, dtypes[number % len(dtypes)], case, {**window, **case.options, "block_table": table})
+
+    @settings(max_examples=examples(backend, 40))
+    @given(made=paged(), number=st.integers(0, 3), full=st.booleans())
+    def drawn(made: tuple[Case, np.ndarray], number: int, full: bool) -> None:
+        case, table = made
+        options = {**({} if full else case.window), **case.options, "block_table": table}
+        check("attention", backend, dtypes[number % len(dtypes)], case, options)
+
+    drawn()
 
 
 @given(case=cases(), full=st.booleans())

@@ -67,6 +67,8 @@ def test_the_best_measured_criterion_is_the_default() -> None:
         "output_deviation": "mean",
         "layer_loss": "max",
         "duo_attention": "weighted_gain",
+        "trained_gates": "weighted_gain",
+        "trained_layer_gates": "mean",
     }
     for method, criterion in {**DEFAULT_CRITERION, "another": "weighted_gain"}.items():
         scores = HeadScores(SCORES.values, method, 4, 16)

@@ -79,12 +79,12 @@ def test_rows_in_chunks(op: str, temperature: float | None, chunks) -> None:
 @pytest.mark.parametrize("op", ["verify_residual", "verify_lenient", "verify_block"])
 def test_what_is_left_beside_a_one_hot_draft(op: str, chunks) -> None:
     """Logits with 8 equal tokens of three chunks, a draft in each chunk, and every draw of the 7 that are left."""
-    support, draws = np.array([1, 3, 9, 17, 20, 30, 33, 35]), np.arange(56)
+    support, draws = np.array([1, 3, 9, 17, 20, 30, 33, 35]), np.arange(14)
     target = np.full((2, VOCABULARY), -np.inf)
     target[:, support] = 0.0
-    uniforms = np.stack([np.full(56, 0.75), (2 * draws + 1) / 112], axis=1)  # the first rejects; no draw is on an edge
+    uniforms = np.stack([np.full(14, 0.75), (2 * draws + 1) / 28], axis=1)  # the first rejects; no draw is on an edge
     for draft in (3, 20, 35):
-        ids, rows = np.full((56, 1), draft), np.broadcast_to(target, (56, *target.shape))
+        ids, rows = np.full((14, 1), draft), np.broadcast_to(target, (14, *target.shape))
         options = {"temperature": 1.0} | ({"lenience": 0.5} if op == "verify_lenient" else {})
         assert agree(op, [ids, None, rows, uniforms], options)
         others = rows.copy()

@@ -32,7 +32,7 @@ def written_out(model: Any, full_heads: Any, *, padding: tuple[int, ...] = (0,),
         if kinds[layer] == "sliding_attention":
             return visible(at, at, sink=0, recent=config.sliding_window)[:, None]
         own, mine = full_layers.index(layer), dict(window)
-        if isinstance(mine["recent"], tuple):
+        if isinstance(mine.get("recent"), tuple):
             mine["recent"] = mine["recent"][own]
         return np.stack([visible(at, at, **({} if full else mine)) for full in full_heads[own]], axis=1)
 

@@ -23,7 +23,6 @@ from zigzag.generation.settings import settings
 from zigzag.generation.streamer import Stream
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
-from zigzag.reference.errors import ArgumentError
 from zigzag.running.host import execution_device
 from zigzag.running.interception import attachment_of
 from zigzag.running.runner import Runner
@@ -129,8 +128,6 @@ def generate(
         rows = [Row(b, text, len(text), ends[b], seeds[b], chosen.enters(False, text)) for b, text in enumerate(texts)]
         check_tokens(rows, vocabulary)
         most = None if num_draft_tokens is None else whole("num_draft_tokens", num_draft_tokens, 1)
-        if most is not None and drafter is None:
-            raise ArgumentError("generate: num_draft_tokens needs a drafter: give one, or leave num_draft_tokens out")
         drafts = as_drafter(drafter, model, most)
         device = execution_device(model)
         places = [Place.of(row.tokens, row.end, asked.eos, device) for row in rows]

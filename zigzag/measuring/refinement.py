@@ -142,8 +142,8 @@ def _ledger(
     layers = layers_of(model)
     check_may_stream(op, layers)
     check_plan(op, plan, layers)
-    list(batches(prompts, batch_size))  # refused before work
     window = one_window(op, plan, "refine a plan with one window, an exchange would change the bytes")
+    list(batches(prompts, batch_size))  # refused before work
     return Ledger(model, window, prompts, path=keep, batch_size=batch_size, advance=advance)
 
 

@@ -100,7 +100,10 @@ def test_a_new_rule_reaches_the_command_line() -> None:
     done = subprocess.run([sys.executable, "-c", CHOICES], capture_output=True, text=True, timeout=60)
     names, help_text = done.stdout.splitlines()
     assert names.split() == [*RULES, "never"]
-    assert help_text == "Acceptance rule; lossy: typical, relaxed, top_k, lenient, never."
+    assert help_text == (
+        "Acceptance rule; lossy: typical, relaxed, top_k, lenient, never; for trees, as lookahead drafts them: greedy, "
+        "residual, traversal, k_seq."
+    )
 
 
 def test_properties() -> None:

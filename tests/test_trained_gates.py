@@ -101,6 +101,7 @@ def test_gates_of_one_change_nothing_and_of_none_stream(make: Any) -> None:
     mixture = Mixture(model, setting().window)
     layers = len(mixture.full)
     with torch.no_grad(), intercepted(model, mixture):
+        assert float(distance(model, mixture, torch.full((layers, 1), 1.5), ids, 16, 48)) == 0  # clamped
         one, none = (float(distance(model, mixture, torch.full((layers, 1), gate), ids, 16, 48)) for gate in (1.0, 0.0))
     with torch.no_grad():
         full = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, 16:]
@@ -163,6 +164,16 @@ def test_gradients_are_those_of_the_loss() -> None:
             with torch.no_grad():
                 slope = float(apart(gates + step) - apart(gates - step)) / 2e-3
             assert slope == pytest.approx(float(found[0][place]), rel=2e-2, abs=1e-6)  # distances are float32
+
+
+def test_nothing_is_held_between_steps() -> None:
+    """The first forward's attention is as large as all of a cache."""
+    model = planted({(0, 1)})
+    mixture = Mixture(model, setting().window)
+    with intercepted(model, mixture):
+        run = GateRun(setting(), model, mixture, Rows())
+        run.step()
+    assert mixture.gates is None and not mixture._taught
 
 
 def test_it_is_left_as_it_was_found(tmp_path: Path) -> None:
@@ -274,15 +285,18 @@ def test_as_published() -> None:
 
 
 def test_steps_are_those_of_adamw() -> None:
-    config, gates = setting(steps=4, warmup=0.0), torch.tensor([[0.9, 0.4]])
+    config, gates = setting(steps=100, warmup=0.0), torch.tensor([[0.9, 0.2]])  # which leave [0, 1] on the way
     mine, weight = Penalised(config, gates), torch.nn.Parameter(gates.clone())
-    adam = torch.optim.AdamW([weight], lr=0.15, weight_decay=0.0)
-    for step, gradient in enumerate(torch.tensor([[[0.2, -0.1]], [[-0.3, 0.4]], [[0.01, 0.02]]])):
+    adam, outside = torch.optim.AdamW([weight], lr=0.15, weight_decay=0.0), False
+    gradients = torch.tensor([[0.2, -0.1], [-0.3, 0.4], [-2.0, 3.0], [-2.0, 3.0], [-2.0, 3.0], [0.5, -0.5]])
+    for step, gradient in enumerate(gradients[:, None]):
         mine.move(gates, gradient, step)
+        outside = outside or bool((weight.data != weight.data.clamp(0, 1)).any())
         weight.data.clamp_(0, 1)
         weight.grad = gradient
         adam.step()
         torch.testing.assert_close(gates, weight.data)
+    assert outside
     assert float(mine.penalty(torch.tensor([[0.5, 0.1]]))) == pytest.approx(0.003 * 0.3)
 
 
@@ -297,6 +311,18 @@ def test_projection(total: float) -> None:
     others = torch.cat([others, total - others.sum(dim=1, keepdim=True)], dim=1)
     others = others[((others >= 0) & (others <= 1)).all(dim=1)]
     assert float((found - gates).norm()) <= float((others - gates).norm(dim=1).min()) + 1e-9
+
+
+def test_one_step_within_a_budget() -> None:
+    """All gradients over one root mean square, then the nearest gates with the budget; none of them at an end."""
+    config, gates = setting("trained_layer_gates", num_full=1, steps=100), torch.tensor([[0.6], [0.5], [0.4]])
+    gradient = torch.tensor([[-1.0], [-10.0], [-2.0]])
+    first, second = 0.1 * gradient / (1 - 0.9**46), 0.001 * (105 / 3) / (1 - 0.999**46)
+    expected = gates - 0.15 * first / second**0.5
+    descent = Budgeted(config, gates)
+    descent.move(gates, gradient, 45)
+    torch.testing.assert_close(gates, projected(expected, 3 - 2 * 46 / 60))
+    assert bool(((gates > 0.01) & (gates < 0.99)).all())
 
 
 def test_a_budget_holds_at_every_step_and_its_order_is_the_gradients() -> None:
@@ -330,6 +356,19 @@ def test_rows_of_needles() -> None:
         assert places == sorted(places) and row.last <= len(row.ids) < row.last + MULTIPLE
         assert "phrase" not in tokenizer.decode(row.ids[row.last :])
     assert rows(seed=1).at(0) != made.at(0) and rows().at(0) == made.at(0)
+
+
+def test_needles_stand_between_a_twentieth_of_the_text_and_the_rest_of_it() -> None:
+    made = rows(lengths=40, passkeys=3)
+    depths = []
+    for step in range(40):
+        row = made.at(step)
+        needles = next(parts for parts, tail in made._parts if tuple(tail) == row.ids[row.first : row.last])
+        text = row.first - sum(map(len, needles))
+        for number, needle in enumerate(needles):
+            place = next(i for i in range(row.first) if row.ids[i : i + len(needle)] == tuple(needle))
+            depths.append((place - sum(map(len, needles[:number]))) / text)
+    assert 0.04 < min(depths) < 0.1 and 0.9 < max(depths) <= 0.95 and np.std(depths) > 0.2
 
 
 def test_rows_that_cannot_be_made() -> None:

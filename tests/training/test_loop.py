@@ -18,7 +18,7 @@ class Counting:
     """Its loss at step n is n + 1, or what `losses` says; a step takes a second of the clock."""
 
     def __init__(self, steps: int, clock: Clock | None = None, **losses: float) -> None:
-        self.steps, self.clock, self.step_number, self.finished = steps, clock or Clock(), 0, 0
+        self.steps, self.clock, self.step_number = steps, clock or Clock(), 0
         self.losses = {int(name[1:]): loss for name, loss in losses.items()}
 
     def step(self) -> Any:
@@ -38,9 +38,6 @@ class Counting:
 
     def keep(self, out: Path) -> None:
         (out / "kept").write_text(str(self.step_number))
-
-    def finish(self) -> None:
-        self.finished += 1
 
 
 def meta() -> dict[str, Any]:
@@ -104,15 +101,18 @@ def test_begun(tmp_path: Path) -> None:
         begun("op", tmp_path, asked, resume=False)
 
 
-def test_as_many_steps_as_fit(clock: Clock) -> None:
+def test_as_many_steps_as_fit(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that were tried take time of their own and are not the run's; the device is waited for at both ends."""
     made: list[Counting] = []
+    waited: list[tuple[Any, int]] = []
+    device = torch.device("cpu")
+    monkeypatch.setattr("zigzag.training.loop._wait_for", lambda on: waited.append((on, made[-1].step_number)))
 
     def make(steps: int) -> Counting:
         made.append(Counting(steps, clock))
         return made[-1]
 
-    run = fitted(make, 50, 31.0)
+    run = fitted(make, 50, 31.0, device)
     assert run is made[1] and (run.steps, run.step_number) == (18, 0)  # 0.9 of 31 - 11 seconds
-    assert (made[0].steps, made[0].step_number, made[0].finished) == (50, 11, 2)
-    assert fitted(make, 50, 3.0).steps == 1
+    assert (made[0].steps, made[0].step_number) == (50, 11) and waited == [(device, 3), (device, 11)]
+    assert fitted(make, 50, 3.0, device).steps == 1

@@ -5,8 +5,6 @@ head map at one length), so a run that was stopped goes on where it was; a map t
 measured once.
 """
 
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers import Cache
 
+from zigzag.evidence.circumstances import conditions_of
 from zigzag.files.json_files import read_json, write_json
 from zigzag.measuring.answers import answer
 from zigzag.measuring.calibration import METHODS, calibrate
@@ -228,14 +226,8 @@ def prefill(model: Decoder, plan: LayerPlan, prompt: PasskeyPrompt) -> Cache:
 
 
 def _conditions(model: Decoder) -> dict[str, Any]:
-    cuda = model.device.type == "cuda"
     return {
-        "model": getattr(model.config, "_name_or_path", ""),
-        "device": f"one {torch.cuda.get_device_name()}" if cuda else f"{os.cpu_count()} CPU cores",
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "python": platform.python_version(),
-        "torch": torch.__version__.partition("+")[0],
-        "transformers": transformers.__version__,
+        **conditions_of(model),
         "sink": SINK,
         "recent": RECENT,
         "prompts": PROMPTS,

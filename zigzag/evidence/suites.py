@@ -4,18 +4,15 @@ A run that was stopped goes on where it was. A file of other conditions is refus
 compared.
 """
 
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 
 from zigzag.evidence.candidates import Candidate, opened, outermost
+from zigzag.evidence.circumstances import conditions_of
 from zigzag.evidence.measures import Cell, Measure, SumMeasure, TaskMeasure, TextMeasure
 from zigzag.files.json_files import read_json, write_json
 from zigzag.measuring.tasks import TASKS
@@ -162,19 +159,6 @@ def told(cell: dict[str, Any]) -> str:
     right = f"{sum(cell['right'])}/{len(cell['right'])} right, " if "right" in cell else ""
     loss = f"loss {np.mean(cell['losses']):.3f}, " if "losses" in cell else ""
     return f"{right}{loss}{cell['seconds']:.1f} s"
-
-
-def conditions_of(model: CausalLM) -> dict[str, Any]:
-    """Model, device and versions."""
-    cuda = model.device.type == "cuda"
-    return {
-        "model": getattr(model.config, "_name_or_path", ""),
-        "device": f"one {torch.cuda.get_device_name()}" if cuda else f"{os.cpu_count()} CPU cores",
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "python": platform.python_version(),
-        "torch": torch.__version__.partition("+")[0],
-        "transformers": transformers.__version__,
-    }
 
 
 def _begun(path: Path, suite: str, conditions: dict[str, Any]) -> State:

@@ -49,9 +49,6 @@ class Run(Protocol):
     def keep(self, out: Path) -> None:
         """Write what was made so far, whole or not at all."""
 
-    def finish(self) -> None:
-        """Wait for the device."""
-
 
 Made = TypeVar("Made", bound=Run)
 
@@ -82,15 +79,15 @@ def begun(op: str, out: Path, asked: dict[str, Any], *, resume: bool) -> tuple[d
     return tensors, meta
 
 
-def fitted(make: Callable[[int], Made], steps: int, seconds: float) -> Made:
+def fitted(make: Callable[[int], Made], steps: int, seconds: float, device: torch.device) -> Made:
     """The run that `make` gives for as many steps as fit into the time, at least one; some are tried on another."""
     tried = make(steps)
     for number in range(WARM + TIMED):
         if number == WARM:
-            tried.finish()
+            _wait_for(device)
             begin = monotonic()
         tried.step()
-    tried.finish()
+    _wait_for(device)
     cost = (monotonic() - begin) / TIMED
     return make(max(1, int(MARGIN * (seconds - (WARM + TIMED) * cost) / cost)))
 
@@ -124,6 +121,11 @@ def run_steps(op: str, run: Run, out: Path, meta: dict[str, Any], pace: Pace, lo
             log(f"time is up after step {run.step_number} of {run.steps}; --resume goes on")
             return False
     return True
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _mean(op: str, losses: list[Tensor], run: Run, out: Path) -> float:

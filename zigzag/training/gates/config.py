@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from zigzag.plans.window import Window
-from zigzag.reference.checks import as_real, as_whole
 from zigzag.reference.errors import ArgumentError
+from zigzag.training.settings import check_counts, check_numbers
 
 OP = "calibrate"
 HEADS, LAYERS = "trained_gates", "trained_layer_gates"
@@ -52,24 +52,16 @@ class GateTraining:
         if self.method not in METHODS:
             raise ArgumentError(f"{OP}: method must be one of {', '.join(METHODS)}, got {self.method!r}")
         Window(self.sink, self.recent, self.align)
-        for name in ("steps", "lengths", "passkeys", "words", "log_every", "save_every"):
-            self._at_least(name, getattr(self, name), 1)
-        for name in ("shortest", "longest", "num_full"):
-            if getattr(self, name) is not None:
-                self._at_least(name, getattr(self, name), 0 if name == "num_full" else 1)
+        given = [name for name in ("shortest", "longest") if getattr(self, name) is not None]
+        check_counts(OP, self, "steps", "lengths", "passkeys", "words", "log_every", "save_every", *given)
+        if self.num_full is not None:
+            check_counts(OP, self, "num_full", least=0)
         if (self.num_full is None) == (self.method == LAYERS):
             what = "needs num_full, the layers that stay full" if self.method == LAYERS else "knows no num_full"
             raise ArgumentError(f"{OP}: {self.method} {what}")
-        for name, most in (("learning_rate", math.inf), ("reg", math.inf), ("warmup", 0.5)):
-            if (value := as_real(getattr(self, name))) is None or not 0 <= value <= most:
-                raise ArgumentError(f"{OP}: {name} must be 0 to {most:g}, got {getattr(self, name)!r}")
+        check_numbers(OP, self, learning_rate=math.inf, reg=math.inf, warmup=0.5)
         if not self.learning_rate > 0:
             raise ArgumentError(f"{OP}: learning_rate must be above 0")
-
-    @staticmethod
-    def _at_least(name: str, number: Any, least: int) -> None:
-        if (whole := as_whole(number)) is None or whole < least:
-            raise ArgumentError(f"{OP}: {name} must be {least} or more, got {number!r}")
 
     @property
     def window(self) -> Window:

@@ -45,7 +45,9 @@ class Lessons:
         self.config, self.tokenizer, self.text = config, tokenizer, text
         longest_row = min(LONGEST, context or LONGEST) // MULTIPLE * MULTIPLE
         self.longest = longest_row if config.longest is None else config.longest
-        least = max(self._inserted(item) for item in range(config.lengths + 1)) + config.sink + 2 * config.recent
+        self._parts = [self._made(item) for item in range(config.lengths + 1)]  # the last is held out
+        inserted = max(sum(map(len, needles)) + len(tail) for needles, tail in self._parts)
+        least = inserted + MULTIPLE + config.sink + 2 * config.recent
         least += -least % MULTIPLE
         self.shortest = max(SHORTEST, least) if config.shortest is None else config.shortest
         if self.shortest < least:
@@ -77,7 +79,7 @@ class Lessons:
         return self._row(int(order[place]), int(lengths[order[place]]) // MULTIPLE * MULTIPLE)
 
     def _row(self, item: int, length: int) -> Lesson:
-        needles, tail = self._parts(item)
+        needles, tail = self._parts[item]
         rng = np.random.default_rng((self.config.seed, 2, item))
         room = length - sum(map(len, needles)) - len(tail)
         spare = int(rng.integers(MULTIPLE))  # tokens behind what is asked
@@ -91,11 +93,7 @@ class Lessons:
         ids += hay[cuts[-1] : room - spare]
         return Lesson((*ids, *tail, *hay[room - spare :]), len(ids), len(ids) + len(tail))
 
-    def _inserted(self, item: int) -> int:
-        needles, tail = self._parts(item)
-        return sum(map(len, needles)) + len(tail) + MULTIPLE
-
-    def _parts(self, item: int) -> tuple[list[list[int]], list[int]]:
+    def _made(self, item: int) -> tuple[list[list[int]], list[int]]:
         """(needles, all that is asked and told) of a row."""
         rng = np.random.default_rng((self.config.seed, 0, item))
         drawn = rng.integers(len(SPELLING), size=(self.config.passkeys, self.config.words))

@@ -73,10 +73,6 @@ class GateRun:
     def keep(self, out: Path) -> None:
         self.scores().save(out / SCORES)
 
-    def finish(self) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-
     def scores(self) -> HeadScores:
         """The gates as they are, [L, G]."""
         values = self.gates.detach().clamp(0, 1).double().expand(-1, heads_of(self.model)[1]).cpu().numpy()
@@ -154,7 +150,7 @@ def train_gates(
             files.cut_log(out, run.step_number)
         else:
             if seconds is not None:
-                run = fitted(make, config.steps, seconds)
+                run = fitted(make, config.steps, seconds, model.device)
             out.mkdir(parents=True, exist_ok=True)
             files.write_line(out, {"config": run.config.as_dict()})
         meta["steps"] = run.steps

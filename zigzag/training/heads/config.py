@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from zigzag.models.draft_heads.kinds import KINDS
-from zigzag.reference.checks import as_real, as_whole
 from zigzag.reference.errors import ArgumentError
 from zigzag.training.schedule import warmed_cosine
+from zigzag.training.settings import check_counts, check_numbers
 
 DIVERGENCES = ("forward", "reverse")
 RATES = {"pass": 3e-3, "exit": 5e-4, "student": 5e-4}  # at their peak; of other kinds `RATE`
@@ -50,12 +50,9 @@ class HeadTraining:
             raise ArgumentError(f"train-drafter: kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.divergence not in DIVERGENCES:
             raise ArgumentError(f"train-drafter: divergence must be forward or reverse, got {self.divergence!r}")
-        for name in ("steps", "rows", "length", "tokens", "depth", "log_every", "save_every"):
-            if (number := as_whole(getattr(self, name))) is None or number < 1:
-                raise ArgumentError(f"train-drafter: {name} must be 1 or more, got {getattr(self, name)!r}")
-        for name, most in (("own", 1.0), ("warmup", 1.0), ("weight_decay", math.inf), ("decay", 1.0)):
-            if (value := as_real(getattr(self, name))) is None or not 0 <= value <= most:
-                raise ArgumentError(f"train-drafter: {name} must be 0 to {most:g}, got {getattr(self, name)!r}")
+        counts = ("steps", "rows", "length", "tokens", "depth", "log_every", "save_every")
+        check_counts("train-drafter", self, *counts)
+        check_numbers("train-drafter", self, own=1, warmup=1, weight_decay=math.inf, decay=1)
         if not self.peak > 0 or not self.clip > 0:
             raise ArgumentError("train-drafter: learning_rate and clip must be above 0")
 

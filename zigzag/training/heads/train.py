@@ -76,10 +76,6 @@ class HeadRun:
         save_head(self.head, self.config.kind, self.sizes, self.main, out)
         write_card(out, self.main)
 
-    def finish(self) -> None:
-        if self.main.device.type == "cuda":
-            torch.cuda.synchronize(self.main.device)
-
     def state(self) -> dict[str, Tensor]:
         return self.optimizer.state() | {f"tokens.{name}": tokens for name, tokens in self.streams.items()}
 
@@ -130,7 +126,7 @@ def train_head(
         tokens.update(token_streams(OP, config, model, tokenizer, tensors))
     log(f"{monotonic() - start:.0f} s: {len(tokens['training']):,} tokens to learn from")
     if seconds is not None and not resume:
-        run = fitted(make, config.steps, seconds)
+        run = fitted(make, config.steps, seconds, model.device)
     meta["steps"] = run.steps
     if resume:
         run.load(tensors, meta["step"])

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from zigzag.measuring.prompts import PEOPLE
-from zigzag.reference.checks import as_real, as_whole
 from zigzag.reference.errors import ArgumentError
 from zigzag.training.schedule import warmed_cosine
+from zigzag.training.settings import check_counts, check_numbers
 
 RATES = {"lora": 1e-3, "norms+projections": 1e-4, "all": 2e-5}  # at their peak
 LAYERS = ("streaming", "all")
@@ -60,13 +60,9 @@ class RecoveryTraining:
             raise ArgumentError(f"recover: learn must be one of {', '.join(RATES)}, got {self.learn!r}")
         if self.layers not in LAYERS:
             raise ArgumentError(f"recover: layers must be streaming or all, got {self.layers!r}")
-        for name in ("steps", "rows", "length", "needles", "tokens", "judged", "log_every", "save_every"):
-            if (number := as_whole(getattr(self, name))) is None or number < 1:
-                raise ArgumentError(f"recover: {name} must be 1 or more, got {getattr(self, name)!r}")
-        shares = [(name, 1.0) for name in ("retrieval", "own", "warmup")]
-        for name, most in (*shares, ("states", math.inf), ("weight_decay", math.inf)):
-            if (value := as_real(getattr(self, name))) is None or not 0 <= value <= most:
-                raise ArgumentError(f"recover: {name} must be 0 to {most:g}, got {getattr(self, name)!r}")
+        counts = ("steps", "rows", "length", "needles", "tokens", "judged", "log_every", "save_every")
+        check_counts("recover", self, *counts)
+        check_numbers("recover", self, retrieval=1, own=1, warmup=1, states=math.inf, weight_decay=math.inf)
         if not self.peak > 0 or not self.clip > 0:
             raise ArgumentError("recover: learning_rate and clip must be above 0")
         if self.needles > len(PEOPLE):
@@ -78,9 +74,7 @@ class RecoveryTraining:
             raise ArgumentError(f"recover: rank and alpha are of learn='lora', leave them out for {self.learn!r}")
         if self.learn == "all" and self.layers != LAYERS[0]:
             raise ArgumentError("recover: layers says whose projections learn, leave it out for learn='all'")
-        for name, given in (("rank", self.lora_rank), ("alpha", self.lora_alpha)):
-            if (number := as_whole(given)) is None or number < 1:
-                raise ArgumentError(f"recover: {name} must be 1 or more, got {given!r}")
+        check_counts("recover", self, *[name for name in ("rank", "alpha") if getattr(self, name) is not None])
 
     @property
     def lora_rank(self) -> int:

@@ -99,10 +99,6 @@ class RecoveryRun:
         self.plan.save(out / PLAN)
         write_card(out, self.model)
 
-    def finish(self) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-
     def state(self) -> dict[str, Tensor]:
         return self.optimizer.state() | {f"tokens.{name}": tokens for name, tokens in self.streams.items()}
 
@@ -184,7 +180,7 @@ def recover(
             log(f"{monotonic() - start:.0f} s: {len(streams['training']):,} tokens to learn from")
             run = make(meta.get("steps", config.steps))
             if seconds is not None and not resume:
-                run = fitted(make, config.steps, seconds)
+                run = fitted(make, config.steps, seconds, model.device)
             meta["steps"] = run.steps
             if resume:
                 run.load(tensors, meta["step"])

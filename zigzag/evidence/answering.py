@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from zigzag.generation.generate import generate
 from zigzag.generation.settings import check_fields
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
+from zigzag.plans.opened import opened
 from zigzag.reference.checks import check_count, check_sampling
 from zigzag.reference.errors import ArgumentError
 
@@ -87,7 +89,7 @@ def answers(
     prompts: Sequence[Sequence[int]],
     asked: Sequence[Asked],
     *,
-    plan: Plan | None = None,
+    plan: Plan | str | Path | None = None,
     batch_size: int = 1,
     seed: int = 0,
     thinking: bool | None = None,
@@ -108,6 +110,7 @@ def answers(
     check_count("answers", "batch_size", batch_size)
     if len(prompts) != len(asked):
         raise ArgumentError(f"answers: what is asked of each prompt is needed, got {len(asked)} for {len(prompts)}")
+    plan = opened(plan)
     closing = thinking_token_ids(tokenizer)[1] if thinking else None
     found = [""] * len(prompts)
     for batch in _batches(prompts, asked, batch_size):

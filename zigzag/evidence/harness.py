@@ -13,6 +13,7 @@ from typing import Any
 from zigzag.evidence.answering import Asked
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
+from zigzag.plans.opened import opened
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError, ZigzagError
 from zigzag.version import __version__
@@ -113,7 +114,7 @@ def evaluate(
     tokenizer: Any,
     tasks: Tasks,
     *,
-    plan: Plan | None = None,
+    plan: Plan | str | Path | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
     batch_size: int = 1,
@@ -128,7 +129,7 @@ def evaluate(
 ) -> Results:
     """lm-eval's results of a model under a plan, as plain JSON.
 
-    plan: LayerPlan or HeadPlan; default: the attached one, else full attention
+    plan: LayerPlan or HeadPlan, or the file of one; default: the attached one, else full attention
     limit: documents of each task; default: all. num_fewshot: examples before each; default: the task's own
     batch_size: rows of a forward; seed: of few-shot examples and of sampled answers
     apply_chat_template: put prompts into the tokenizer's chat template, with examples as turns of their own unless
@@ -152,7 +153,7 @@ def evaluate(
     runs = PlannedModel(
         model,
         tokenizer,
-        plan=plan,
+        plan=opened(plan),
         batch_size=batch_size,
         seed=seed,
         chat=apply_chat_template,

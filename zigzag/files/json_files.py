@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from zigzag.files.near import meant
 from zigzag.reference.errors import ZigzagError
 
 
@@ -32,7 +33,7 @@ def read_json(
 ) -> dict[str, Any]:
     """The object in the file; raises `error` if it is missing, damaged or not of this format and version."""
     if not Path(path).is_file():
-        raise error(f"a JSON file is needed, there is no file {path}")
+        raise error(f"a JSON file is needed, there is no file {path}{meant(path)}")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as failure:  # the last: brackets within brackets without end

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import MaxTimeCriteria, StopStringCriteria
 
-from zigzag.generation.processors import listed, takes_row
+from zigzag.generation.callables import listed
+from zigzag.generation.processors import takes_row
 from zigzag.reference.errors import ArgumentError
 
 

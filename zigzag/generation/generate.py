@@ -1,10 +1,12 @@
 """`zigzag.generate`: what is asked, checked and put together before the loop begins."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from zigzag.generation.callables import listed
 from zigzag.generation.configured import Place, configured
 from zigzag.generation.criteria import Criteria
 from zigzag.generation.distribution import Distribution
@@ -14,7 +16,7 @@ from zigzag.generation.inputs import check_options, token_rows, whole
 from zigzag.generation.logprobs import LogProbs
 from zigzag.generation.loop import Loop
 from zigzag.generation.noise import row_seeds
-from zigzag.generation.processors import Processors, listed
+from zigzag.generation.processors import Processors
 from zigzag.generation.recipes import cooked
 from zigzag.generation.result import Generation
 from zigzag.generation.row import Row, check_tokens
@@ -23,6 +25,7 @@ from zigzag.generation.settings import settings
 from zigzag.generation.streamer import Stream
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
+from zigzag.plans.opened import opened
 from zigzag.running.host import execution_device
 from zigzag.running.interception import attachment_of
 from zigzag.running.runner import Runner
@@ -33,7 +36,7 @@ def generate(
     input_ids: Any,
     *,
     attention_mask: Any = None,
-    plan: Plan | None = None,
+    plan: Plan | str | Path | None = None,
     drafter: Any = None,
     rule: str | Rule | PhaseRule | None = None,
     recipe: str | None = None,
@@ -68,7 +71,7 @@ def generate(
     model: a transformers decoder with grouped-query attention. It is left as it was found.
     input_ids: integers [B, T], B lists of tokens of any lengths, or what a tokenizer gives
     attention_mask: as input_ids, 0 for padding on either side
-    plan: LayerPlan or HeadPlan to run under; default: the attached one, else full attention
+    plan: LayerPlan or HeadPlan to run under, or the file of one; default: the attached one, else full attention
     drafter: "lookup" (n-grams of the text itself), "suffix" (by how often they came), "jacobi" or "lookahead" (the
         model's own guesses), "streaming" (the model with all layers streaming), a trained head ("medusa", "eagle"),
         "adaptive" (what pays), a draft model, any `zigzag.generation.drafting.Drafter`, or None for none
@@ -106,7 +109,7 @@ def generate(
         check_options(tokenizer, logprobs, on_tokens, on_prefill, cuda_graphs)
         if recipe is not None:
             drafter, rule, logits_processor = cooked(recipe, model, drafter, rule, logits_processor)
-        attached, vocabulary = attachment_of(model), vocabulary_size(model)
+        given, attached, vocabulary = opened(plan), attachment_of(model), vocabulary_size(model)
         chosen = as_rule("residual" if rule is None else rule)
         asked = settings(
             model,
@@ -140,7 +143,7 @@ def generate(
         loop = Loop(
             model,
             rows,
-            plan=plan if plan is not None or attached is None else attached.plan,
+            plan=given if given is not None or attached is None else attached.plan,
             rule=chosen,
             drafter=drafts,
             distribution=distribution,

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,23 +21,6 @@ IMPOSSIBLE = {  # of transformers' classes: why they cannot work on one row's te
     "EncoderNoRepeatNGramLogitsProcessor": "it holds a batch of prompts; set encoder_no_repeat_ngram_size in "
     "generation_config, which counts for each row",
 }
-
-
-def listed(what: str, given: Any) -> list[Any]:
-    """The callables of None, of one callable, or of lists of them; ArgumentError for what cannot be called."""
-    return list(_each(what, given))
-
-
-def _each(what: str, given: Any) -> Iterator[Any]:
-    if given is None:
-        return
-    if isinstance(given, list | tuple):  # transformers' lists are lists, too
-        for one in given:
-            yield from _each(what, one)
-    elif callable(given) and not isinstance(given, type):
-        yield given
-    else:
-        raise ArgumentError(f"generate: {what} must be callables (objects, not classes), got {given!r}")
 
 
 class Asked:

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from zigzag.generation import recipe_makers as makers
-from zigzag.generation.processors import listed
+from zigzag.generation.callables import listed
 from zigzag.generation.recipe_makers import Made
 from zigzag.reference import RULES
 from zigzag.reference.errors import ArgumentError

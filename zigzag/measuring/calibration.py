@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from zigzag.measuring.published import PUBLISHED
 from zigzag.models.decoder import Decoder
 from zigzag.models.load import check_weights
 from zigzag.plans.layers import LayerPlan
+from zigzag.plans.opened import opened_layers
 from zigzag.plans.scores import HeadScores
 from zigzag.plans.window import Mask, Window
 from zigzag.reference.checks import check_streaming_window
@@ -41,7 +43,7 @@ def calibrate(
     length: int = 1000,
     num_prompts: int = 4,
     seed: int = 0,
-    plan: LayerPlan | None = None,
+    plan: LayerPlan | str | Path | None = None,
     batch_size: int = 1,
     advance: Advance = lambda count: None,
 ) -> HeadScores:
@@ -92,7 +94,7 @@ def calibrate(
         prompts = passkey_prompts(tokenizer, length, count=num_prompts, seed=seed, min_distance=distance)
     heads_of(model)
     check_weights(model)
-    measure = methods[method] if plan is None else _under(plan, method, model)
+    measure = methods[method] if plan is None else _under(opened_layers(plan), method, model)
     with evaluating(model):
         values = measure(model, prompts, Window(sink, recent).mask, batch_size, advance)
     if not np.isfinite(values).all():

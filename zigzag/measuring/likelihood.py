@@ -1,6 +1,7 @@
 """How likely a model finds continuations of contexts under a plan: what multiple choice and perplexity are made of."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
+from zigzag.plans.opened import opened
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
 from zigzag.running.host import Host
@@ -41,13 +43,13 @@ def likelihoods(
     model: Decoder,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
-    plan: Plan | None = None,
+    plan: Plan | str | Path | None = None,
     batch_size: int = 1,
     advance: Advance | None = None,
 ) -> list[Likelihood]:
     """Of each pair (context, continuation) of tokens how likely the continuation is, one token each at least.
 
-    plan: LayerPlan or HeadPlan to run under; default: the attached one, else full attention
+    plan: LayerPlan or HeadPlan to run under, or the file of one; default: the attached one, else full attention
     batch_size: contexts in one forward. Continuations of one context share it: it is computed once
     advance: called with the number of pairs that are done
 
@@ -60,8 +62,8 @@ def likelihoods(
     groups = _groups(pairs, int(model.config.get_text_config(decoder=True).vocab_size))
     if not groups:
         return []
-    attached = attachment_of(model)
-    chosen = plan if plan is not None or attached is None else attached.plan
+    given, attached = opened(plan), attachment_of(model)
+    chosen = given if given is not None or attached is None else attached.plan
     lengths = [len(context) + len(continuation) - 1 for context, continuation in pairs]
     check_lengths(model, min(len(group.context) for group in groups), max(lengths))
     found: list[Likelihood | None] = [None] * len(pairs)

@@ -20,6 +20,7 @@ from zigzag.measuring.searching import Choice, search
 from zigzag.measuring.trials import Advance
 from zigzag.models.decoder import Decoder
 from zigzag.plans.layers import FULL, LayerPlan, kinds_of
+from zigzag.plans.opened import opened_layers
 from zigzag.plans.window import one_window
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
@@ -39,7 +40,7 @@ class Refined(NamedTuple):
 
 def refine_plan(
     model: Decoder,
-    plan: LayerPlan,
+    plan: LayerPlan | str | Path,
     prompts: Sequence[Prompt],
     *,
     budget: int = 128,
@@ -63,12 +64,12 @@ def refine_plan(
     another model, or with windows of its own.
     """
     options = {"budget": budget, "at_once": at_once, "batch_size": batch_size}
-    return list(refinements(model, plan, prompts, **options, keep=keep, advance=advance))[-1].plan
+    return list(refinements(model, opened_layers(plan), prompts, **options, keep=keep, advance=advance))[-1].plan
 
 
 def refinements(
     model: Decoder,
-    plan: LayerPlan,
+    plan: LayerPlan | str | Path,
     prompts: Sequence[Prompt],
     *,
     budget: int,
@@ -82,6 +83,7 @@ def refinements(
     Where to begin, the gate gradient says, on all prompts: it costs several evaluations, but the gradient of one prompt
     led the first rounds to exchanges that are bad on all.
     """
+    plan = opened_layers(plan)
     budget, at_once = (check_count("refine_plan", n, c) for n, c in (("budget", budget), ("at_once", at_once)))
     ledger = _ledger("refine_plan", model, plan, prompts, keep, batch_size, advance)
     scores = calibrate(
@@ -100,7 +102,7 @@ def refinements(
 
 def every_plan(
     model: Decoder,
-    plan: LayerPlan,
+    plan: LayerPlan | str | Path,
     prompts: Sequence[Prompt],
     *,
     most: int = MOST_PLANS,
@@ -115,6 +117,7 @@ def every_plan(
 
     Raises ArgumentError, before any is measured, for more plans than `most`.
     """
+    plan = opened_layers(plan)
     count = comb(plan.num_layers, plan.num_full)
     if count > check_count("every_plan", "most", most):
         raise ArgumentError(

@@ -149,9 +149,14 @@ def glm_folder(source: str) -> Path | None:
 
 def check_weights(model: Decoder) -> None:
     """ModelError naming the first parameters that hold NaN or infinity."""
-    bad = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    bad = [name for name, weight in model.named_parameters() if not _finite(weight)]
     if bad:
         raise ModelError(f"{len(bad)} parameters hold NaN or infinity, first {bad[0]}; the checkpoint is damaged")
+
+
+def _finite(weight: "torch.Tensor") -> bool:
+    """A finite sum has finite parts, and is found fifty times faster; one that overflowed says nothing."""
+    return bool(weight.sum().isfinite()) or bool(weight.isfinite().all())
 
 
 def smollm2_path() -> Path:

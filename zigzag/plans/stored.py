@@ -8,10 +8,21 @@ from zigzag.files import json_files
 from zigzag.reference.errors import PlanError
 
 PLAN_VERSIONS = (1, 2)
+MADE = {  # formats by what they hold, and how a file of each is made
+    "zigzag-head-scores": ("head scores", "zigzag calibrate --out FILE"),
+    "zigzag-layer-plan": ("a layer plan", "zigzag plan SCORES --out FILE --sparsity 0.6"),
+    "zigzag-head-plan": ("a head-wise plan", "zigzag.make_head_plan(scores, ...).save(FILE)"),
+}
 
 
 def read_json(path: str | Path, kind: str | None = None, versions: Sequence[int] = (1,)) -> dict[str, Any]:
-    """As `zigzag.files.json_files.read_json`, with PlanError."""
+    """As `zigzag.files.json_files.read_json`, with PlanError, which says what a file of another kind holds."""
+    if kind not in MADE:
+        return json_files.read_json(path, PlanError, kind, versions)
+    found = json_files.read_json(path, PlanError)
+    if found.get("format") in MADE.keys() - {kind}:
+        (wanted, way), (other, _) = MADE[kind], MADE[found["format"]]
+        raise PlanError(f"{path}: the file holds {other}, needed here: {wanted}, as made by: {way}")
     return json_files.read_json(path, PlanError, kind, versions)
 
 

@@ -1,6 +1,7 @@
 """Running a model under a plan: `attach`, `detach`, and what its cache really holds."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from zigzag.caches.mixed import full_groups_of, held, new_layer, streaming_parts
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
+from zigzag.plans.opened import opened
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import CacheError, ModelError
 from zigzag.running.attention import FEW_QUERIES, Attention
@@ -27,7 +29,7 @@ from zigzag.running.model_layers import ModelLayers, check_may_stream, check_pla
 Model = TypeVar("Model", bound=Decoder)
 
 
-def attach(model: Model, plan: Plan, *, spare: int = 64) -> Model:
+def attach(model: Model, plan: Plan | str | Path, *, spare: int = 64) -> Model:
     """Make `model` run under `plan`: streaming layers see, and keep, only sink + recent tokens.
 
     Afterwards `model(...)` and `model.generate(...)` work as before, with one-shot or chunked prefill,
@@ -36,7 +38,7 @@ def attach(model: Model, plan: Plan, *, spare: int = 64) -> Model:
 
     model: a transformers decoder with grouped-query attention; docs/models.md says which.
     plan: a LayerPlan, or a HeadPlan (each mixed layer then keeps two caches), for the model's layers with full
-        attention and its KV heads; layers with windows of their own stay as they are.
+        attention and its KV heads, or the file of one; layers with windows of their own stay as they are.
     spare: slots beyond the window; at most so many tokens can be rolled back (rejected drafts).
     return: the model itself
 
@@ -45,7 +47,7 @@ def attach(model: Model, plan: Plan, *, spare: int = 64) -> Model:
     Full layers run transformers' SDPA attention, streaming layers `zigzag.ops.attention`; layers that are both run the
     two for a prompt and `zigzag.ops.mixed_attention` for few tokens.
     """
-    layers = layers_of(model)
+    layers, plan = layers_of(model), opened(plan)
     spare = check_count("attach", "spare", spare, 0)
     check_plan("attach", plan, layers)
     detach(model)

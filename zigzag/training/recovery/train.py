@@ -16,6 +16,7 @@ from zigzag.measuring.prompts import PasskeyPrompt, passkey_prompts
 from zigzag.models.draft_heads.files import places
 from zigzag.models.load import check_weights
 from zigzag.plans.layers import LayerPlan
+from zigzag.plans.opened import opened_layers
 from zigzag.plans.window import Window
 from zigzag.reference.errors import ArgumentError, ModelError, PlanError
 from zigzag.running.interception import check_free
@@ -135,7 +136,7 @@ def recover(
     config: RecoveryTraining,
     model: Any,
     tokenizer: Any,
-    plan: LayerPlan,
+    plan: LayerPlan | str | Path,
     out: Path,
     *,
     resume: bool = False,
@@ -160,6 +161,7 @@ def recover(
     rows are too short or there is too little text, ModelError for a model that cannot learn so, for a checkpoint that
     is missing or of another run, and for a loss that is not finite: what was saved before stays.
     """
+    plan = opened_layers(plan)
     check_recovery(config, model, plan)
     window = [plan.sink, plan.recent, plan.align]
     asked = {"config": config.as_dict(), "model": fingerprint(model), "plan": plan.map(), "window": window}

@@ -41,7 +41,7 @@ def test_a_file_of_another_kind_says_what_it_holds(file: Path) -> None:
 
 
 def test_a_missing_file_names_what_is_near(file: Path) -> None:
-    with pytest.raises(PlanError, match="there is no file .*plam.json; did you mean .*plan.json\\?"):
+    with pytest.raises(PlanError, match=r"there is no file .*plam\.json; did you mean .*plan\.json\?"):
         opened(file.with_name("plam.json"))
 
 

@@ -8,11 +8,9 @@ import typer
 
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, check_out
-from zigzag.files.json_files import read_json, write_json
-from zigzag.plans.heads import FORMAT as HEADS
-from zigzag.plans.heads import HeadPlan
-from zigzag.plans.layers import LayerPlan
-from zigzag.reference.errors import ArgumentError, PlanError
+from zigzag.files.json_files import write_json
+from zigzag.plans.opened import read_plan
+from zigzag.reference.errors import ArgumentError
 
 
 def evaluate(
@@ -49,7 +47,7 @@ def evaluate(
     from zigzag.evidence import harness
 
     harness.check_chat(apply_chat_template, fewshot_as_multiturn, thinking)
-    chosen = None if plan is None else load_plan(plan)
+    chosen = None if plan is None else read_plan(plan)
     asked = gen_arguments(gen_kwargs)
     opened = harness.open_tasks(tasks.split(","), include_path, gen_kwargs=asked)
     loaded, tokenizer = load(model, device)
@@ -73,12 +71,6 @@ def evaluate(
     if out is not None:
         write_json(out, results)
         typer.echo(f"wrote {out}")
-
-
-def load_plan(path: Path) -> LayerPlan | HeadPlan:
-    """A plan of either kind; PlanError for a file that holds none."""
-    heads = read_json(path, PlanError).get("format") == HEADS
-    return HeadPlan.load(path) if heads else LayerPlan.load(path)
 
 
 def gen_arguments(text: str | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a mistyped name may have meant: names that are known, and what lies in the same folder."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -16,12 +17,8 @@ def meant(
     """
     path, endings = Path(path), tuple(endings)
     lying: list[str] = []
-    try:
-        lying = [
-            p.name for p in path.parent.iterdir() if (p.is_dir() if folders else False) or p.name.endswith(endings)
-        ]
-    except OSError:
-        pass  # there is no such folder, or it may not be read
+    with suppress(OSError):  # there is no such folder, or it may not be read
+        lying = [p.name for p in path.parent.iterdir() if p.name.endswith(endings) or (folders and p.is_dir())]
     beside = {name: str(path.parent / name) for name in lying if not name.startswith(".")}
     near = get_close_matches(path.name, beside, 3, LIKE)
     names = [*get_close_matches(str(path), list(known), 3, LIKE), *(beside[name] for name in near)]

@@ -22,7 +22,7 @@ class AcceptanceRule:
     tells_replacement: its op for trees must be told whether siblings were drawn with replacement
     one_source: siblings must be drawn from one row, independently
     defaults: options that may be left out
-    required: options that must be given, with the value that the command line gives
+    required: options that the ops must be given, with the value of `Rule` and of the command line where none is
     """
 
     tables: Callable[..., Tables] | None

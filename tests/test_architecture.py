@@ -29,7 +29,7 @@ LIBRARIES = {
 
 # Rooms by floor: a room may use those of the floors below, never its own floor's or a higher one's.
 FLOORS = (
-    {"version", "reference"},
+    {"version", "defaults", "reference"},
     {"backends"},
     {"ops"},
     {"files"},

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from typer.testing import CliRunner
 from zigzag.cli import app as cli
 from zigzag.cli import evaluate
 from zigzag.cli.app import DRAFTERS
-from zigzag.cli.options import print_whole
+from zigzag.cli.continuation import Continuation, beyond
+from zigzag.cli.options import log_lines, print_whole, progress
 from zigzag.cli.rules import TREES, check_rule
 from zigzag.evidence import harness
 from zigzag.files.json_files import write_text
@@ -52,6 +54,7 @@ def test_plan_writes_what_it_says(scores: Path, tmp_path: Path) -> None:
     result = RUN.invoke(cli.app, ["plan", str(scores), "--out", str(out), "--num-full", "1"])
     assert result.exit_code == 0, result.output
     assert "sssF" in result.output and LayerPlan.load(out).map() == "sssF"
+    assert f"next: zigzag prove {out}" in result.output
 
 
 def test_a_plan_with_windows_of_their_own(scores: Path, tmp_path: Path) -> None:
@@ -82,6 +85,8 @@ def test_calibration_at_several_windows(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = [HeadScores.load(tmp_path / f"s-{recent}.json") for recent in (16, 48)]
     assert [each.recent for each in found] == [16, 48] and found[0].details == found[1].details
+    both = f"{tmp_path / 's-16.json'} {tmp_path / 's-48.json'}"
+    assert f"next: zigzag plan {both} --out plan.json --kv-bytes" in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s-16.json", "s-48.json"]
 
 
@@ -101,6 +106,110 @@ def test_gates_are_trained(tmp_path: Path) -> None:
     assert "trained for num_full = 3, got 4" in str(
         RUN.invoke(cli.app, ["plan", str(out), "--num-full", "4", "--out", plan]).exception
     )
+
+
+EARLY = [
+    (["generate", "x", "--plan", "SCORES"], "holds head scores, needed here: a layer plan"),
+    (["generate", "x", "--plan", "plam.json"], "did you mean plan.json?"),
+    (["generate", "x", "--recipe", "medussa"], "did you mean medusa?"),
+    (["generate", "x", "--drafter", "mtp"], "needs a GLM-4.5 checkpoint with an MTP layer"),
+    (["generate", "x", "--drafter", "model", "--draft-model", "smolm2"], "did you mean smollm2?"),
+    (["generate", "x", "--drafter", "retrieval", "--datastore", "nope"], "there is no file nope"),
+    (["generate", "@nope.txt"], "cannot read the prompt"),
+    (["generate", "x", "--model", "smolm2"], "did you mean smollm2?"),
+    (["refine", "nope.json", "--out", "x.json"], "there is no file nope.json"),
+    (["refine", "SCORES", "--out", "x.json"], "holds head scores"),
+    (["prove", "nope.json"], "there is no file nope.json"),
+    (["recover", "nope.json", "--out", "run"], "there is no file nope.json"),
+    (["recover", "PLAN", "--out", "run", "--model", "smolm2"], "did you mean smollm2?"),
+    (["evidence", "--suite", "ruler", "--plans", "nope.json"], "there is no file nope.json"),
+    (["evidence", "--suite", "ruler", "--scores", "PLAN", "--shares", "0.5"], "holds a layer plan"),
+    (["eval", "--tasks", "x", "--plan", "SCORES"], "holds head scores"),
+    (["eval", "--tasks", "own_sum", "--include-path", "."], "did you mean own_sums?"),
+    (["bench", "--model", "smolm2"], "did you mean smollm2?"),
+    (["bench", "recipes", "--model", "smolm2"], "did you mean smollm2?"),
+    (["calibrate", "--out", "x.json", "--method", "trained_gates", "--model", "tiny-glm", "--longest", "99999"],
+     "rows of 99999 tokens are beyond the model's context"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), EARLY, ids=lambda given: " ".join(given[:3]) if isinstance(given, list) else ""
+)
+def test_arguments_are_read_before_anything_heavy_is_imported(
+    arguments: list[str], message: str, scores: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, where torch and transformers cannot be imported: a slip costs a second."""
+    LayerPlan(("full",) * 4, 4, 16).save(tmp_path / "plan.json")
+    (tmp_path / "own.yaml").write_text("task: own_sums\n")
+    words = [{"SCORES": "scores.json", "PLAN": "plan.json"}.get(word, word) for word in arguments]
+    code = "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+    code += f"sys.argv = {['zigzag', *words]!r}\nfrom zigzag.cli.app import app_entry\napp_entry()"
+    here = {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | here, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and message in done.stderr and done.stderr.startswith("error: "), done.stderr
+
+
+def test_a_log_gets_a_line_every_half_minute() -> None:
+    log, now = Console(file=io.StringIO(), width=20), iter([0.0, 10.0, 31.0, 40.0, 62.0])
+    advance = log_lines(log, "prompts of a run", 5000, clock=lambda: next(now))
+    for _ in range(4):
+        advance(1000)
+    assert log.file.getvalue() == (
+        "prompts of a run: 2,000 of 5,000 after 31 s\nprompts of a run: 4,000 of 5,000 after 62 s\n"
+    )
+    with progress(Console(file=io.StringIO(), force_terminal=True), "x", 1) as bar:
+        bar(1)
+    with progress(log, "x", 1) as line:
+        line(1)
+    assert "x:" not in log.file.getvalue()  # no half minute has passed
+
+
+class Letters:
+    """A tokenizer of bytes."""
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def test_text_is_plain_where_the_output_is_no_terminal() -> None:
+    """Each piece once, no half characters, no markup."""
+    log, told = Console(file=io.StringIO(), width=20), []
+    with Continuation(log, Letters()) as shown:
+        shown.read(1, 2)
+        for token in "[b]\u00e9:smile:".encode():
+            shown.show(0, [token])
+            told.append(log.file.getvalue())
+    assert told[2] == told[3] == "[b]" and told[4] == "[b]\u00e9"
+    assert log.file.getvalue() == "[b]\u00e9:smile:\n"
+    screen = Console(file=io.StringIO(), force_terminal=True, width=40)
+    with Continuation(screen, Letters()) as shown:
+        shown.read(1, 2)
+        shown.show(0, [65, 66])
+    assert "AB" in screen.file.getvalue()
+
+
+def test_a_warning_beyond_the_context() -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    model = tiny_llama(1)
+    limit = model.config.max_position_embeddings
+    assert beyond(model, limit - 8, 8) == ""
+    assert f"are beyond the model's context of {limit:,} (max_position_embeddings)" in beyond(model, limit - 7, 8)
+    assert "up to 128 new ones" in beyond(model, limit, None)
+
+
+def test_generate_says_what_comes_next_and_what_is_held(tmp_path: Path) -> None:
+    LayerPlan(("full", "streaming") * 6, 4, 16).save(tmp_path / "plan.json")
+    call = ["generate", "def area(", "--model", "tiny-glm", "--new-tokens", "3"]
+    full = RUN.invoke(cli.app, [*call, "--drafter", "lookup", "--rule", "top_k"])
+    assert full.exit_code == 0 and "rule top_k with k = 10" in full.output, full.output
+    assert "slots for tokens to come)" in full.output and "for these" in full.output
+    assert "next: zigzag calibrate --out scores.json --model tiny-glm" in full.output
+    planned = RUN.invoke(cli.app, [*call, "--plan", str(tmp_path / "plan.json")])
+    assert planned.exit_code == 0 and "what a plan saves shows with longer texts" in planned.output, planned.output
+    assert f"next: zigzag prove {tmp_path / 'plan.json'} --model tiny-glm" in planned.output
 
 
 def test_files_are_for_whom_the_umask_says(tmp_path: Path) -> None:
@@ -133,7 +242,7 @@ def test_mtp_drafts(model: str, code: int) -> None:
 
 def test_text_that_ends_it() -> None:
     """Of the given strings the first that is complete; without one the text goes on."""
-    call = ["generate", "def area(width, height):", "--model", "tiny-glm", "--new-tokens", "12"]
+    call = ["generate", "def area(width, height):", "--model", "tiny-glm", "--new-tokens", "12", "--temperature", "0"]
     whole, cut = RUN.invoke(cli.app, call), RUN.invoke(cli.app, [*call, "--stop", "never", "--stop", "e"])
     assert whole.exit_code == cut.exit_code == 0, cut.output
     assert "12 tokens in 12 verifications" in whole.output and "12 tokens in 12" not in cut.output
@@ -144,6 +253,10 @@ def test_text_that_ends_it() -> None:
     [
         (["plan", "nowhere.json", "--out", "x.json", "--num-full", "1"], "a JSON file is needed"),
         (["plan", "SCORES", "--out", "x.json"], "exactly one of"),
+        (["plan", "SCORES", "--num-full", "1"], "plan: --out FILE needed"),
+        (["plan", "--num-full", "1", "--out", "x.json"], "plan: SCORES needed"),
+        (["plan", "PLAN", "--out", "x.json", "--num-full", "1"], "holds a layer plan, needed here: head scores"),
+        (["plan", "plam.json", "--out", "x.json", "--num-full", "1"], "did you mean plan.json?"),
         (["plan", "SCORES", "--out", "x.json", "--num-full", "9"], "0 to 4 layers"),
         (["generate", "hello", "--plan", "nowhere.json"], "a JSON file is needed"),
         (["generate", "hello", "--model", "nowhere.gguf"], "no such file"),
@@ -247,10 +360,12 @@ def test_refine_and_prove(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     result = RUN.invoke(cli.app, ["refine", str(start), "--out", str(out), *few])
     assert result.exit_code == 0, result.output
     assert plan.map() in result.output and LayerPlan.load(out).num_full == 10
+    assert f"next: zigzag prove {out}" in result.output
     assert "before," in result.output and "3 plans measured in" in result.output
     assert len(json.loads(keep.read_text())["losses"]) == 3
     result = RUN.invoke(cli.app, ["prove", str(out), *options])
     assert result.exit_code == 0, result.output
+    assert f"next: zigzag generate 'Once upon a time' --plan {out}" in result.output
     assert "zigzag, 20 layers stream" in result.output and "random layers" in result.output
     assert "DuoAttention" not in result.output  # this plan holds no scores to make the head-wise one of
 
@@ -385,12 +500,14 @@ def test_eval_hands_on_what_it_was_told(tmp_path: Path, monkeypatch: pytest.Monk
         "--tasks a,b --model m --limit 3 --num-fewshot 2 --batch-size 4 --apply-chat-template --no-thinking --seed 9"
     )
     words += f" --no-fewshot-as-multiturn --system-instruction Hi --gen-kwargs top_k=3 --max-length 50 --out {out}"
-    words += f" --plan {tmp_path / 'plan.json'} --include-path {tmp_path}"
+    words = (
+        words.replace("--model m", "--model tiny-glm") + f" --plan {tmp_path / 'plan.json'} --include-path {tmp_path}"
+    )
     result = RUN.invoke(cli.app, ["eval", *words.split()])
     assert result.exit_code == 0 and "'results': 1" in result.output, result.output
     assert json.loads(out.read_text()) == {"results": 1}
     assert given.pop("names") == (["a", "b"], tmp_path) and given.pop("more") == {"gen_kwargs": {"top_k": 3}}
-    assert given.pop("first") == ("m on cpu", "tokenizer", opened)
+    assert given.pop("first") == ("tiny-glm on cpu", "tokenizer", opened)
     assert given == {
         "plan": LayerPlan(("full",), 2, 6),
         "limit": 3,

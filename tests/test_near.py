@@ -6,10 +6,10 @@ from zigzag.files.near import meant
 
 
 def test_names_that_are_near(tmp_path: Path) -> None:
-    for name in ("plan.json", "scores.json", "plan.txt", ".plan.json"):
+    for name in ("plan.json", "scores.json", "plan.txt"):
         (tmp_path / name).touch()
     (tmp_path / "plans").mkdir()
     assert meant(tmp_path / "plam.json") == f"; did you mean {tmp_path / 'plan.json'}?"
-    assert meant(tmp_path / "plams") == "" and meant(tmp_path / "plams", folders=True).endswith("plans?")
+    assert meant(tmp_path / "plams") == "" and meant(tmp_path / "plams", fits=Path.is_dir).endswith("plans?")
     assert meant(tmp_path / "nowhere" / "plan.json") == "" and meant(tmp_path / "entirely else") == ""
-    assert meant("smolm2", ("smollm2", "tiny-glm"), ()) == "; did you mean smollm2?"
+    assert meant("smolm2", ("smollm2", "tiny-glm"), lambda path: False) == "; did you mean smollm2?"

@@ -170,6 +170,11 @@ def test_what_is_called(rule, temperature, distribution, parents, op, arrays, op
     assert rule.options == before
 
 
+def test_options_that_nobody_gave_are_the_tables() -> None:
+    assert Rule("top_k") == Rule("top_k", {"k": 10}) and Rule("lenient").options == {"lenience": 0.5}
+    assert Rule("top_k", {"k": 3}).options == {"k": 3} and Rule("typical").options == {}
+
+
 def test_the_verdict_is_the_op_s() -> None:
     ids, logits = np.array([[1]]), np.array([[[0.0, 1.0], [1.0, 0.0]]])
     greedy = SimpleNamespace(temperature=0, is_plain=True)
@@ -181,9 +186,9 @@ def test_the_verdict_is_the_op_s() -> None:
     ("name", "options", "words"),
     [
         ("rejection", {}, "rule must be one of greedy, residual, .* got 'rejection'"),
-        ("lenient", {}, r"'lenient' needs the options \['lenience'\] and may have \[\], got \[\]"),
-        ("relaxed", {"top_k": 3}, r"needs the options \[\] and may have \['top_n', 'delta'\], got \['top_k'\]"),
-        ("residual", {"lenience": 0.5}, r"may have \[\], got \['lenience'\]"),
+        ("lenient", {"k": 1}, r"'lenient' may have the options \['lenience'\], got \['k'\]"),
+        ("relaxed", {"top_k": 3}, r"may have the options \['top_n', 'delta'\], got \['top_k'\]"),
+        ("residual", {"lenience": 0.5}, r"may have the options \[\], got \['lenience'\]"),
     ],
 )
 def test_bad_rules(name: str, options: dict, words: str) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from zigzag import defaults
 from zigzag.backends import list_backends
 from zigzag.cli.bench import bench
 from zigzag.cli.budgets import Context, HeadSize, ItemSize, KvBytes, Scores, Spare, decided, read_scores
@@ -18,14 +18,18 @@ from zigzag.cli.datastore import datastore as datastore_commands
 from zigzag.cli.evaluate import evaluate
 from zigzag.cli.evidence import evidence
 from zigzag.cli.load import load
-from zigzag.cli.options import Device, OutFile, check_out, run, same_depth
+from zigzag.cli.options import Device, OutFile, check_out, run, same_depth, then
 from zigzag.cli.recipes import recipes
 from zigzag.cli.recover import recover
 from zigzag.cli.rules import RULE_HELP, RuleName, check_rule
 from zigzag.cli.sizes import show, sizes
 from zigzag.cli.train_drafter import train_drafter
+from zigzag.generation.datastore import check_datastore
+from zigzag.generation.recipes import one_that_runs
 from zigzag.models.decoder import CausalLM, Decoder
+from zigzag.models.sources import check_source
 from zigzag.plans.layers import LayerPlan
+from zigzag.plans.opened import read_plan
 from zigzag.reference import CRITERIA, OPS, RULES
 from zigzag.reference.errors import ZigzagError
 from zigzag.serving.groups import told
@@ -74,10 +78,15 @@ def demo(
         from zigzag.cli.demo_glm import demo as run_glm
 
         run_glm(folder, out, console, device=device)
-        return
-    from zigzag.cli.demo import demo as run_any
+    else:
+        loaded = load(model, device)
+        from zigzag.cli.demo import demo as run_any
 
-    run_any(*load(model, device), out, console)
+        run_any(*loaded, out, console)
+    then(console, "generate", TEXT, "--plan", out / "plan.json", model=model)
+
+
+TEXT = "Once upon a time"  # of commands to type next
 
 
 class Engine(Enum):
@@ -97,7 +106,7 @@ def plan(
     context: Context = None,
     head_size: HeadSize = None,
     itemsize: ItemSize = 2,
-    spare: Spare = 0,
+    spare: Spare = defaults.SPARE_ON_PAPER,
     criterion: Annotated[Criterion | None, typer.Option(help="Default: the best measured for the method.")] = None,
     heat_map: Annotated[Path | None, typer.Option(help="Also draw the scores with the chosen layers.")] = None,
     model_config: Annotated[
@@ -112,7 +121,11 @@ def plan(
         show([model_config])
         return
     if not scores or out is None:
-        raise ZigzagError("plan: SCORES and --out are needed, or --model-config FILE|GLM-4.5|GLM-4.5-Air")
+        lacks = " and ".join(name for name, given in (("SCORES", scores), ("--out FILE", out)) if not given)
+        raise ZigzagError(
+            f"plan: {lacks} needed: head scores (zigzag calibrate) and where to write, or --model-config "
+            f"FILE|GLM-4.5|GLM-4.5-Air"
+        )
     given = [read_scores(path) for path in scores]
     if heat_map is not None and len(given) > 1:
         raise ZigzagError("plan: --heat-map draws one file of scores, several were given: leave it out")
@@ -139,6 +152,7 @@ def plan(
 
         figures.heat_map(given[0], made, heat_map)
         console.print(f"wrote {heat_map}")
+    then(console, "prove", out)
 
 
 Length = Annotated[list[int] | None, typer.Option(help="Tokens of the prompts; may be given several times.")]
@@ -164,18 +178,19 @@ def refine(
     device: Device = "cpu",
 ) -> None:
     """Search a plan with as many full layers and a lower loss on passkey prompts: slow, but measured."""
-    from zigzag.cli.refine import exhaust, search
-    from zigzag.measuring.prompts import passkey_prompts
-
     start = LayerPlan.load(plan)
     loaded, tokenizer = load(model, device)
     same_depth(start, loaded)
+    from zigzag.cli.refine import exhaust, search
+    from zigzag.measuring.prompts import passkey_prompts
+
     asked = [p for n in length or (1000, 2000) for p in passkey_prompts(tokenizer, n, count=prompts, seed=seed)]
     if exhaustive:
         exhaust(loaded, start, asked, out, console, batch_size=batch_size, keep=keep)
-        return
-    counts = {"budget": budget, "at_once": at_once, "batch_size": batch_size}
-    search(loaded, start, asked, out, console, **counts, keep=keep)
+    else:
+        counts = {"budget": budget, "at_once": at_once, "batch_size": batch_size}
+        search(loaded, start, asked, out, console, **counts, keep=keep)
+    then(console, "prove", out, model=model)
 
 
 @app.command()
@@ -188,15 +203,16 @@ def prove(
     device: Device = "cpu",
 ) -> None:
     """Retrieval and loss of a plan beside full attention and its rivals, on passkey prompts."""
-    from zigzag.cli.demo import show_rivals
-    from zigzag.measuring.prompts import passkey_prompts
-
     chosen = LayerPlan.load(plan)
     loaded, tokenizer = load(model, device)
     same_depth(chosen, loaded)
+    from zigzag.cli.demo import show_rivals
+    from zigzag.measuring.prompts import passkey_prompts
+
     for n in length or (1000,):
         console.rule(f"{prompts} prompts of {n:,} tokens")
         show_rivals(loaded, chosen, passkey_prompts(tokenizer, n, count=prompts, seed=seed), console)
+    then(console, "generate", TEXT, "--plan", plan, model=model)
 
 
 @app.command()
@@ -208,50 +224,59 @@ def generate(
     draft_model: Annotated[str | None, typer.Option(help="For --drafter model: as --model.")] = None,
     datastore: Annotated[Path | None, typer.Option(help="For --drafter retrieval: zigzag datastore build.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Instead of a drafter and a rule: one of zigzag recipes.")] = None,
-    rule: Annotated[RuleName, typer.Option(help=RULE_HELP)] = RuleName("residual"),
+    rule: Annotated[RuleName, typer.Option(help=RULE_HELP)] = RuleName(defaults.RULE),
     num_draft_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most drafts in a round, of --drafter. Default: 4.")
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    new_tokens: Annotated[
+        int | None, typer.Option(min=1, help=f"Most tokens. Default: the model's, else {defaults.MAX_NEW_TOKENS}.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help=f"0 is greedy. Default: the model's, else {defaults.TEMPERATURE:g}.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=0, help="0 keeps all tokens. Default: the model's.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="In (0, 1]; 1 keeps all tokens. Default: the model's.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="In [0, 1]. Default: the model's.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="In (0, 1]; 1 keeps all tokens. Default: the model's.")
+    ] = None,
+    min_p: Annotated[float | None, typer.Option(min=0, max=1, help="In [0, 1]. Default: the model's.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends it; may come several times.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampled tokens.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampled tokens.")] = defaults.SEED,
     chat: Annotated[bool, typer.Option(help="Put the prompt into the tokenizer's chat template.")] = False,
     device: Device = "cpu",
 ) -> None:
     """Continue a prompt, with or without a plan and drafts, and say what was accepted and what the cache holds."""
-    from rich.live import Live
-
-    from zigzag.generation.datastore import Datastore
-    from zigzag.generation.drafting import RetrievalDrafter
-    from zigzag.generation.drafting.named import LENGTH
-    from zigzag.generation.generate import generate as continued
-    from zigzag.generation.recipes import one_that_runs
-    from zigzag.generation.rules import Rule
-    from zigzag.running.attach import cache_bytes
-
-    chosen = None if plan is None else LayerPlan.load(plan)
+    chosen = None if plan is None else read_plan(plan)
     if (drafter.value == "model") != (draft_model is not None):
         raise ZigzagError("generate: --drafter model and --draft-model NAME go together")
     if recipe is not None:
         one_that_runs(recipe)
-        if (drafter.value, rule.value) != ("none", "residual"):
+        if (drafter.value, rule.value) != ("none", defaults.RULE):
             raise ZigzagError("generate: --recipe stands for --drafter and --rule; give one or the other")
     if recipe is None:
         check_rule(rule.value, drafter.value)
     if (drafter.value == "retrieval") != (datastore is not None):
         raise ZigzagError("generate: --drafter retrieval and --datastore FOLDER go together")
+    if datastore is not None:
+        check_datastore(datastore)
+    if draft_model is not None:
+        check_source(draft_model)
+    if drafter.value == "mtp":
+        _mtp_folder(model)
     if prompt.startswith("@"):
         prompt = _read(Path(prompt[1:]))
     loaded, tokenizer = load(model, device)
+    from zigzag.cli.continuation import Continuation, beyond, cache_line
+    from zigzag.generation.datastore import Datastore
+    from zigzag.generation.drafting import RetrievalDrafter
+    from zigzag.generation.generate import generate as continued
+    from zigzag.generation.rules import Rule
+
+    most = num_draft_tokens or defaults.NUM_DRAFT_TOKENS
     source: str | Decoder | Drafter | None = None if drafter.value == "none" else drafter.value
     if source == "mtp":
-        source = _mtp_drafter(model, loaded, num_draft_tokens or LENGTH)
+        source = _mtp_drafter(model, loaded, most)
     if datastore is not None:
-        source = RetrievalDrafter(Datastore.open(datastore, tokenizer), num_draft_tokens or LENGTH)
+        source = RetrievalDrafter(Datastore.open(datastore, tokenizer), most)
     if draft_model is not None:
         source = load(draft_model, device)[0]
     if chat:
@@ -261,23 +286,15 @@ def generate(
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
     if ids.shape[1] == 0:
         raise ZigzagError("generate: the prompt holds no tokens; give some text")
-    new: list[int] = []
-    with Live(console=console, refresh_per_second=12, vertical_overflow="visible") as live:
-
-        def show(row: int, tokens: list[int]) -> None:
-            new.extend(tokens)
-            live.update(Text(tokenizer.decode(new, skip_special_tokens=True)))
-
-        def read(done: int, tokens: int) -> None:
-            if done < tokens:
-                live.update(Text(f"reading the prompt: {done:,} of {tokens:,} tokens", style="dim"))
-
+    if warning := beyond(loaded, ids.shape[1], new_tokens):
+        Console(stderr=True).print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    with Continuation(console, tokenizer) as shown:
         result = continued(
             loaded,
             ids,
             plan=chosen,
             drafter=source,
-            rule=None if recipe is not None else Rule(rule.value, dict(RULES[rule.value].required)),
+            rule=None if recipe is not None else Rule(rule.value),
             recipe=recipe,
             num_draft_tokens=num_draft_tokens,
             max_new_tokens=new_tokens,
@@ -288,24 +305,36 @@ def generate(
             stop=stop or None,
             tokenizer=tokenizer,
             seed=seed,
-            on_tokens=show,
-            on_prefill=read,
+            on_tokens=shown.show,
+            on_prefill=shown.read,
         )
     console.print(f"\n[dim]{result.statistics}[/dim]", highlight=False)
+    if recipe is None and (options := {**RULES[rule.value].defaults, **RULES[rule.value].required}):
+        told = ", ".join(f"{name} = {value:g}" for name, value in options.items())
+        console.print(f"[dim]rule {rule.value} with {told}[/dim]", highlight=False)
     if result.cache is not None:
-        console.print(f"[dim]the cache holds {cache_bytes(result.cache.cache):,} bytes[/dim]", highlight=False)
+        console.print(f"[dim]{cache_line(result, loaded, chosen)}[/dim]", highlight=False, soft_wrap=True)
+    if plan is None:
+        then(console, "calibrate", "--out", "scores.json", model=model)
+    else:
+        then(console, "prove", plan, model=model)
 
 
 def _mtp_drafter(name: str, model: CausalLM, most: int) -> "MtpDrafter":
     from zigzag.generation.drafting import MtpDrafter
     from zigzag.models.checkpoint import open_checkpoint
     from zigzag.models.glm import mtp_layer
+
+    return MtpDrafter(mtp_layer(open_checkpoint(_mtp_folder(name)), model), stop=most)
+
+
+def _mtp_folder(name: str) -> Path:
     from zigzag.models.load import glm_folder
 
     folder = glm_folder(name)
     if folder is None:
         raise ZigzagError(f"generate: --drafter mtp needs a GLM-4.5 checkpoint with an MTP layer, {name} has none")
-    return MtpDrafter(mtp_layer(open_checkpoint(folder), model), stop=most)
+    return folder
 
 
 def _read(path: Path) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, check_out, print_whole
+from zigzag.models.sources import check_source
 from zigzag.reference.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def _speculation(
     tasks: tuple[str, ...],
     new_tokens: int,
 ) -> None:
+    loaded, tokenizer = load(model, device)
     from zigzag.bench import speculation as work
 
-    loaded, tokenizer = load(model, device)
     measured = []
     for row in work.run(loaded, tokenizer, lengths=lengths or work.LENGTHS, tasks=tasks, new_tokens=new_tokens):
         measured.append(row)
@@ -142,6 +143,7 @@ def _serving(console: Console, only: str, device: str, out: Path, resume: bool, 
 def _recipes(
     console: Console, model: str, device: str, only: str, out: Path, resume: bool, new_tokens: int, calls: int
 ) -> None:
+    check_source(model)
     from zigzag.bench import recipes as work
     from zigzag.files.json_files import read_json
     from zigzag.models.glm import load_both

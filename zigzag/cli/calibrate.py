@@ -8,11 +8,12 @@ import typer
 from rich.console import Console
 
 from zigzag.cli.load import load
-from zigzag.cli.options import Device, OutFile, progress
+from zigzag.cli.options import Device, OutFile, progress, then
 from zigzag.plans.scores import HeadScores
 from zigzag.reference.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from zigzag.models.load import known_context
     from zigzag.training.gates.config import GateTraining
 
 OURS = ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")
@@ -104,6 +105,9 @@ def calibrate(
         raise ArgumentError(f"calibrate: {method.value} trains for one window, got {len(recents)} of --recent")
     from zigzag.training.gates.config import GateTraining
 
+    context = known_context(model)
+    if longest is not None and context is not None and longest > context:
+        raise ArgumentError(f"calibrate: rows of {longest} tokens are beyond the model's context of {context}")
     config = GateTraining(method=method.value, sink=sink, recent=recents[0], **_given({**training, "seed": seed}))
     _train(out, model, config, out.with_name(out.name + ".run") if run is None else run, resume, seconds, device)
 
@@ -111,27 +115,35 @@ def calibrate(
 def _measure(
     out: Path, model: str, method: str, sink: int, recents: list[int], options: dict[str, Any], device: str
 ) -> None:
-    from zigzag.measuring.calibration import steps
-    from zigzag.measuring.windows import calibrate_windows
-    from zigzag.running.model_layers import layers_of
-
     console = Console()
     loaded, tokenizer = load(model, device)
+    from zigzag.measuring.calibration import steps
+    from zigzag.measuring.windows import calibrate_windows
+    from zigzag.running.attach import kv_size
+    from zigzag.running.model_layers import layers_of
+
     count = len(recents) * steps(method, options.get("num_prompts", 4), len(layers_of(loaded).full))
     with progress(console, method, count) as advance:
         measured = calibrate_windows(
             loaded, tokenizer, method=method, sink=sink, recents=recents, advance=advance, **options
         )
-    for scores in measured:
-        path = out if len(measured) == 1 else out.with_stem(f"{out.stem}-{scores.recent}")
+    paths = [out if len(measured) == 1 else out.with_stem(f"{out.stem}-{each.recent}") for each in measured]
+    for scores, path in zip(measured, paths, strict=True):
         _save(scores, path, console)
+    if len(paths) == 1:
+        then(console, "plan", out, "--out", "plan.json", "--sparsity", "0.6")
+    else:
+        size = kv_size(loaded)
+        tokens = 8192
+        most = len(layers_of(loaded).full) * size["num_kv_heads"] * size["head_size"] * 2 * tokens  # half of bf16's
+        budget = ("--kv-bytes", str(most), "--context", str(tokens), "--head-size", str(size["head_size"]))
+        then(console, "plan", *paths, "--out", "plan.json", *budget)
 
 
 def _train(
     out: Path, model: str, config: "GateTraining", folder: Path, resume: bool, seconds: float | None, device: str
 ) -> None:
     from zigzag.training import state
-    from zigzag.training.gates.train import train_gates
 
     console = Console()
     if resume:
@@ -139,6 +151,8 @@ def _train(
     else:
         state.check_free(folder)
     loaded, tokenizer = load(model, device)
+    from zigzag.training.gates.train import train_gates
+
     scores = train_gates(
         loaded, tokenizer, config, folder, resume=resume, seconds=seconds, log=lambda said: console.print(said)
     )
@@ -146,8 +160,8 @@ def _train(
         console.print(f"{folder} holds what was reached; the same command with --resume goes on")
         return
     _save(scores, out, console)
-    if config.num_full is not None:
-        console.print(f"next: zigzag plan {out} --num-full {config.num_full} --out plan.json", soft_wrap=True)
+    budget = ("--sparsity", "0.6") if config.num_full is None else ("--num-full", str(config.num_full))
+    then(console, "plan", out, *budget, "--out", "plan.json")
 
 
 def _save(scores: HeadScores, path: Path, console: Console) -> None:

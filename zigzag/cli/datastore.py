@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from zigzag.cli.options import progress
+from zigzag.cli.options import progress, then
 
 datastore = typer.Typer(no_args_is_help=True, help="Text to draft from (REST): build it from a folder.")
 SUFFIXES = (".txt", ".md", ".py")
@@ -45,3 +45,4 @@ def build(
         made = work.build(texts(), tokenizer)
     made.save(out)
     console.print(f"wrote {out}: {len(made.tokens):,} tokens of {len(paths):,} files")
+    then(console, "generate", "TEXT", "--drafter", "retrieval", "--datastore", out, model=model)

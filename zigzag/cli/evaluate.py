@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from zigzag.cli.load import load
-from zigzag.cli.options import Device, check_out
+from zigzag.cli.options import Device, check_out, then
+from zigzag.evidence.task_names import check_slips
 from zigzag.files.json_files import write_json
+from zigzag.models.sources import check_source
 from zigzag.plans.opened import read_plan
 from zigzag.reference.errors import ArgumentError
 
@@ -44,12 +47,14 @@ def evaluate(
     device: Device = "cpu",
 ) -> None:
     """Run lm-eval's tasks on a model, with or without a plan; prompts and metrics are lm-eval's, the loop is ours."""
+    chosen = None if plan is None else read_plan(plan)
+    asked, names = gen_arguments(gen_kwargs), tasks.split(",")
+    check_slips([name.strip() for name in names], include_path)
+    check_source(model)
     from zigzag.evidence import harness
 
     harness.check_chat(apply_chat_template, fewshot_as_multiturn, thinking)
-    chosen = None if plan is None else read_plan(plan)
-    asked = gen_arguments(gen_kwargs)
-    opened = harness.open_tasks(tasks.split(","), include_path, gen_kwargs=asked)
+    opened = harness.open_tasks(names, include_path, gen_kwargs=asked)
     loaded, tokenizer = load(model, device)
     results = harness.evaluate(
         loaded,
@@ -71,6 +76,9 @@ def evaluate(
     if out is not None:
         write_json(out, results)
         typer.echo(f"wrote {out}")
+    if plan is None:
+        own: list[str | Path] = [] if include_path is None else ["--include-path", include_path]
+        then(Console(), "eval", "--tasks", tasks, *own, "--plan", "plan.json", model=model)
 
 
 def gen_arguments(text: str | None) -> dict[str, Any]:

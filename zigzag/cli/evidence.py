@@ -9,6 +9,9 @@ from rich.console import Console
 
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, check_out
+from zigzag.models.sources import check_source
+from zigzag.plans.opened import read_plan
+from zigzag.plans.scores import HeadScores
 from zigzag.reference.errors import ArgumentError
 
 NAMES = ("passkeys", "ruler", "copying", "frontier", "text", "sums")
@@ -48,6 +51,12 @@ def evidence(
     _refuse(suite.value, {"batch-size": batch_size})
     if bool(scores) != bool(shares):
         raise ArgumentError("evidence: --scores and --shares go together")
+    if not report_only:
+        check_source(model)
+    for each in plans or []:
+        read_plan(each)  # before what takes seconds to import
+    for each in scores or []:
+        HeadScores.load(each)
     from zigzag.evidence import candidates, frontier, suites
 
     path = out or Path(f"out/evidence/{suite.value}.json")
@@ -66,7 +75,6 @@ def evidence(
 def _rows(plans: list[Path], scores: list[Path], shares: list[float], draws: int, recovered: list[Path]) -> list[Any]:
     """The candidates, all files read."""
     from zigzag.evidence import candidates
-    from zigzag.plans.scores import HeadScores
 
     rows = candidates.from_files(plans)
     for number, each in enumerate([HeadScores.load(path) for path in scores]):

@@ -1,10 +1,12 @@
 """What commands share: options checked before any work, errors of one line, progress, tables that are never cut."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Annotated
 
 import typer
@@ -15,10 +17,12 @@ from rich.table import Table
 
 from zigzag.models.decoder import Decoder
 from zigzag.models.placement import usable_device
+from zigzag.models.sources import SMOLLM2
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import ZigzagError
 
 Advance = Callable[[int], object]
+EVERY = 30.0  # seconds between lines of progress where the output is no terminal
 
 
 def run(command: Callable[[], object]) -> None:
@@ -72,11 +76,37 @@ def print_whole(console: Console, table: Table) -> None:
 
 @contextmanager
 def progress(console: Console, what: str, total: int) -> Iterator[Advance]:
-    """A bar while the block runs; yields what moves it on by so many of `total`."""
+    """A bar while the block runs, in a log a line every 30 seconds; yields what moves it on by so many of `total`."""
+    if not console.is_terminal:
+        yield log_lines(console, what, total)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         task = bars.add_task(what, total=total)
         yield lambda count: bars.advance(task, count)
+
+
+def log_lines(console: Console, what: str, total: int, clock: Callable[[], float] = monotonic) -> Advance:
+    """Lines for a log, as a bar would fill it: at most one in `EVERY` seconds."""
+    begin = last = clock()
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal last, done
+        done, now = done + count, clock()
+        if now - last >= EVERY:
+            last = now
+            told = f"{what}: {done:,} of {total:,} after {now - begin:,.0f} s"
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+    return advance
+
+
+def then(console: Console, *words: str | Path, model: str = SMOLLM2) -> None:
+    """The command to type next, with the model where it is not the default."""
+    named = [] if model == SMOLLM2 else ["--model", model]
+    command = " ".join(shlex.quote(str(word)) for word in ("zigzag", *words, *named))
+    console.print(f"next: {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def same_depth(plan: LayerPlan, model: Decoder) -> None:

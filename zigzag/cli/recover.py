@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from zigzag.cli.options import Device
+from zigzag.cli.options import Device, then
+from zigzag.models.sources import check_source
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import ArgumentError
 
@@ -38,10 +39,7 @@ def recover(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
 ) -> None:
     """Train a little under a plan, so that the model says with it what it said without."""
-    from zigzag.models.load import load_model
     from zigzag.training.recovery.config import RecoveryTraining
-    from zigzag.training.recovery.train import PLAN
-    from zigzag.training.recovery.train import recover as run
     from zigzag.training.state import check_free
 
     if out.exists() and not out.is_dir():
@@ -68,8 +66,14 @@ def recover(
     chosen = LayerPlan.load(plan)
     if not resume:
         check_free(out)
+    check_source(model)
+    from zigzag.models.load import load_model
+    from zigzag.training.recovery.train import PLAN
+    from zigzag.training.recovery.train import recover as run
+
     console = Console()
     loaded, tokenizer = load_model(model, device=device, dtype="bfloat16" if device.startswith("cuda") else "float32")
     run(config, loaded, tokenizer, chosen, out, resume=resume, seconds=seconds, log=console.print)
     made = out / ("adapter" if learn == "lora" else "model")
     console.print(f"wrote {made} and {out / PLAN}; see {out / 'README.md'}")
+    then(console, "evidence", "--suite", "text", "--recovered", out, model=model)

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from zigzag.cli.options import Device
+from zigzag.models.sources import check_source
 from zigzag.reference.errors import ArgumentError
 
 
@@ -54,6 +55,7 @@ def train_drafter(
         "seed": seed,
         "sizes": _sizes(size or []),
     }
+    check_source(model)
     configs = [HeadTraining(kind=kind, **options, **more) for kind in kinds]
     target, tokenizer = load_model(model, device=device, dtype="bfloat16" if device.startswith("cuda") else "float32")
     for weight in target.parameters():
@@ -65,7 +67,7 @@ def train_drafter(
         folder, goes_on = base / config.kind, resume and config.kind in begun  # the others have not begun
         train_head(config, target, tokenizer, folder, streams, resume=goes_on, seconds=seconds, log=console.print)
         found = f"zigzag generate --model {model} --drafter {config.kind} TEXT"
-        console.print(f"wrote {folder}; try: {found if out is None else f'zigzag.load_head({str(folder)!r}, model)'}")
+        console.print(f"wrote {folder}; next: {found if out is None else f'zigzag.load_head({str(folder)!r}, model)'}")
 
 
 def _sizes(given: list[str]) -> dict[str, int]:

@@ -1,25 +1,26 @@
 """What a mistyped name may have meant: names that are known, and what lies in the same folder."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
-LIKE = 0.6  # how alike two names are at least, 0 to 1
+LIKE, MOST = 0.7, 3  # how alike two names are at least, 0 to 1; names that are told
 
 
-def meant(
-    path: str | Path, known: Iterable[str] = (), endings: Iterable[str] = (".json",), *, folders: bool = False
-) -> str:
-    """ "; did you mean ...?" with up to three names near this one, or nothing.
+def is_json(path: Path) -> bool:
+    return path.suffix == ".json"
 
-    known: names that are no files; endings: of files to look at; folders: look at folders, too
+
+def meant(path: str | Path, known: Iterable[str] = (), fits: Callable[[Path], bool] = is_json) -> str:
+    """ "; did you mean ...?" with the names nearest to this one, or nothing.
+
+    known: names that are no files; fits: what of the same folder may have been meant
     """
-    path, endings = Path(path), tuple(endings)
+    path = Path(path)
     lying: list[str] = []
     with suppress(OSError):  # there is no such folder, or it may not be read
-        lying = [p.name for p in path.parent.iterdir() if p.name.endswith(endings) or (folders and p.is_dir())]
-    beside = {name: str(path.parent / name) for name in lying if not name.startswith(".")}
-    near = get_close_matches(path.name, beside, 3, LIKE)
-    names = [*get_close_matches(str(path), list(known), 3, LIKE), *(beside[name] for name in near)]
-    return f"; did you mean {' or '.join(names[:3])}?" if names else ""
+        lying = sorted(each.name for each in path.parent.iterdir())
+    beside = [path.parent / name for name in get_close_matches(path.name, lying, MOST, LIKE)]
+    names = [*get_close_matches(str(path), list(known), MOST, LIKE), *(str(each) for each in beside if fits(each))]
+    return f"; did you mean {' or '.join(names[:MOST])}?" if names else ""

@@ -109,7 +109,7 @@ class Datastore:
         Raises ArgumentError for a folder that is none, a damaged one, or one of another tokenizer.
         """
         path = Path(folder)
-        head = read_json(path / "datastore.json", ArgumentError, FORMAT)
+        head = check_datastore(path)
         mark = fingerprint(tokenizer)
         if head.get("tokenizer") != mark:
             raise ArgumentError(f"datastore: {path} was built with another tokenizer; build one with this model's")
@@ -119,6 +119,11 @@ class Datastore:
             )
         tokens, order = (_mapped(path / f"{name}.npy", head, name) for name in ("tokens", "order"))
         return cls(tokens, order, mark)
+
+
+def check_datastore(folder: str | Path) -> dict[str, Any]:
+    """What a folder says of itself; ArgumentError for one that is no datastore, found without a model."""
+    return read_json(Path(folder) / "datastore.json", ArgumentError, FORMAT)
 
 
 def _mapped(path: Path, head: dict[str, Any], name: str) -> Tokens:

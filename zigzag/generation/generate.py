@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from zigzag.defaults import RULE, SEED, SPARE
 from zigzag.generation.callables import listed
 from zigzag.generation.configured import Place, configured
 from zigzag.generation.criteria import Criteria
@@ -46,7 +47,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] = SEED,
     num_return_sequences: int | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     stop: str | Sequence[str] | None = None,
@@ -58,7 +59,7 @@ def generate(
     on_tokens: Callable[[int, list[int]], bool | None] | None = None,
     on_prefill: Callable[[int, int], object] | None = None,
     streamer: Any = None,
-    spare: int = 64,
+    spare: int = SPARE,
     cache: Runner | None = None,
     cuda_graphs: bool | None = None,
     prefill_chunk_size: int | None = None,
@@ -110,7 +111,7 @@ def generate(
         if recipe is not None:
             drafter, rule, logits_processor = cooked(recipe, model, drafter, rule, logits_processor)
         given, attached, vocabulary = opened(plan), attachment_of(model), vocabulary_size(model)
-        chosen = as_rule("residual" if rule is None else rule)
+        chosen = as_rule(RULE if rule is None else rule)
         asked = settings(
             model,
             vocabulary,

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Rule:
     """One acceptance rule and its options, as `Rule("lenient", {"lenience": 0.5})`; see docs/acceptance.md.
 
-    Raises ArgumentError for an unknown name, an option that the rule does not have, or one that it needs.
+    Options that are not given have the values of the table of rules (`zigzag.reference.RULES`), as k = 10 and
+    lenience = 0.5. Raises ArgumentError for an unknown name and for an option that the rule does not have.
     """
 
     name: str = "residual"
@@ -27,11 +28,10 @@ class Rule:
         if self.name not in RULES:
             raise ArgumentError(f"rule must be one of {', '.join(RULES)}, got {self.name!r}")
         required, defaults = RULES[self.name].required.keys(), RULES[self.name].defaults.keys()
-        if not required <= self.options.keys() <= required | defaults:
-            raise ArgumentError(
-                f"rule {self.name!r} needs the options {list(required)} and may have {list(defaults)}, "
-                f"got {list(self.options)}"
-            )
+        if not self.options.keys() <= required | defaults:
+            may = [*required, *defaults]
+            raise ArgumentError(f"rule {self.name!r} may have the options {may}, got {list(self.options)}")
+        object.__setattr__(self, "options", {**RULES[self.name].required, **self.options})
 
     @property
     def lossless(self) -> bool:

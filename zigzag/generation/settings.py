@@ -6,11 +6,11 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from zigzag.defaults import MAX_NEW_TOKENS, MIN_P, TEMPERATURE, TOP_K, TOP_P
 from zigzag.generation.inputs import eos_tokens, real, whole
 from zigzag.models.decoder import Decoder
 from zigzag.reference.errors import ArgumentError
 
-MAX_NEW_TOKENS = 128
 WAY_OUT = "to do without it give generation_config=GenerationConfig(), or one with the rest"
 
 # Of GenerationConfig: what this module reads, and what `generation.configured` makes processors of.
@@ -124,7 +124,7 @@ def settings(
                 f"generate: generation_config says do_sample=False, so {name} would do nothing; give temperature, too"
             )
         temperature = 0.0
-    warmth = real("temperature", _first(temperature, config.temperature, 1.0))
+    warmth = real("temperature", _first(temperature, config.temperature, TEMPERATURE))
     check_fields(config, warmth)
     most = _first(max_new_tokens, config.max_new_tokens, MAX_NEW_TOKENS if config.max_length is None else None)
     eos = _first(eos_token_id, config.eos_token_id, own.eos_token_id)
@@ -136,9 +136,9 @@ def settings(
     piece = _first(prefill_chunk_size, config.prefill_chunk_size)
     return Settings(
         warmth,
-        whole("top_k", _first(top_k, config.top_k, 0), 0),
-        real("top_p", _first(top_p, config.top_p, 1.0)),
-        real("min_p", _first(min_p, config.min_p, 0.0)),
+        whole("top_k", _first(top_k, config.top_k, TOP_K), 0),
+        real("top_p", _first(top_p, config.top_p, TOP_P)),
+        real("min_p", _first(min_p, config.min_p, MIN_P)),
         None if most is None else whole("max_new_tokens", most, 1),
         None if most is not None else whole("max_length", config.max_length, 1),
         eos_tokens(eos, vocabulary),

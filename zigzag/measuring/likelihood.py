@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zigzag.defaults import SPARE
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.plans.opened import opened
@@ -19,7 +20,6 @@ from zigzag.running.rope import check_lengths
 from zigzag.running.runner import Runner
 
 PIECE = 128  # tokens of a row whose logits are held at once
-SPARE = 64
 
 Advance = Callable[[int], object]
 

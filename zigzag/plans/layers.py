@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from zigzag.defaults import SPARE_ON_PAPER
 from zigzag.files.json_files import write_json
 from zigzag.plans.kv_size import Sizes, kv_bytes
 from zigzag.plans.scores import HeadScores
@@ -256,7 +257,7 @@ def make_plan(
     head_size: int | None = None,
     itemsize: int = 2,
     batch: int = 1,
-    spare: int = 0,
+    spare: int = SPARE_ON_PAPER,
     own_windows: Sequence[int] = (),
 ) -> LayerPlan:
     """The layer plan that fits a budget exactly: the layers that need their cache most stay full.

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from zigzag.caches.mixed import full_groups_of, held, new_layer, streaming_parts
+from zigzag.defaults import SPARE
 from zigzag.models.decoder import Decoder
 from zigzag.plans.heads import Plan
 from zigzag.plans.opened import opened
@@ -29,7 +30,7 @@ from zigzag.running.model_layers import ModelLayers, check_may_stream, check_pla
 Model = TypeVar("Model", bound=Decoder)
 
 
-def attach(model: Model, plan: Plan | str | Path, *, spare: int = 64) -> Model:
+def attach(model: Model, plan: Plan | str | Path, *, spare: int = SPARE) -> Model:
     """Make `model` run under `plan`: streaming layers see, and keep, only sink + recent tokens.
 
     Afterwards `model(...)` and `model.generate(...)` work as before, with one-shot or chunked prefill,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zigzag.caches.filled import filled
 from zigzag.caches.fixed import NOBODY, FixedLayer, Ring, RingLayer, Slots
+from zigzag.defaults import SPARE
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import CacheError
 from zigzag.reference.trees import Tree, node_depths, related_nodes
@@ -44,7 +45,7 @@ class FixedStore:
         layers: ModelLayers,
         device: torch.device,
         *,
-        spare: int = 64,
+        spare: int = SPARE,
         capacity: int = 1024,
         graphs: bool = True,
         must: bool = False,

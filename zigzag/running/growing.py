@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zigzag.caches.full import FullLayer
 from zigzag.caches.mixed import growing_parts, new_layer, streaming_parts
+from zigzag.defaults import SPARE
 from zigzag.plans.heads import Plan
 from zigzag.reference.errors import CacheError
 from zigzag.running.attention import FEW_QUERIES, Attention, FullHeads
@@ -34,7 +35,7 @@ class GrowingStore:
         layers: ModelLayers,
         device: torch.device,
         *,
-        spare: int = 64,
+        spare: int = SPARE,
         by_positions: bool | None = None,
     ) -> None:
         check_plan("GrowingStore", plan, layers)

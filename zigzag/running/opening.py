@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 
+from zigzag.defaults import SPARE
 from zigzag.plans.heads import HeadPlan, Plan
 from zigzag.plans.layers import FULL
 from zigzag.reference.errors import ArgumentError, ModelError
@@ -21,7 +22,7 @@ def open_runner(
     host: Host,
     plan: Plan | None,
     *,
-    spare: int = 64,
+    spare: int = SPARE,
     keep_hidden: bool = False,
     capacity: int = 1024,
     changes: Changes = NONE,

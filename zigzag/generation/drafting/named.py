@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from zigzag.defaults import NUM_DRAFT_TOKENS
 from zigzag.generation.drafting.adaptive import AdaptiveDrafter
 from zigzag.generation.drafting.draft import Drafter
 from zigzag.generation.drafting.jacobi import JacobiDrafter, LookaheadDrafter
@@ -19,7 +20,6 @@ from zigzag.models.draft_heads.kinds import KINDS
 from zigzag.reference.errors import ArgumentError, ModelError
 from zigzag.running.model_layers import layers_of
 
-LENGTH = 4  # tokens of a draft where nobody says
 COPIED = (3, 10)  # lengths that an adaptive drafter tries where it copies
 
 
@@ -53,7 +53,7 @@ def as_drafter(drafter: Any, model: Decoder, num_draft_tokens: int | None) -> Dr
     """
     if drafter is None:
         return None
-    count = LENGTH if num_draft_tokens is None else num_draft_tokens
+    count = NUM_DRAFT_TOKENS if num_draft_tokens is None else num_draft_tokens
     if isinstance(drafter, str) and drafter in NAMED:
         return NAMED[drafter](model, count)
     if isinstance(drafter, str) and drafter in KINDS:

@@ -13,7 +13,6 @@ from zigzag.plans.scores import HeadScores
 from zigzag.reference.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from zigzag.models.load import known_context
     from zigzag.training.gates.config import GateTraining
 
 OURS = ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")
@@ -103,6 +102,7 @@ def calibrate(
         return
     if len(recents) > 1:
         raise ArgumentError(f"calibrate: {method.value} trains for one window, got {len(recents)} of --recent")
+    from zigzag.models.load import known_context
     from zigzag.training.gates.config import GateTraining
 
     context = known_context(model)

@@ -94,7 +94,7 @@ def damaged(change: Callable[[dict], object]) -> str:
         ("", "JSON file is needed"),
         (damaged(lambda c: None)[:-9], "JSON file is needed"),
         ("{}", "format 'zigzag-head-plan' version 1 or 2 is needed"),
-        (damaged(lambda c: c.update(format="zigzag-layer-plan")), "got 'zigzag-layer-plan' version 1"),
+        (damaged(lambda c: c.update(format="zigzag-layer-plan")), "the file holds a layer plan, needed here: a head"),
         (damaged(lambda c: c.pop("sink")), "'sink' must be a int, got nothing"),
         (damaged(lambda c: c.update(sink=True)), "'sink' must be a int, got True"),
         (damaged(lambda c: c.update(full_heads="Fs")), "'full_heads' must be a list, got 'Fs'"),

@@ -44,6 +44,13 @@ def test_slips_ask_nobody(source: str, words: str) -> None:
     assert words in str(said.value)
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_what_is_damaged_is_said_before_what_is_missing(name: str, here: Path) -> None:
+    (here / "my-model" / name).write_text('{"a": ')
+    with pytest.raises(ModelError, match=name):
+        check_source("my-model")
+
+
 def test_a_folder_with_a_tokenizer(here: Path) -> None:
     (here / "my-model" / "tokenizer.json").touch()
     check_source("my-model")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 
 LIKE, MOST = 0.7, 3  # how alike two names are at least, 0 to 1; names that are told
@@ -21,6 +21,11 @@ def meant(path: str | Path, known: Iterable[str] = (), fits: Callable[[Path], bo
     lying: list[str] = []
     with suppress(OSError):  # there is no such folder, or it may not be read
         lying = sorted(each.name for each in path.parent.iterdir())
-    beside = [path.parent / name for name in get_close_matches(path.name, lying, MOST, LIKE)]
+    beside = [path.parent / name for name in get_close_matches(path.name, lying, MOST, LIKE) if _alike(path, name)]
     names = [*get_close_matches(str(path), list(known), MOST, LIKE), *(str(each) for each in beside if fits(each))]
     return f"; did you mean {' or '.join(names[:MOST])}?" if names else ""
+
+
+def _alike(path: Path, name: str) -> bool:
+    """Names are alike without their endings, too: .json alone makes half of nope.json and of scores.json the same."""
+    return SequenceMatcher(None, path.stem, Path(name).stem).ratio() >= LIKE

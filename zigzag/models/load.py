@@ -42,8 +42,6 @@ def load_model(
     folder = str(path)
     if path.suffix == ".gguf":
         _check_file(path)
-    elif path.is_dir():
-        _check_json(path)
     try:
         if path.suffix == ".gguf":
             folder, options = _gguf(path)
@@ -109,15 +107,6 @@ def _from_transformers(source: str, folder: str, kind: "torch.dtype", options: d
             )
     loaded: CausalLM = model
     return loaded
-
-
-def _check_json(folder: Path) -> None:
-    """ModelError for a damaged file, of which transformers would take some for missing."""
-    from zigzag.models.checkpoint import read_config
-
-    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            read_config(folder / name)
 
 
 def glm_folder(source: str) -> Path | None:

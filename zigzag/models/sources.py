@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+from zigzag.files.json_files import read_json
 from zigzag.files.near import meant
 from zigzag.models import tiny_glm
 from zigzag.reference.errors import ModelError
 
 SMOLLM2 = "smollm2"
 NAMES = (SMOLLM2, tiny_glm.NAME)
+CONFIG = "config.json"
+READ = (CONFIG, "generation_config.json", "tokenizer_config.json")  # transformers takes a damaged one for missing
 TOKENIZER = ("tokenizer", "tokenization", "vocab", "merges", "spiece", "sentencepiece", "tekken", "bpe", "source")
 WAIT = 5.0  # seconds for the hub's answer
 
@@ -33,12 +36,15 @@ def check_source(source: str) -> None:
 
 def is_model(path: Path) -> bool:
     """Whether a model lies there: a folder with a configuration, or a GGUF file."""
-    return path.suffix == ".gguf" or (path / "config.json").is_file()
+    return path.suffix == ".gguf" or (path / CONFIG).is_file()
 
 
 def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"load_model: the folder {folder} holds no config.json, so it is no model of transformers'")
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"load_model: the folder {folder} holds no {CONFIG}, so it is no model of transformers'")
+    for name in READ:
+        if (folder / name).exists():
+            read_json(folder / name, ModelError)
     if not any(file.name.startswith(TOKENIZER) for file in folder.iterdir()):
         raise ModelError(
             f"load_model: the folder {folder} holds no tokenizer (tokenizer.json or the like); put the model's there: "

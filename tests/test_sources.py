@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")  # it brings huggingface_hub
 
 import huggingface_hub as hub
 from huggingface_hub import constants, errors

@@ -49,25 +49,25 @@ def calibrate(
 ) -> HeadScores:
     """Scores of all KV heads [L, G], larger = needs its full cache more, by one of these methods:
 
-    ``gate_gradient``  first-order fall of the answer's log-odds if the head streams: one backward pass. (The
-                       cross-entropy would do where it is not near 0; see docs/decisions/0002.)
-    ``lost_mass``      attention probability that streaming does not see, at the answer's tokens.
-    ``output_deviation``  relative change of the head's output, at the answer's tokens.
-    ``layer_loss``     increase of the answer's loss when the whole layer streams: L forward passes, the
-                       expensive yardstick; all heads of a layer get the same score.
+    gate_gradient: first-order fall of the answer's log-odds if the head streams: one backward pass. (The
+        cross-entropy would do where it is not near 0; see docs/decisions/0002.)
+    lost_mass: attention probability that streaming does not see, at the answer's tokens.
+    output_deviation: relative change of the head's output, at the answer's tokens.
+    layer_loss: increase of the answer's loss when the whole layer streams: L forward passes, the
+        expensive yardstick; all heads of a layer get the same score.
 
     Of others, from one forward pass each; they ask where a head looks, not what streaming changes:
 
-    ``copied``         how often the most attended token is the one that is said next, beyond the window (retrieval
-                       score, arXiv 2404.15574).
-    ``echo``, ``induction``  attention from a token to its earlier occurrences, or to what followed them, in random
-                       tokens that come four times (RazorAttention, arXiv 2407.15891); of prompts only lengths and
-                       seeds count.
-    ``mean_states``    area under the cumulative attention of the mean query over the mean key at 500 positions
-                       (kvpress computes DuoAttention's gates so on the fly).
-    ``lazy``           attention of the last token outside of the window, a mean over a layer's heads (SimLayerKV,
-                       arXiv 2410.13846).
-    ``entropy``        entropy of the attention at the answer's tokens, in nats.
+    copied: how often the most attended token is the one that is said next, beyond the window (retrieval
+        score, arXiv 2404.15574).
+    echo, induction: attention from a token to its earlier occurrences, or to what followed them, in random
+        tokens that come four times (RazorAttention, arXiv 2407.15891); of prompts only lengths and
+        seeds count.
+    mean_states: area under the cumulative attention of the mean query over the mean key at 500 positions
+        (kvpress computes DuoAttention's gates so on the fly).
+    lazy: attention of the last token outside of the window, a mean over a layer's heads (SimLayerKV,
+        arXiv 2410.13846).
+    entropy: entropy of the attention at the answer's tokens, in nats.
 
     Measures per query head are averaged over prompts and tokens, then the largest of each group counts (DuoAttention's
     heads, arXiv 2410.10819; see docs/concepts.md), of ``mean_states`` the mean.

@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/zigzag demo $(DEMO)
 
 test: lint test-vllm
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 # A plan inside vLLM, which wants other versions than zigzag has: an environment of its own. Where it cannot be made
 # (no network, another machine) this says so and is no failure.

@@ -1,12 +1,15 @@
 """What the whole suite needs; its options are the parity suite's."""
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and NumPy are imported: a core for each worker
 
 import cupy_on_numpy
+import interpreting
 import pytest
 
 pytest_plugins = ["zigzag.conformance.plugin"]
@@ -14,6 +17,22 @@ pytest_plugins = ["zigzag.conformance.plugin"]
 
 def pytest_configure(config: pytest.Config) -> None:
     cupy_on_numpy.register()
+
+
+def pytest_sessionstart() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+        interpreting.quicken()
+
+
+@pytest.fixture(scope="session")
+def short_smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's GGUF file, cut; skips without the wheel."""
+    from models import smollm2, write_short_smollm2
+
+    smollm2()
+    path = tmp_path_factory.mktemp("gguf") / "short.gguf"
+    write_short_smollm2(path)
+    return path
 
 
 @pytest.fixture

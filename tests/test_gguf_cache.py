@@ -10,12 +10,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("gguf", reason="gguf is not installed")
 
-from models import smollm2, tiny_llama, tiny_tokenizer  # noqa: E402
+from models import tiny_llama, tiny_tokenizer  # noqa: E402
 
 from zigzag import ModelError, load_model  # noqa: E402
 from zigzag.models import gguf_cache  # noqa: E402
 from zigzag.models.gguf_cache import cached, remember  # noqa: E402
-from zigzag.models.load import smollm2_path  # noqa: E402
 
 TEXT = "def area(width, height):\n    return width * height  # 3.14 naïve\n<|im_start|>user"
 
@@ -43,11 +42,11 @@ def facts(loaded: tuple[Any, Any]) -> tuple[Any, ...]:
     return config, generation, tokenizer(TEXT).input_ids, chat, tokenizer.decode(chat), ends
 
 
-def test_the_copy_is_the_same_model(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_copy_is_the_same_model(own_cache: Path, short_smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SmolLM2 as transformers reads its file, as it is copied, and as the copy is read."""
-    smollm2()  # skips where it is not installed
+    monkeypatch.setattr("zigzag.models.load.smollm2_path", lambda: short_smollm2)
     made = load_model("smollm2")
-    copy = cached(smollm2_path())
+    copy = cached(short_smollm2)
     assert copy.is_dir() and copy.is_relative_to(own_cache)
     monkeypatch.setattr("zigzag.models.load._checked_gguf", None)  # from here on nothing reads the file itself
     again = load_model("smollm2")
@@ -62,6 +61,7 @@ def test_the_copy_is_the_same_model(own_cache: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ModelError, match=f"read from {copy}"):
         load_model("smollm2")
     monkeypatch.undo()
+    monkeypatch.setattr("zigzag.models.load.smollm2_path", lambda: short_smollm2)
     monkeypatch.setattr(gguf_cache, "LARGEST", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(own_cache / "none"))
     itself = load_model("smollm2")

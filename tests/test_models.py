@@ -14,7 +14,7 @@ from zigzag import ArgumentError, ModelError, load, load_model
 from zigzag.models.checkpoint import read_config
 from zigzag.models.folder import save_folder
 from zigzag.models.glm import load_both
-from zigzag.models.load import check_weights, smollm2_path
+from zigzag.models.load import check_weights
 from zigzag.models.placement import DTYPES
 from zigzag.models.tiny_glm import folder as folder_of_tiny_glm
 from zigzag.reference.glm import GlmConfig
@@ -229,12 +229,9 @@ def test_not_gguf(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [1000, 5_000_000, -1000], ids=["header", "tensors", "last tensor"])
-def test_truncated_gguf(tmp_path: Path, size: int) -> None:
-    smollm2()
-    whole = smollm2_path()
+def test_truncated_gguf(short_smollm2: Path, tmp_path: Path, size: int) -> None:
     path = tmp_path / "cut.gguf"
-    with whole.open("rb") as file:
-        path.write_bytes(file.read(size if size > 0 else whole.stat().st_size + size))
+    path.write_bytes(short_smollm2.read_bytes()[:size])
     with pytest.raises(ModelError, match=r"cut\.gguf is (not a whole GGUF file|truncated)"):
         load_model(path)
 
@@ -255,13 +252,12 @@ def test_smollm2() -> None:
 
 
 @pytest.fixture(scope="module")
-def of_gguf(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def of_gguf(short_smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """SmolLM2 read from its GGUF file, not from the copy of it."""
-    smollm2()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("zigzag.models.gguf_cache.LARGEST", 0)
-        return load_model("smollm2")
+        return load_model(short_smollm2)
 
 
 def test_a_folder_for_other_engines(of_gguf: Any, tmp_path: Path) -> None:

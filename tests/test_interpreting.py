@@ -1,6 +1,7 @@
 """Triton's interpreter puts in place what it does without `interpreting`."""
 
 import inspect
+import os
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton.language as tl
 from triton.runtime import interpreter
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels are compiled here")
 
 PLACES = {"tl": tl, "core": tl.core, "tensor": tl.tensor, "math": tl.math, "descriptor": tl.core.tensor_descriptor_base}
 

@@ -9,7 +9,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := test
-.PHONY: docs demo test test-vllm test-gpu mutants evidence bench lint clean
+.PHONY: docs look demo test test-vllm test-gpu mutants evidence bench lint clean
 
 demo: $(READY)
 	$(BIN)/zigzag demo $(DEMO)
@@ -44,6 +44,11 @@ evidence: $(READY)
 # The site out of docs/ and the docstrings, in out/site/index.html; a warning is an error.
 docs: $(READY)
 	$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html docs out/site
+
+# The same in a real browser, which must be there (CHROMIUM, or Debian's chromium): links, pictures, a telephone, search.
+look: docs
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[look]"
+	$(BIN)/python tests/site/look.py out/site
 
 # addopts skips benchmarks; pytest-benchmark refuses "skip" and "only" together, so they are replaced here.
 bench: $(READY)

@@ -91,8 +91,8 @@ class Budgeted(Penalised):
 def projected(gates: Tensor, total: float) -> Tensor:
     """The nearest gates in [0, 1] whose sum is `total`: clip(gates - shift), the shift found by bisection.
 
-    >>> projected(torch.tensor([0.75, 0.75, 0.0]), 1.0)
-    tensor([0.5000, 0.5000, 0.0000])
+    >>> projected(torch.tensor([1.75, 0.75, 0.0]), 1.5)
+    tensor([1.0000, 0.5000, 0.0000])
     """
     wide = gates.double()
     low, high = wide.min() - 1, wide.max()  # sums of all gates, and of none

@@ -2,9 +2,6 @@
 
 from collections.abc import Callable
 
-import hypothesis
-from hypothesis import strategies as st
-
 from zigzag.conformance.arrays import interpreted
 
 PROFILES = {"dev": 1, "ci": 4, "gpu": 2}  # examples, as multiples of what each test has
@@ -25,12 +22,17 @@ def examples(backend: str, most: int) -> int:
 
 
 def drawn(backend: str, most: int, check: Callable) -> None:
-    """Runs `check(data)` on drawn examples, as many as suit the backend."""
+    """Runs `check(data)` on drawn examples, as many as suit the backend; `data.draw` takes a strategy."""
+    import hypothesis
+    from hypothesis import strategies as st
+
     hypothesis.settings(max_examples=examples(backend, most))(hypothesis.given(data=st.data())(check))()
 
 
 def prepare(profile: str, most: int | None, *, seeded: bool) -> None:
     """Set for the whole process. The same examples come each time, unless a seed was given."""
+    import hypothesis
+
     Effort.times, Effort.most = PROFILES[profile], most
     slow = [hypothesis.HealthCheck.too_slow] if profile == "gpu" else []  # kernels are compiled for each new shape
     hypothesis.settings.register_profile(

@@ -11,7 +11,7 @@ from zigzag.conformance.arrays import convert, kind_of, to_numpy
 from zigzag.conformance.calls import Call, Stored
 from zigzag.reference.errors import ZigzagError
 
-MOST = 200  # numbers that are written out; more go into a file
+MOST = 60  # numbers that are written out; more go into a file
 IMPORT = "from zigzag.conformance import compare, inf, nan"
 
 
@@ -38,7 +38,9 @@ def _saved(call: Call, folder: Path) -> Path:
     arrays = {name: value for name, value in call.arguments.items() if isinstance(value, Stored)}
     rest = {name: value for name, value in call.arguments.items() if name not in arrays}
     about = json.dumps({"dtypes": {name: value.dtype for name, value in arrays.items()}, "options": rest}, default=list)
-    np.savez_compressed(path, about=np.array(about), **{f"array_{name}": value.values for name, value in arrays.items()})
+    np.savez_compressed(
+        path, about=np.array(about), **{f"array_{name}": value.values for name, value in arrays.items()}
+    )
     return path
 
 

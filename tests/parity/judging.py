@@ -9,10 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-PROPERTIES = {
+CALLING = {  # what is the same for every op
     "shapes": "results have the reference's shapes, also of nothing and of sizes that are no power of two",
     "dtypes": "results have the dtypes that the op promises, in every precision that the backend takes",
     "devices": "results lie where the arguments lie",
+    "inputs": "arguments are afterwards as they were",
+    "determinism": "the same call gives the same bits",
+    "leaks": "what nobody may see changes nothing, even if it is NaN; nor does another row",
+    "errors": "bad arguments are refused by name before any work",
+}
+COMPUTING = {  # what an op is
     "tolerance": "numbers are hardly more wrong than the reference's result rounded to their precision",
     "tokens": "tokens, ids and choices are the reference's, each one",
     "windows": "sinks, recent tokens and blocks end where the formula says",
@@ -20,24 +26,27 @@ PROPERTIES = {
     "lengths": "rows of different lengths: caches, pages, numbers of drafts",
     "ties": "of equal numbers the one with the lower index wins",
     "edges": "probabilities of 0 and 1, coins at a threshold, rows without weight, NaN where it may come",
-    "leaks": "what nobody may see changes nothing, even if it is NaN; nor does another row",
-    "determinism": "the same call gives the same bits",
-    "inputs": "arguments are afterwards as they were",
-    "errors": "bad arguments are refused by name before any work",
 }
+PROPERTIES = CALLING | COMPUTING
 UNNAMED = "?"
 
 
 @dataclass
 class Judge:
-    """Of the running test: properties whose checks were passed, the property whose check failed, and its last call."""
+    """Of the running test: its ops, properties whose checks were passed, the one whose check failed, its last call."""
 
+    ops: set[str] = field(default_factory=set)
     reached: set[str] = field(default_factory=set)
     failed: str | None = None
     call: Any = None
 
     def begin(self) -> None:
-        self.reached, self.failed, self.call = set(), None, None
+        self.ops, self.reached, self.failed, self.call = set(), set(), None, None
+
+    def calls(self, call: Any) -> None:
+        """What failed before is of an example that was not the smallest."""
+        self.ops.add(call.op)
+        self.call, self.failed = call, None
 
 
 judge = Judge()
@@ -50,7 +59,7 @@ def judging(name: str) -> Iterator[None]:
     try:
         yield
     except AssertionError:
-        judge.failed = name
+        judge.failed = judge.failed or name  # the innermost
         raise
     judge.reached.add(name)
 

@@ -88,7 +88,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
     report = yield
     if call.when == "call" and (cell := cell_of(item)) is not None and "backend" in item.fixturenames:
         op, name = cell
-        reached = judge.reached | ({name} if report.passed else set())
+        reached = judge.reached | ({name} if report.passed and op in judge.ops else set())
         report.user_properties += [("op", op), ("reached", sorted(reached))]
         if report.failed:
             report.user_properties += [("failed", judge.failed or name), *_told(item, call)]

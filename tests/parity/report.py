@@ -1,18 +1,26 @@
 """The results of a run as a table op by property."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from zigzag.conformance.judging import PROPERTIES
 from zigzag.reference import OPS
 
-PASS, FAIL, GAP, STALE, NOT_SUPPORTED = "pass", "fail", "known gap", "gap that passes", "not supported"
+PASS, FAIL, GAP, STALE, NOT_SUPPORTED = "pass", "fail", "known gap", "stale gap", "not supported"
+BAD = (FAIL, STALE)
 
 
 @dataclass
 class Cell:
-    """What was found of one property of one op; `example`: two lines that repeat the first failure."""
+    """What was found of one property of one op.
+
+    result: PASS, FAIL, GAP (it fails, as its author says), STALE (it does not, though its author says so) or
+        NOT_SUPPORTED
+    message: what failed, or the reason of a gap
+    test: the first test that failed
+    example: two lines that repeat its last call
+    """
 
     op: str
     property: str
@@ -30,32 +38,42 @@ class Failure:
 
 
 class Report:
-    """A pytest plugin that keeps what the tests found."""
+    """A pytest plugin that keeps what the tests found.
 
-    def __init__(self) -> None:
+    advance: called with the number of tests that ended and that of all
+    """
+
+    def __init__(self, advance: Callable[[int, int], object] = lambda done, total: None) -> None:
+        self.advance = advance
         self.reached: set[tuple[str, str]] = set()
         self.failures: dict[tuple[str, str], Failure] = {}
         self.broken: list[str] = []
-        self.passed = 0
+        self.done = self.total = 0
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
             self.broken.append(f"{report.nodeid}: {report.longreprtext}")
 
+    def pytest_collection_finish(self, session: Any) -> None:
+        self.total = len(session.items)
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.done += 1
+        self.advance(self.done, self.total)
+
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed and report.when != "call":
-            self.broken.append(f"{report.nodeid}: {report.longreprtext}")
-        if report.when != "call":
-            return
-        self.passed += report.passed
-        found = dict(report.user_properties)
+        found = dict(report.user_properties) if report.when == "call" else {}
         self.reached |= {(found["op"], name) for name in found.get("reached", ())}
         if report.failed and "failed" in found:
             failure = Failure(report.nodeid, found["message"], found["example"])
             self.failures.setdefault((found["op"], found["failed"]), failure)
+        elif report.failed:
+            self.broken.append(f"{report.nodeid}: {report.longreprtext}")
 
-    def cells(self, supported: tuple[str, ...], wanted: tuple[str, ...], gaps: Mapping[Any, str]) -> list[Cell]:
-        """Of the wanted ops, in the order of ops and properties; properties that no test judges are left out."""
+    def cells(
+        self, supported: Collection[str], wanted: Collection[str], gaps: Mapping[tuple[str, str], str]
+    ) -> list[Cell]:
+        """Of the wanted ops, in the order of ops and properties; cells that no check reached are left out."""
         return [
             cell
             for op in OPS
@@ -65,11 +83,11 @@ class Report:
         ]
 
     def _cell(self, op: str, name: str, supported: bool, gap: str | None) -> Cell | None:
-        if not supported:
-            return Cell(op, name, NOT_SUPPORTED)
         if failure := self.failures.get((op, name)):
             told = (failure.message, failure.test, failure.example)
             return Cell(op, name, FAIL, *told) if gap is None else Cell(op, name, GAP, gap, failure.test)
-        if (op, name) in self.reached:
-            return Cell(op, name, PASS if gap is None else STALE, gap or "")
-        return None
+        if gap is not None:
+            return Cell(op, name, STALE, gap)
+        if not supported:
+            return Cell(op, name, NOT_SUPPORTED)
+        return Cell(op, name, PASS) if (op, name) in self.reached else None

@@ -41,7 +41,7 @@ def differences(expected: Iterable[str], found: Iterable[str]) -> list[str]:
 
 
 def shipped_files() -> set[str]:
-    """Every file of the package folders, Markdown only where it is asked for, by its name in the wheel."""
+    """Every file of the package folders, Markdown only where it is asked for, by its name in the wheel; the plugin."""
     files = {
         f"{package.replace('.', '/')}/{path.name}"
         for package in PACKAGES
@@ -49,7 +49,7 @@ def shipped_files() -> set[str]:
         if path.is_file() and (path.suffix != ".md" or "*.md" in PACKAGE_DATA.get(package, ()))
     }
     assert len(files) > len(PACKAGES)
-    return files | deeper_files()
+    return files | deeper_files() | {"zigzag_pytest.py"}
 
 
 def deeper_files() -> set[str]:
@@ -98,7 +98,7 @@ def new_setuptools() -> bool:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel built from the sdist built from a copy, so that nothing is written into the tree."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "zigzag_pytest.py"):
         shutil.copy(ROOT / name, source)
     for folder in ("reference", "backends", "zigzag", "tests/parity"):
         shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))

@@ -168,7 +168,7 @@ def test_backends(judged: str, backend: str) -> None:
     drawn(backend, 25, lambda data: check(backend, data.draw(dtypes), data.draw(layers(SLOTS[judged]))))
 
 
-@judges("shapes", "mixed_attention")
+@judges("tolerance", "mixed_attention")
 @pytest.mark.parametrize("groups", [(True,), (False,), (True, True, True), (False,) * 3], ids=str)
 def test_one_kind_only(groups: tuple[bool, ...], backend: str) -> None:
     """F = G with a streaming cache that is empty, F = 0 with a full cache without heads."""

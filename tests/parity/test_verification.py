@@ -215,7 +215,7 @@ def emitted(op: str, backend: str, given: list[np.ndarray]) -> np.ndarray:
     return to_numpy(result.output_token_ids)
 
 
-@judges("shapes")
+@judges("tokens")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("op", ["verify_greedy", "verify_residual", "verify_block", "verify_exact"])
 def test_same_tokens(backend: str, op: str, shape: tuple[int, int, int]) -> None:

@@ -80,7 +80,7 @@ def _ragged(rng: np.random.Generator, rows: int) -> Arguments:
     arrays = {"query": rng.standard_normal((int(counts.sum()), 4, 5))}
     arrays |= {name: rng.standard_normal((rows * pages, 2, 4, size)) for name, size in (("key", 5), ("value", 3))}
     arrays |= {"query_starts": np.append(0, np.cumsum(counts)), "lengths": 5 + counts, "block_table": table}
-    return Arguments(arrays, dict(WINDOW))
+    return Arguments(arrays, dict(WINDOW), {"query": 0})  # what its tokens ask
 
 
 def _scores(**options: Any) -> Callable[[np.random.Generator, int], Arguments]:

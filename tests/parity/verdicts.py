@@ -17,11 +17,13 @@ from zigzag.conformance.arrays import convert, dtypes_of, interpreted, kind_of, 
 from zigzag.conformance.calls import called
 from zigzag.conformance.drafts import Round, rounds, settle
 from zigzag.conformance.effort import drawn
+from zigzag.conformance.judging import judging
 from zigzag.conformance.tolerance import assert_equal
 from zigzag.reference import RULES
 from zigzag.reference.verification import Verdict
 
 PARTS = {"float64": 2**12, "float32": 2**12, "float16": 2**7, "bfloat16": 2**7}  # exact in the dtype
+MANY = 600  # rows, so that every branch is taken
 MARGIN = {"float64": 1e-6, "float32": 1e-3}
 RULE = {op: rule for rule in RULES.values() for op in (rule.chain, rule.tree) if op}
 
@@ -94,10 +96,10 @@ def is_typical_clear(made: Round, margin: float, epsilon: float, delta: float) -
     return not np.any(np.abs(p - bound) <= margin)
 
 
-def many(op: str, rows: int = 2000) -> Round:
+def many(op: str, rows: int = MANY) -> Round:
     """Rows of any numbers, so many that every branch is taken; the chance that one lies at a threshold is nil."""
     rng = np.random.default_rng(len(op))
-    batch, parents = (300, [-1, -1, 0, 0, 1, 1]) if "tree" in op else (rows, [-1, 0, 1, 2])
+    batch, parents = (rows // 2, [-1, -1, 0, 0, 1, 1]) if "tree" in op else (rows, [-1, 0, 1, 2])
     draft = rng.dirichlet(np.ones(5), (batch, len(parents)))
     target = rng.dirichlet(np.ones(5), (batch, len(parents) + 1))
     if "tree" in op:
@@ -107,8 +109,11 @@ def many(op: str, rows: int = 2000) -> Round:
 
 
 def check_many_rows(op: str, backend: str, options: dict) -> None:
-    """Of different numbers of drafts."""
-    check_equal(op, backend, widest(backend), many(op, 24 if interpreted(backend) else 2000), options)
+    """Of equal and of different numbers of drafts."""
+    made = many(op, 24 if interpreted(backend) else MANY)
+    with judging("tokens"):
+        check_equal(op, backend, widest(backend), replace(made, counts=None), options)
+    check_equal(op, backend, widest(backend), made, options)
 
 
 def check_half_precision(op: str, backend: str, dtype: str, options: dict) -> None:
@@ -116,7 +121,7 @@ def check_half_precision(op: str, backend: str, dtype: str, options: dict) -> No
     supports(backend, op)
     if dtype not in dtypes_of(backend):
         pytest.skip(f"backend {backend} has no {dtype}")
-    made = many(op, 24 if interpreted(backend) else 2000)
+    made = many(op, 24 if interpreted(backend) else MANY)
     half = {name: to_numpy(convert(getattr(made, name), "torch", dtype)) for name in ("draft", "target", "uniforms")}
     made = replace(made, **half)
     whole, halved = (call(op, backend, d, made, options, validate=False) for d in ("float32", dtype))

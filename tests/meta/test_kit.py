@@ -10,7 +10,7 @@ import pytest
 
 import zigzag
 from zigzag import ZigzagError, ops, reference
-from zigzag.conformance import compare
+from zigzag.conformance import compare, effort
 from zigzag.conformance import test_assignment as assigning
 from zigzag.conformance import test_attention as attending
 from zigzag.conformance import test_every_op as every_op
@@ -231,6 +231,8 @@ def test_effort(monkeypatch: pytest.MonkeyPatch) -> None:
     assert examples("numpy", 10) == 40
     monkeypatch.setattr(Effort, "most", 7)
     assert examples("numpy", 10) == 7
+    monkeypatch.setattr(effort, "interpreted", lambda backend: True)
+    assert [examples("triton", 10, least) for least in (2, 5, 9)] == [2, 5, 7]
 
 
 def test_typical_calls_are_the_same_each_time() -> None:

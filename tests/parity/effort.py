@@ -15,18 +15,19 @@ class Effort:
     most: int | None = None
 
 
-def examples(backend: str, most: int) -> int:
-    """How many examples to draw on the backend where `most` are wanted at times 1."""
+def examples(backend: str, most: int, least: int = 3) -> int:
+    """How many examples to draw on the backend where `most` are wanted at times 1; where kernels are interpreted an
+    eighth of them, but not fewer than `least`."""
     count = Effort.most or most * Effort.times
-    return max(3, count // 8) if interpreted(backend) else count
+    return max(min(least, count), count // 8) if interpreted(backend) else count
 
 
-def drawn(backend: str, most: int, check: Callable) -> None:
+def drawn(backend: str, most: int, check: Callable, *, least: int = 3) -> None:
     """Runs `check(data)` on drawn examples, as many as suit the backend; `data.draw` takes a strategy."""
     import hypothesis
     from hypothesis import strategies as st
 
-    hypothesis.settings(max_examples=examples(backend, most))(hypothesis.given(data=st.data())(check))()
+    hypothesis.settings(max_examples=examples(backend, most, least))(hypothesis.given(data=st.data())(check))()
 
 
 def prepare(profile: str, most: int | None, *, seeded: bool) -> None:

@@ -32,7 +32,7 @@ def test_attention_ops(op: str, judged: str, backend: str) -> None:
             spoiled(case, window)
         check(op, backend, dtype, case, {**window, **case.options})
 
-    drawn(backend, 15, run)
+    drawn(backend, 15, run, least=7 if op == "attention" else 2)
 
 
 @judges("lengths", "attention")

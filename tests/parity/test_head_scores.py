@@ -22,4 +22,4 @@ def test_head_scores(op: str, judged: str, backend: str) -> None:
             case.value[..., 0] += 8  # keeps ||full|| away from 0, where a relative change has no meaning
         check(op, backend, dtype, case, {**case.window, **case.options})
 
-    drawn(backend, 15, run)
+    drawn(backend, 15, run, least=2)

@@ -135,6 +135,17 @@ def test_gate_gradient_is_the_derivative_by_the_gates(name: str, plan: LayerPlan
             np.testing.assert_allclose(scores, wrong, **tolerance)
 
 
+@pytest.mark.parametrize("batch_size", [1, 10])
+def test_gate_magnitude_is_the_mean_of_each_prompts_gradient_without_its_sign(batch_size: int) -> None:
+    model = tiny_llama(dtype=torch.float64)
+    each = [calibrate(model, method="gate_gradient", prompts=[prompt], **WINDOW).values for prompt in PROMPTS]
+    scores = calibrate(model, method="gate_magnitude", prompts=PROMPTS, batch_size=batch_size, **WINDOW).values
+    np.testing.assert_allclose(scores, np.mean(np.abs(each), axis=0), rtol=1e-6)
+    for wrong in (np.abs(np.mean(each, axis=0)), np.mean(each, axis=0), np.sum(np.abs(each), axis=0)):
+        with pytest.raises(AssertionError):
+            np.testing.assert_allclose(scores, wrong, rtol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["lost_mass", "output_deviation"])
 def test_measures_at_the_answer(model: Any, method: str) -> None:
     measured: list[list[Any]] = [[] for _ in range(LAYERS)]

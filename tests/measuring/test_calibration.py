@@ -69,7 +69,7 @@ def test_what_is_handed_on_and_written_down(model: Any, asked: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"method": "luck"}, ArgumentError, "method must be one of gate_gradient, lost_mass, output_dev.*, got 'luck'"),
+        ({"method": "luck"}, ArgumentError, "method must be one of gate_gradient, gate_magnitude, lost.*, got 'luck'"),
         ({"sink": 0, "recent": 0}, ArgumentError, r"sink \+ recent must be at least 1"),
         ({"sink": -1}, ArgumentError, "sink must not be negative"),
     ],
@@ -125,4 +125,6 @@ def test_learned_sinks_are_refused_by_name(method: str) -> None:
 
 def test_steps() -> None:
     found = {method: calibration.steps(method, 5, 3) for method in calibration.METHODS}
-    assert found == {"gate_gradient": 5, "lost_mass": 5, "output_deviation": 5, "layer_loss": 20}
+    assert found == dict.fromkeys(("gate_gradient", "gate_magnitude", "lost_mass", "output_deviation"), 5) | {
+        "layer_loss": 20
+    }

@@ -1,7 +1,6 @@
 """NumPy arrays to a backend's kind of arrays and back."""
 
 import numpy as np
-import pytest
 
 from zigzag.backends import get_backend
 
@@ -28,11 +27,6 @@ def widest(backend: str) -> str:
 def interpreted(backend: str) -> bool:
     """Whether its kernels run program by program in Python, so that tests have to be small."""
     return backend == "triton" and DEVICE == "cpu"
-
-
-def examples(backend: str, most: int) -> int:
-    """How many examples to draw."""
-    return max(3, most // 8) if interpreted(backend) else most
 
 
 def kind_of(backend: str) -> str:
@@ -62,5 +56,7 @@ def to_numpy(result) -> np.ndarray:
 
 def supports(backend: str, op: str) -> None:
     """Skip the test where the backend lacks the op."""
+    import pytest
+
     if not hasattr(get_backend(backend), op):
         pytest.skip(f"backend {backend} does not support {op}")

@@ -79,6 +79,8 @@ def rounds(
             )
     uniforms = rng.integers(0, parts, (batch, most + 1)) / parts * (rng.random((batch, most + 1)) < 0.8)
     made = Round(ids, draft, target, uniforms, None, parents, honest)
+    if not logits and draw(st.booleans()):
+        _put_at_thresholds(rng, made, parts)
     if nans and draw(st.booleans()):
         _spoil(rng, made)
     return _ragged(rng, made) if draw(st.booleans()) else made
@@ -95,6 +97,19 @@ def _family(rng, nodes, ids, draft, target, parts, honest, replacement, alike) -
         draft[node] = q
         source = q if replacement or not n else without(q, ids[nodes[:n]].tolist())
         ids[node] = rng.choice(len(q), p=source / source.sum()) if honest else rng.integers(len(q))
+
+
+def _put_at_thresholds(rng: np.random.Generator, made: Round, parts: int) -> None:
+    """Coins of exactly p / q where that is a multiple of 1 / parts, and last ones at the end of a token's share."""
+    for b, ids in enumerate(made.ids):
+        for n, token in enumerate(ids):
+            p = made.target[b, made.parents[n] + 1, token]
+            q = 1.0 if made.draft is None else made.draft[b, n, token]
+            if 0 < p < q and p / q * parts % 1 == 0 and rng.random() < 0.7:
+                made.uniforms[b, n] = p / q
+        shares = np.cumsum(made.target[b, -1])
+        if (inner := shares[shares < 1]).size:
+            made.uniforms[b, -1] = rng.choice(inner)
 
 
 def _spoil(rng: np.random.Generator, made: Round) -> None:

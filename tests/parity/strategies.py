@@ -1,13 +1,11 @@
 """The one place where hypothesis draws inputs: small, awkward, ragged."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zigzag.conformance.arrays import examples
 from zigzag.reference import visible
 from zigzag.reference.visibility import default_positions
 
@@ -34,16 +32,33 @@ def windows(draw, align: int) -> dict:
 
 
 @st.composite
+def lengths(draw) -> int:
+    """1 to 24, or 130 to 300; a long one shrinks to a short one that is not the shortest."""
+    keys = draw(st.integers(1, 24))
+    return keys + draw(st.integers(129, 276)) if draw(st.booleans()) else keys
+
+
+@st.composite
 def parents(draw, nodes: int) -> list[int]:
     return [draw(st.integers(-1, node - 1)) for node in range(nodes)]
 
 
+KINDS = ("default", "padded", "shared", "tree", "lengths")  # of positions
+REGIONS = {  # property: the kinds that show it
+    "tolerance": ("default",),
+    "windows": ("default",),
+    "positions": ("padded", "shared", "tree"),
+    "lengths": ("lengths",),
+}
+
+
 @st.composite
-def cases(draw) -> Case:
+def cases(draw, kinds: Sequence[str] = KINDS) -> Case:
+    """Inputs of attention. kinds: of their positions; without options, padded rows, slots in any order that all rows
+    share, a tree at the end, rows that end earlier."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     batch, groups, share = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    long = draw(st.booleans())
-    keys = draw(st.integers(130, 300)) if long else draw(st.integers(1, 24))
+    keys = draw(lengths())
     queries = keys if draw(st.booleans()) else draw(st.integers(1, keys))
     size, value_size = draw(st.sampled_from([(1, 1), (3, 5), (8, 1), (8, 5), (64, 64)]))  # the last: tensor cores
 
@@ -58,7 +73,7 @@ def cases(draw) -> Case:
         rng.choice([0.0, 0.5, 1.0], groups),
         draw(windows(draw(st.sampled_from([1, 1, 4])))),
     )
-    kind = draw(st.sampled_from(["default", "padded", "shared", "tree", "lengths"]))
+    kind = draw(st.sampled_from(kinds))
     if kind == "padded":
         padding = rng.integers(0, keys + 1, batch)
         positions = np.maximum(np.arange(keys) - padding[:, None], -1)
@@ -121,8 +136,3 @@ def scores(draw) -> np.ndarray:
     layers, heads = draw(st.integers(1, 6)), draw(st.integers(1, 3))
     values = st.sampled_from([-0.5, 0.0, 0.25, 0.5, 0.75, 1.0])
     return np.array([[draw(values) for _ in range(heads)] for _ in range(layers)])
-
-
-def drawn(backend: str, most: int, check: Callable) -> None:
-    """Runs `check(data)` on drawn examples, as many as suit the backend."""
-    settings(max_examples=examples(backend, most))(given(data=st.data())(check))()

@@ -1,22 +1,53 @@
 """`assign_heads` and `assign_layers` on every backend against the reference."""
 
+from typing import Any
+
 import numpy as np
-from hypothesis import given
+import pytest
 from hypothesis import strategies as st
 
-from zigzag import ops, reference
-from zigzag.conformance.arrays import convert, kind_of, supports, to_numpy
+from zigzag import reference
+from zigzag.conformance.arrays import convert, kind_of, supports, to_numpy, widest
+from zigzag.conformance.calls import called
+from zigzag.conformance.effort import drawn
+from zigzag.conformance.judging import UNNAMED, judges
 from zigzag.conformance.strategies import scores
+from zigzag.conformance.tolerance import assert_equal
+
+OPTIONS = {"assign_heads": [{}], "assign_layers": [{"criterion": name} for name in reference.CRITERIA]}
 
 
-@given(values=scores(), data=st.data())
-def test_assignment(backend: str, values: np.ndarray, data) -> None:
-    supports(backend, "assign_layers")
-    array = convert(values, kind_of(backend), "float64")
-    heads = data.draw(st.integers(0, values.size))
-    layers = data.draw(st.integers(0, len(values)))
-    out = ops.assign_heads(array, heads, backend=backend)
-    assert np.array_equal(to_numpy(out), reference.assign_heads(values, heads))
-    for criterion in reference.CRITERIA:
-        out = ops.assign_layers(array, layers, criterion=criterion, backend=backend)
-        assert np.array_equal(to_numpy(out), reference.assign_layers(values, layers, criterion=criterion))
+def check(op: str, backend: str, values: np.ndarray, count: int, options: dict[str, Any]) -> None:
+    out = called(op, backend, convert(values, kind_of(backend), widest(backend)), count, **options)
+    assert_equal(to_numpy(out), getattr(reference, op)(values, count, **options))
+
+
+@judges(UNNAMED)
+@pytest.mark.parametrize("judged", ["ties", "tokens"])
+@pytest.mark.parametrize("op", OPTIONS)
+def test_assignment(op: str, judged: str, backend: str) -> None:
+    """Scores of a few values, and scores of which no two are equal."""
+    supports(backend, op)
+
+    def run(data) -> None:
+        values = data.draw(scores())
+        if judged == "tokens":  # sixteenths: sums and means are exact, so that none is nearly equal to another
+            rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+            values = rng.permutation(values.size).reshape(values.shape) / 16
+        count = data.draw(st.integers(0, values.size if op == "assign_heads" else len(values)))
+        for options in OPTIONS[op]:
+            check(op, backend, values, count, options)
+
+    drawn(backend, 40, run)
+
+
+def lower_last(values: np.ndarray, count: int) -> np.ndarray:
+    """Ties to the higher index."""
+    return reference.assign_heads(values[::-1, ::-1], count)[::-1, ::-1]
+
+
+def test_wrong_ties_are_noticed(register) -> None:
+    name = register(assign_heads=lower_last)
+    check("assign_heads", name, np.array([[0.5, 0.25]]), 1, {})
+    with pytest.raises(AssertionError):
+        check("assign_heads", name, np.array([[0.5, 0.5]]), 1, {})

@@ -5,73 +5,88 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zigzag import ops, reference
-from zigzag.conformance.arrays import convert, dtypes_of, examples, kind_of, supports, to_numpy
+from zigzag import reference
+from zigzag.conformance.arrays import convert, dtypes_of, kind_of, supports, to_numpy
 from zigzag.conformance.attending import check
-from zigzag.conformance.strategies import Case, cases, paged, spoiled
-from zigzag.conformance.tolerance import assert_no_worse
+from zigzag.conformance.calls import called
+from zigzag.conformance.effort import drawn
+from zigzag.conformance.judging import UNNAMED, judges
+from zigzag.conformance.strategies import REGIONS, Case, cases, paged, spoiled
+from zigzag.conformance.tolerance import assert_equal, assert_no_worse
 
 
+@judges(UNNAMED)
+@pytest.mark.parametrize("judged", REGIONS)
 @pytest.mark.parametrize("op", ["attention", "gated_attention"])
-def test_attention_ops(op: str, backend: str) -> None:
+def test_attention_ops(op: str, judged: str, backend: str) -> None:
     supports(backend, op)
     dtypes = dtypes_of(backend)
 
-    @settings(max_examples=25 if op == "attention" else examples(backend, 25))
-    @given(case=cases(), number=st.integers(0, 3), full=st.booleans())
-    def drawn(case: Case, number: int, full: bool) -> None:
-        window = {} if op == "attention" and full else case.window
+    def run(data) -> None:
+        case, dtype = data.draw(cases(REGIONS[judged])), data.draw(st.sampled_from(dtypes))
+        full = op == "attention" and judged != "windows" and data.draw(st.booleans())
+        window = {} if full else case.window
         if op == "attention":
             spoiled(case, window)
-        check(op, backend, dtypes[number % len(dtypes)], case, {**window, **case.options})
+        check(op, backend, dtype, case, {**window, **case.options})
 
-    drawn()
+    drawn(backend, 15, run, least=7 if op == "attention" else 2)
 
 
+@judges("lengths", "attention")
 def test_paged_attention(backend: str) -> None:
     supports(backend, "attention")
-    dtypes = dtypes_of(backend)
 
-    @settings(max_examples=examples(backend, 40))
-    @given(made=paged(), number=st.integers(0, 3), full=st.booleans())
-    def drawn(made: tuple[Case, np.ndarray], number: int, full: bool) -> None:
-        case, table = made
-        options = {**({} if full else case.window), **case.options, "block_table": table}
-        check("attention", backend, dtypes[number % len(dtypes)], case, options)
+    def run(data) -> None:
+        (case, table), dtype = data.draw(paged()), data.draw(st.sampled_from(dtypes_of(backend)))
+        options = {**({} if data.draw(st.booleans()) else case.window), **case.options, "block_table": table}
+        check("attention", backend, dtype, case, options)
 
-    drawn()
+    drawn(backend, 40, run)
 
 
-@given(case=cases(), full=st.booleans())
-def test_visible(backend: str, case: Case, full: bool) -> None:
+@judges(UNNAMED, "visible")
+@pytest.mark.parametrize("judged", ["windows", "positions"])
+def test_visible(judged: str, backend: str) -> None:
     supports(backend, "visible")
-    keys = case.options.get("key_positions", np.arange(case.key.shape[2]))
-    queries = case.options.get("query_positions", keys[-case.query.shape[2] :])
-    options = {} if full else dict(case.window)
-    options["parents"] = case.options.get("parents")
-    kind = kind_of(backend)
-    out = ops.visible(convert(queries, kind, ""), convert(keys, kind, ""), **options, backend=backend)
-    assert np.array_equal(to_numpy(out), reference.visible(queries, keys, **options))
+
+    def run(data) -> None:
+        case = data.draw(cases(REGIONS[judged]))
+        keys = case.options.get("key_positions", np.arange(case.key.shape[2]))
+        queries = case.options.get("query_positions", keys[-case.query.shape[2] :])
+        options = {} if judged == "positions" and data.draw(st.booleans()) else dict(case.window)
+        options["parents"] = case.options.get("parents")
+        kind = kind_of(backend)
+        out = called("visible", backend, convert(queries, kind, ""), convert(keys, kind, ""), **options)
+        assert_equal(to_numpy(out), reference.visible(queries, keys, **options))
+
+    drawn(backend, 40, run)
 
 
-@given(seed=st.integers(0, 2**32 - 1), parts=st.integers(1, 4), hidden=st.booleans())
-def test_merge(backend: str, seed: int, parts: int, hidden: bool) -> None:
+@judges(UNNAMED, "merge")
+@pytest.mark.parametrize("judged", ["tolerance", "edges"])
+def test_merge(judged: str, backend: str) -> None:
+    """At the edges: parts that see nothing, and rows that no part sees."""
     supports(backend, "merge")
-    rng = np.random.default_rng(seed)
-    outputs, lses = rng.standard_normal((parts, 2, 3, 4, 5)), 4 * rng.standard_normal((parts, 2, 3, 4))
-    lses[rng.random(lses.shape) < 0.3] = -np.inf
-    lses[:, 0, 0, 0] = -np.inf if hidden else lses[:, 0, 0, 0]
-    outputs = np.where(np.isinf(lses)[..., None], 0, outputs)
-    kind = kind_of(backend)
-    for dtype in dtypes_of(backend)[:2]:
-        arrays = [convert(a, kind, dtype) for a in (outputs, lses)]
-        out = ops.merge(*arrays, backend=backend)
-        exact = reference.merge(*(to_numpy(a) for a in arrays))
-        for one, true in zip(out, exact, strict=True):
-            assert_no_worse(to_numpy(one), true, to_numpy(convert(true, kind, dtype)), dtype=dtype)
+
+    def run(data) -> None:
+        rng, parts = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))), data.draw(st.integers(1, 4))
+        outputs, lses = rng.standard_normal((parts, 2, 3, 4, 5)), 4 * rng.standard_normal((parts, 2, 3, 4))
+        if judged == "edges":
+            lses[rng.random(lses.shape) < 0.3] = -np.inf
+            lses[:, 0, 0, 0] = -np.inf if data.draw(st.booleans()) else lses[:, 0, 0, 0]
+        outputs = np.where(np.isinf(lses)[..., None], 0, outputs)
+        kind = kind_of(backend)
+        for dtype in dtypes_of(backend)[:2]:
+            arrays = [convert(a, kind, dtype) for a in (outputs, lses)]
+            out = called("merge", backend, *arrays)
+            exact = reference.merge(*(to_numpy(a) for a in arrays))
+            for one, true in zip(out, exact, strict=True):
+                assert_no_worse(to_numpy(one), true, to_numpy(convert(true, kind, dtype)), dtype=dtype)
+
+    drawn(backend, 20, run)
 
 
 # Heads as large models have them.
@@ -85,11 +100,12 @@ def attends(backend: str, states: list[np.ndarray], options: dict, *, terms: int
     placed = {k: convert(v, kind, "") if isinstance(v, np.ndarray) else v for k, v in options.items()}
     for dtype in dtypes_of(backend)[:2]:
         arrays = [convert(a, kind, dtype) for a in states]
-        out, _ = ops.attention(*arrays, **placed, backend=backend)
+        out, _ = called("attention", backend, *arrays, **placed)
         exact, _ = reference.attention(*(to_numpy(a) for a in arrays), **options)
         assert_no_worse(to_numpy(out), exact, to_numpy(convert(exact, kind, dtype)), dtype=dtype, terms=terms)
 
 
+@judges("lengths", "attention")
 @pytest.mark.parametrize("window", [{}, {"sink": 4, "recent": 60}], ids=["full", "streaming"])
 @pytest.mark.parametrize(("share", "size", "page", "queries"), HEADS)
 def test_paged_decoding(backend: str, share: int, size: int, page: int, queries: int, window: dict) -> None:
@@ -106,6 +122,7 @@ def test_paged_decoding(backend: str, share: int, size: int, page: int, queries:
     attends(backend, [query, key, value], options, terms=300)
 
 
+@judges("leaks", "attention")
 @pytest.mark.parametrize("placed", [False, True], ids=["in order", "anywhere"])
 @pytest.mark.parametrize("at", [[115], [40, 115]], ids=["one query", "far apart"])
 def test_what_nobody_sees_may_be_nan(backend: str, at: list[int], placed: bool) -> None:

@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zigzag import ArgumentError, KindError, ops, reference
 from zigzag.conformance import arrays
-from zigzag.conformance.arrays import convert, dtypes_of, examples, interpreted, kind_of, supports, to_numpy, widest
+from zigzag.conformance.arrays import convert, dtypes_of, interpreted, kind_of, supports, to_numpy, widest
+from zigzag.conformance.calls import called
+from zigzag.conformance.effort import drawn
+from zigzag.conformance.judging import judges
 from zigzag.conformance.tolerance import assert_no_worse
 
 
@@ -78,9 +81,7 @@ def by_hand(case: Tokens, rounded: Callable[[np.ndarray], np.ndarray] = lambda x
 def check(case: Tokens, backend: str, dtype: str) -> None:
     kind = kind_of(backend)
     placed = [convert(array, kind, dtype) for array in case.arrays]
-    out = ops.apply_experts(*placed, backend=backend)
-    assert out.dtype == placed[0].dtype or backend == "numpy"
-    assert getattr(out, "device", None) == getattr(placed[0], "device", None)
+    out = called("apply_experts", backend, *placed)
     hidden, _, weights, gate_up, down = (to_numpy(array) for array in placed)
     case = Tokens(hidden, case.expert_ids, weights, gate_up, down)
     naive = by_hand(case, lambda x: to_numpy(convert(x, kind, dtype)))
@@ -88,16 +89,11 @@ def check(case: Tokens, backend: str, dtype: str) -> None:
     assert_no_worse(to_numpy(out), reference.apply_experts(*case.arrays), naive, dtype=dtype, terms=terms)
 
 
+@judges("tolerance", "apply_experts")
 def test_parity(backend: str) -> None:
     supports(backend, "apply_experts")
-    dtypes = dtypes_of(backend)
-
-    @settings(max_examples=examples(backend, 60))
-    @given(case=cases(), number=st.integers(0, 3))
-    def run(case: Tokens, number: int) -> None:
-        check(case, backend, dtypes[number % len(dtypes)])
-
-    run()
+    dtypes = st.sampled_from(dtypes_of(backend))
+    drawn(backend, 60, lambda data: check(data.draw(cases()), backend, data.draw(dtypes)))
 
 
 @given(case=cases())
@@ -105,6 +101,7 @@ def test_reference_is_the_definition(case: Tokens) -> None:
     assert np.allclose(reference.apply_experts(*case.arrays), by_hand(case), rtol=1e-12, atol=1e-12)
 
 
+@judges("tolerance", "apply_experts")
 @pytest.mark.parametrize("tokens", [1, 2, 16, 17])
 def test_every_way_to_compute(backend: str, tokens: int) -> None:
     """One token, a tile of tokens, the fullest tile, more than a tile; each expert shared by some tokens."""
@@ -124,6 +121,7 @@ def crowd(seed: int, tokens: int = 20) -> Tokens:
     return case
 
 
+@judges("tolerance", "apply_experts")
 def test_many_tokens(backend: str) -> None:
     """As in prompts."""
     supports(backend, "apply_experts")
@@ -131,6 +129,7 @@ def test_many_tokens(backend: str) -> None:
         check(crowd(0), backend, dtype)
 
 
+@judges("leaks", "apply_experts")
 @pytest.mark.parametrize("expert", [0, 3, 5, -1])
 def test_many_tokens_on_one_expert(backend: str, expert: int) -> None:
     """The first, one between, the last, none; infinities in the others."""
@@ -141,6 +140,7 @@ def test_many_tokens_on_one_expert(backend: str, expert: int) -> None:
     check(case, backend, widest(backend))
 
 
+@judges("shapes", "apply_experts")
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_rows_in_blocks(backend: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles of rows and columns, the last ones not full."""
@@ -155,14 +155,16 @@ def test_rows_in_blocks(backend: str, tokens: int, monkeypatch: pytest.MonkeyPat
     check(made(7, tokens, 3, 4, width, inner), backend, widest(backend))
 
 
+@judges("edges", "apply_experts")
 def test_no_expert_adds_nothing(backend: str) -> None:
     supports(backend, "apply_experts")
     case = made(0, 3, 2, 4, 5, 3, absent=1.0)
     case.weights[0] = np.nan
-    out = ops.apply_experts(*(convert(a, kind_of(backend), "float32") for a in case.arrays), backend=backend)
+    out = called("apply_experts", backend, *(convert(a, kind_of(backend), "float32") for a in case.arrays))
     assert to_numpy(out).tolist() == [[0.0] * 5] * 3
 
 
+@judges("edges", "apply_experts")
 @pytest.mark.parametrize("times", [1, 5])
 def test_without_validation_every_other_id_names_no_expert(backend: str, times: int) -> None:
     """Few tokens, and many."""
@@ -175,12 +177,13 @@ def test_without_validation_every_other_id_names_no_expert(backend: str, times: 
     bad = replace(case, expert_ids=np.where(np.arange(3) == 1, others, case.expert_ids))
     kind = kind_of(backend)
     one, other = (
-        ops.apply_experts(*(convert(a, kind, "float32") for a in c.arrays), backend=backend, validate=False)
+        called("apply_experts", backend, *(convert(a, kind, "float32") for a in c.arrays), validate=False)
         for c in (good, bad)
     )
     assert np.array_equal(to_numpy(one), to_numpy(other))
 
 
+@judges("leaks", "apply_experts")
 @pytest.mark.parametrize(("tokens", "width", "inner"), [(2, 17, 9), (20, 17, 9), (20, 24, 8)])
 def test_tokens_do_not_touch_each_other(backend: str, tokens: int, width: int, inner: int) -> None:
     """NaN in a token, and in an expert that only this token names, stay with it."""
@@ -190,7 +193,7 @@ def test_tokens_do_not_touch_each_other(backend: str, tokens: int, width: int, i
     kind = kind_of(backend)
 
     def run(spoiled: Tokens) -> np.ndarray:
-        return to_numpy(ops.apply_experts(*(convert(a, kind, "float32") for a in spoiled.arrays), backend=backend))
+        return to_numpy(called("apply_experts", backend, *(convert(a, kind, "float32") for a in spoiled.arrays)))
 
     before = run(case)
     case.gate_up[5] = case.down[5] = np.nan
@@ -201,6 +204,7 @@ def test_tokens_do_not_touch_each_other(backend: str, tokens: int, width: int, i
         assert np.array_equal(after[1:], before[1:])
 
 
+@judges("shapes", "apply_experts")
 def test_narrow_ids_and_views(backend: str) -> None:
     """Ids as int32, and arrays that are slices of larger ones."""
     supports(backend, "apply_experts")
@@ -212,7 +216,7 @@ def test_narrow_ids_and_views(backend: str) -> None:
     parts = [hidden[1:, ::2], ids[1:, ::2], weights[1:, 2:], gate_up[:, 1:13, 5:14], down[:, 3:12, 1:7]]
     exact = reference.apply_experts(to_numpy(parts[0]), case.expert_ids[1:, ::2], *map(to_numpy, parts[2:]))
     assert np.isfinite(exact).all()
-    assert np.allclose(to_numpy(ops.apply_experts(*parts, backend=backend)), exact, rtol=1e-4, atol=1e-5)
+    assert np.allclose(to_numpy(called("apply_experts", backend, *parts)), exact, rtol=1e-4, atol=1e-5)
 
 
 def changed(case: Tokens, **arrays: np.ndarray) -> np.ndarray:
@@ -291,16 +295,17 @@ def test_arrays_of_two_kinds() -> None:
         ops.apply_experts(**{**tensors, "down": GOOD["down"]})
 
 
+@judges("errors", "apply_experts")
 def test_triton_says_what_it_cannot_do(backend: str) -> None:
     if backend != "triton":
         pytest.skip("its limits only")
     tensors = {name: convert(array, "torch", "float64") for name, array in GOOD.items()}
     with pytest.raises(KindError, match=r"triton takes hidden in float32, float16 or bfloat16, got torch\.float64"):
-        ops.apply_experts(**tensors, backend=backend)
+        called("apply_experts", backend, **tensors)
     tensors = {name: convert(array, "torch", "float32") for name, array in GOOD.items()}
     tensors["down"] = tensors["down"].mT.contiguous().mT
     with pytest.raises(ArgumentError, match=r"triton takes down with contiguous rows, got strides \(30, 1, 5\)"):
-        ops.apply_experts(**tensors, backend=backend)
+        called("apply_experts", backend, **tensors)
 
 
 class Kept:
@@ -313,6 +318,7 @@ class Kept:
         self.act, self.plan = to_numpy(act), to_numpy(plan).astype(int)
 
 
+@judges("tolerance", "apply_experts")
 def test_triton_computes_each_expert_once(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the first pair (token, slot) that names it, for the tokens that name it, and for nobody else."""
     if backend != "triton":
@@ -335,6 +341,7 @@ def test_triton_computes_each_expert_once(backend: str, monkeypatch: pytest.Monk
     }
 
 
+@judges("shapes", "apply_experts")
 def test_triton_reaches_the_far_end(backend: str) -> None:
     """An expert that lies more than 2^31 elements behind the first."""
     if backend != "triton":
@@ -361,6 +368,7 @@ def test_triton_reaches_the_far_end(backend: str) -> None:
             assert np.allclose(out, exact, rtol=1e-2, atol=1e-2) and np.abs(out).max() > 0.1
 
 
+@judges("determinism", "apply_experts")
 def test_triton_in_a_cuda_graph(backend: str) -> None:
     """Recorded once, replayed with other tokens and experts."""
     if backend != "triton" or arrays.DEVICE == "cpu":

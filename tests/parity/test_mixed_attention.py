@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zigzag import ArgumentError, KindError, ops, reference
-from zigzag.conformance.arrays import convert, dtypes_of, examples, kind_of, supports, to_numpy
-from zigzag.conformance.strategies import parents, windows
+from zigzag.conformance.arrays import convert, dtypes_of, kind_of, supports, to_numpy
+from zigzag.conformance.calls import called
+from zigzag.conformance.effort import drawn
+from zigzag.conformance.judging import UNNAMED, judges
+from zigzag.conformance.strategies import lengths, parents, windows
 from zigzag.conformance.tolerance import assert_no_worse
 
 ARRAYS = ("query", "full_key", "full_value", "streaming_key", "streaming_value")
@@ -37,12 +40,15 @@ def kept(keys: int, slots: int, sink: int) -> np.ndarray:
     return np.concatenate([np.arange(first), np.arange(keys - (slots - first), keys)])
 
 
+SLOTS = {"windows": ("default",), "positions": ("ring",), "lengths": ("padded",)}  # property: kinds of caches
+
+
 @st.composite
-def layers(draw: Callable) -> Mixed:
+def layers(draw: Callable, kinds: tuple[str, ...] = ("default", "ring", "padded")) -> Mixed:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     batch, share = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     groups = draw(st.lists(st.booleans(), min_size=1, max_size=4))
-    keys = draw(st.integers(150, 300)) if draw(st.booleans()) else draw(st.integers(1, 24))
+    keys = draw(lengths())
     queries = draw(st.sampled_from([1, keys, draw(st.integers(1, keys))]))
     size, value_size = draw(st.sampled_from([1, 3, 8])), draw(st.sampled_from([1, 5]))
     window = draw(windows(draw(st.sampled_from([1, 1, 4]))))
@@ -60,7 +66,7 @@ def layers(draw: Callable) -> Mixed:
     if nodes is not None:
         options["parents"] = nodes
     least = min(keys, window["sink"] + window["recent"] + max(queries, len(nodes or ())) - 1)
-    kind = draw(st.sampled_from(["default", "ring", "padded"]))
+    kind = draw(st.sampled_from(kinds))
     gap = 0 if kind == "padded" else draw(st.integers(0, (keys - least) // window["align"])) * window["align"]
     columns = kept(keys, keys - gap, window["sink"])
     caches = [key[:, full], value[:, full], key[:, ~full][:, :, columns], value[:, ~full][:, :, columns]]
@@ -146,28 +152,23 @@ def check(backend: str, dtype: str, case: Mixed) -> None:
     kind = kind_of(backend)
     arrays = [convert(getattr(case, name), kind, dtype) for name in ARRAYS]
     placed = {k: convert(v, kind, dtype) if isinstance(v, np.ndarray) else v for k, v in case.options.items()}
-    out = ops.mixed_attention(*arrays, **placed, backend=backend)
+    out = called("mixed_attention", backend, *arrays, **placed)
     exact = reference.mixed_attention(*(to_numpy(a) for a in arrays), **case.options)
     wide = "float64" if dtype == "float64" else "float32"  # lse is at least float32
     for one, true, plain in zip(out, exact, (dtype, wide), strict=True):
-        if kind == "torch":
-            assert str(one.dtype) == f"torch.{plain}" or (plain is wide and dtype != "float64"), one.dtype
         naive = to_numpy(convert(true, kind, plain))
         assert_no_worse(to_numpy(one), true, naive, dtype=plain, terms=case.key.shape[2])
 
 
-def test_backends(backend: str) -> None:
+@judges(UNNAMED, "mixed_attention")
+@pytest.mark.parametrize("judged", SLOTS)
+def test_backends(judged: str, backend: str) -> None:
     supports(backend, "mixed_attention")
-    dtypes = dtypes_of(backend)
-
-    @settings(max_examples=examples(backend, 40))
-    @given(case=layers(), number=st.integers(0, 3))
-    def drawn(case: Mixed, number: int) -> None:
-        check(backend, dtypes[number % len(dtypes)], case)
-
-    drawn()
+    dtypes = st.sampled_from(dtypes_of(backend))
+    drawn(backend, 25, lambda data: check(backend, data.draw(dtypes), data.draw(layers(SLOTS[judged]))))
 
 
+@judges("tolerance", "mixed_attention")
 @pytest.mark.parametrize("groups", [(True,), (False,), (True, True, True), (False,) * 3], ids=str)
 def test_one_kind_only(groups: tuple[bool, ...], backend: str) -> None:
     """F = G with a streaming cache that is empty, F = 0 with a full cache without heads."""
@@ -178,7 +179,7 @@ def test_one_kind_only(groups: tuple[bool, ...], backend: str) -> None:
     caches = [key, key, none, none] if groups[0] else [none, none, key, key]
     kind, dtype = kind_of(backend), dtypes_of(backend)[0]
     arrays = [convert(a, kind, dtype) for a in (query, *caches)]
-    out = ops.mixed_attention(*arrays, full_groups=groups, sink=2, recent=3, backend=backend)
+    out = called("mixed_attention", backend, *arrays, full_groups=groups, sink=2, recent=3)
     expected = reference.attention(query, key, key, **({} if groups[0] else {"sink": 2, "recent": 3}))
     for one, true in zip(out, expected, strict=True):
         np.testing.assert_allclose(to_numpy(one), true, atol=1e-5)

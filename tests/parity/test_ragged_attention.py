@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zigzag import ops, reference
-from zigzag.conformance.arrays import convert, dtypes_of, examples, interpreted, kind_of, supports, to_numpy
+from zigzag.conformance.arrays import convert, dtypes_of, interpreted, kind_of, supports, to_numpy
+from zigzag.conformance.calls import called
+from zigzag.conformance.effort import drawn
+from zigzag.conformance.judging import judges
 from zigzag.conformance.strategies import windows
 from zigzag.conformance.tolerance import assert_no_worse
 
@@ -52,11 +54,11 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float16).astype(np.float64)
 
 
-def check(backend: str, dtype: str, given_step: Step, op: str = "ragged_attention", **options: int) -> None:
+def check(backend: str, dtype: str, given_step: Step, **options: int) -> None:
     kind = kind_of(backend)
     arrays = [convert(a, kind, dtype) for a in given_step.states]
     placed = {name: convert(a, kind, "") for name, a in given_step.rows.items()}
-    found = getattr(ops, op)(*arrays, **placed, **given_step.window, **options, backend=backend)
+    found = called("ragged_attention", backend, *arrays, **placed, **given_step.window, **options)
     exact = reference.ragged_attention(*(to_numpy(a) for a in arrays), **given_step.rows, **given_step.window)
     terms = max(given_step.rows["lengths"].max(), arrays[0].shape[2])
     for number, (one, true) in enumerate(zip(found, exact, strict=True)):
@@ -64,14 +66,14 @@ def check(backend: str, dtype: str, given_step: Step, op: str = "ragged_attentio
         assert_no_worse(to_numpy(one), true, to_numpy(convert(true, kind, plain)), dtype=plain, terms=int(terms))
 
 
+@judges("lengths", "ragged_attention")
 def test_steps(backend: str) -> None:
     """Rows without new tokens, rows that begin, rows that decode; the most tokens of a row known or not."""
     supports(backend, "ragged_attention")
     dtypes = dtypes_of(backend)
 
-    @settings(max_examples=examples(backend, 60))
-    @given(data=st.data(), seed=st.integers(0, 2**32 - 1), full=st.booleans(), known=st.booleans())
-    def drawn(data: st.DataObject, seed: int, full: bool, known: bool) -> None:
+    def run(data) -> None:
+        seed, full, known = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.booleans()), data.draw(st.booleans())
         counts = data.draw(st.lists(st.sampled_from([0, 1, 1, 2, 5, 40]), min_size=1, max_size=4).filter(any))
         befores = [data.draw(st.sampled_from([0, 1, 7, 30, 150])) for _ in counts]
         heads = data.draw(st.sampled_from([(1, 1, 1, 1), (2, 3, 8, 5), (1, 4, 64, 64), (3, 2, 3, 5)]))
@@ -80,20 +82,22 @@ def test_steps(backend: str) -> None:
         one = step(seed, counts, befores, heads, data.draw(st.sampled_from([1, 3, 16])), window)
         check(backend, dtypes[seed % len(dtypes)], one, **most)
 
-    drawn()
+    drawn(backend, 60, run)
 
 
+@judges("tolerance", "ragged_attention")
 @pytest.mark.parametrize("counts", [[1, 1, 1], [3, 1, 0], [70, 1, 33]], ids=["decode", "drafts", "pieces of prompts"])
 @pytest.mark.parametrize(("share", "size", "page"), [(4, 128, 16), (12, 96, 32)])
 def test_heads_of_large_models(backend: str, counts: list[int], share: int, size: int, page: int) -> None:
     supports(backend, "ragged_attention")
-    drawn = step(0, counts, [400, 35, 90], (2, share, size, size), page, {"sink": 20, "recent": 60})
+    large = step(0, counts, [400, 35, 90], (2, share, size, size), page, {"sink": 20, "recent": 60})
     for dtype in dtypes_of(backend)[: 1 if interpreted(backend) else 2]:
         if not interpreted(backend):
-            check(backend, dtype, drawn)
-        check(backend, dtype, drawn, max_queries=max(counts))
+            check(backend, dtype, large)
+        check(backend, dtype, large, max_queries=max(counts))
 
 
+@judges("windows", "ragged_attention")
 @pytest.mark.parametrize(
     "window", [{"sink": 1, "recent": 0}, {"sink": 0, "recent": 1}, {"sink": 4, "recent": 4, "align": 4}]
 )
@@ -104,20 +108,21 @@ def test_small_windows(backend: str, window: dict[str, int]) -> None:
         check(backend, dtypes_of(backend)[0], step(3, [2, 7], befores, (1, 2, 8, 8), 3, window))
 
 
+@judges("tolerance", "ragged_attention")
 def test_rows_are_those_of_attention(backend: str) -> None:
     """Where all rows have equally many tokens it is `attention` over the same pages."""
     supports(backend, "ragged_attention")
     supports(backend, "attention")
     kind, dtype = kind_of(backend), dtypes_of(backend)[0]
-    drawn = step(1, [2, 2, 2], [40, 3, 17], (2, 2, 16, 16), 8, {})
-    query, key, value = (convert(np.nan_to_num(a), kind, dtype) for a in drawn.states)
-    rows = {name: convert(a, kind, "") for name, a in drawn.rows.items()}
+    even = step(1, [2, 2, 2], [40, 3, 17], (2, 2, 16, 16), 8, {})
+    query, key, value = (convert(np.nan_to_num(a), kind, dtype) for a in even.states)
+    rows = {name: convert(a, kind, "") for name, a in even.rows.items()}
     window = {"sink": 3, "recent": 9}
-    found = ops.ragged_attention(query, key, value, **rows, **window, backend=backend)
+    found = called("ragged_attention", backend, query, key, value, **rows, **window)
     others = ops.attention(
         query.reshape(3, 2, *query.shape[1:]).swapaxes(1, 2), key, value, **window,
         query_positions=rows["lengths"][:, None] - convert(np.array([2, 1]), kind, ""),
-        block_table=convert(drawn.rows["block_table"] % len(drawn.states[1]), kind, ""), backend=backend,
+        block_table=convert(even.rows["block_table"] % len(even.states[1]), kind, ""), backend=backend,
     )  # fmt: skip
     for one, other in zip(found, others, strict=True):
         same = to_numpy(other).swapaxes(1, 2).reshape(to_numpy(one).shape)

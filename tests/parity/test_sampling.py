@@ -5,35 +5,39 @@ import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from zigzag import ops, reference
+from zigzag import reference
 from zigzag.conformance.arrays import convert, dtypes_of, kind_of, supports, to_numpy, widest
+from zigzag.conformance.calls import called
 from zigzag.conformance.drafts import is_inside
-from zigzag.conformance.strategies import drawn
+from zigzag.conformance.effort import drawn
+from zigzag.conformance.judging import UNNAMED, judges
+from zigzag.conformance.tolerance import assert_equal, same_shape
 
 
 def check_to_probs(backend: str, dtype: str, logits: np.ndarray, options: dict) -> None:
     array = convert(logits, kind_of(backend), dtype)
-    out = ops.to_probs(array, **options, backend=backend)
-    assert str(out.dtype).endswith("float64" if dtype == "float64" or backend in ("numpy", "wrong") else "float32")
+    out = to_numpy(called("to_probs", backend, array, **options))
     exact = reference.to_probs(to_numpy(array), **options)
-    out = to_numpy(out)
+    same_shape(out, exact)
     assert np.array_equal(out > 0, exact > 0), (out, exact)
     np.testing.assert_allclose(out, exact, rtol=1e-12 if dtype == "float64" else 2e-5, equal_nan=True)
 
 
-def test_to_probs(backend: str) -> None:
+@judges(UNNAMED, "to_probs")
+@pytest.mark.parametrize("judged", ["tolerance", "edges"])
+def test_to_probs(judged: str, backend: str) -> None:
     supports(backend, "to_probs")
-    drawn(backend, 100, lambda data: check_drawn_logits(backend, data))
+    drawn(backend, 60, lambda data: check_drawn_logits(backend, data, rubbish=judged == "edges"))
 
 
-def check_drawn_logits(backend: str, data) -> None:
+def check_drawn_logits(backend: str, data, *, rubbish: bool) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     shape = data.draw(st.sampled_from([(7,), (3, 9), (2, 1, 5), (2, 300)]))
     dtype = data.draw(st.sampled_from(dtypes_of(backend)))
     logits = rng.integers(-6, 7, shape) / 2  # many ties, exact in every dtype
     logits[rng.random(shape) < 0.2] = -np.inf
-    if data.draw(st.booleans()):
-        logits[rng.random(shape) < 0.05] = rng.choice([np.nan, np.inf, -np.inf])
+    if rubbish:
+        logits[rng.random(shape) < 0.1] = rng.choice([np.nan, np.inf, -np.inf])
     options = {
         "temperature": data.draw(st.sampled_from([1.0, 0.5, 0.7, 2.0, 0.0])),
         "top_k": data.draw(st.sampled_from([0, 1, 2, 5, 500])),
@@ -55,6 +59,7 @@ def is_filter_clear(logits: np.ndarray, options: dict, margin: float) -> bool:
     return not np.any(np.abs(mass - options["top_p"]) < margin) and not np.any(np.abs(edge[kept > 0]) < margin)
 
 
+@judges("ties", "to_probs")
 def test_to_probs_at_the_edge(backend: str) -> None:
     """Sums that are exact: a token with just top_p before it goes, the smaller id of a tie stays."""
     supports(backend, "to_probs")
@@ -67,12 +72,11 @@ def test_to_probs_at_the_edge(backend: str) -> None:
 
 def check_sample(backend: str, dtype: str, weights: np.ndarray, uniforms: np.ndarray) -> None:
     kind = kind_of(backend)
-    out = ops.sample(convert(weights, kind, dtype), convert(uniforms, kind, dtype), backend=backend)
-    exact = reference.sample(weights, uniforms)
-    assert str(out.dtype).endswith("int64") and tuple(out.shape) == uniforms.shape
-    assert np.array_equal(to_numpy(out), exact), (out, exact, weights, uniforms)
+    out = called("sample", backend, convert(weights, kind, dtype), convert(uniforms, kind, dtype))
+    assert_equal(to_numpy(out), reference.sample(weights, uniforms))
 
 
+@judges("edges", "sample")
 def test_sample_of_exact_numbers(backend: str) -> None:
     """Also at the boundaries, with NaN, negative rubbish, and rows without weight."""
     supports(backend, "sample")
@@ -89,6 +93,7 @@ def check_exact_weights(backend: str, data) -> None:
     check_sample(backend, dtype, weights, uniforms)
 
 
+@judges("tokens", "sample")
 def test_sample_of_any_numbers(backend: str) -> None:
     """In float32 a sum of 1000 weights may be off by a few of its roundings."""
     supports(backend, "sample")

@@ -6,7 +6,8 @@ import pytest
 from zigzag import reference
 from zigzag.conformance.arrays import supports, to_numpy
 from zigzag.conformance.drafts import Round, rounds
-from zigzag.conformance.strategies import drawn
+from zigzag.conformance.effort import drawn
+from zigzag.conformance.judging import judges
 from zigzag.conformance.verdicts import (
     RULE,
     call,
@@ -34,16 +35,19 @@ CASES = {case: [options] for case, (options, _) in GENERAL.items()} | EXACT
 OPTIONS = {case.partition(",")[0]: options[-1] for case, options in CASES.items()}
 
 
+@judges("edges")
 @pytest.mark.parametrize("op", EXACT)
 def test_exact_numbers(op: str, backend: str) -> None:
     check_exact_numbers(op, backend, EXACT[op])
 
 
+@judges("tokens")
 @pytest.mark.parametrize("case", GENERAL)
 def test_away_from_thresholds(case: str, backend: str) -> None:
     check_away_from_thresholds(case.partition(",")[0], backend, *GENERAL[case])
 
 
+@judges("lengths")
 @pytest.mark.parametrize("case", CASES)
 def test_many_rows(case: str, backend: str) -> None:
     supports(backend, case.partition(",")[0])
@@ -51,17 +55,20 @@ def test_many_rows(case: str, backend: str) -> None:
         check_many_rows(case.partition(",")[0], backend, options)
 
 
+@judges("dtypes")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
 def test_half_precision_is_computed_in_float32(case: str, dtype: str, backend: str) -> None:
     check_half_precision(case.partition(",")[0], backend, dtype, CASES[case][-1])
 
 
+@judges("edges")
 @pytest.mark.parametrize("op", [op for op in OPTIONS if RULE[op].needs_uniforms])
 def test_nothing_impossible_is_accepted(op: str, backend: str) -> None:
     check_nothing_impossible(op, backend, OPTIONS[op])
 
 
+@judges("leaks")
 @pytest.mark.parametrize("op", OPTIONS)
 def test_rows_are_independent(op: str, backend: str) -> None:
     check_rows_are_independent(op, backend, OPTIONS[op])
@@ -71,12 +78,14 @@ def test_every_rule_for_trees_is_covered() -> None:
     assert set(OPTIONS) == {op for op in reference.OPS if op.startswith("verify_tree")}
 
 
+@judges("tokens")
 @pytest.mark.parametrize(
-    ("of_chains", "of_trees"), [("verify_residual", "verify_tree_residual"), ("verify_block", "verify_tree_traversal")]
+    ("of_chains", "op"), [("verify_residual", "verify_tree_residual"), ("verify_block", "verify_tree_traversal")]
 )
-def test_a_chain_is_a_tree(of_chains: str, of_trees: str, backend: str) -> None:
-    supports(backend, of_trees)
-    drawn(backend, 30, lambda data: check_chain(of_chains, of_trees, backend, data.draw(rounds())))
+def test_a_chain_is_a_tree(of_chains: str, op: str, backend: str) -> None:
+    supports(backend, op)
+    supports(backend, of_chains)
+    drawn(backend, 30, lambda data: check_chain(of_chains, op, backend, data.draw(rounds())))
 
 
 def check_chain(of_chains: str, of_trees: str, backend: str, made: Round) -> None:

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from zigzag import ops, reference
+from zigzag import reference
 from zigzag.conformance.arrays import convert, dtypes_of, kind_of, supports, to_numpy, widest
+from zigzag.conformance.calls import called
 from zigzag.conformance.drafts import Round, is_inside, rounds, settle
-from zigzag.conformance.strategies import drawn
+from zigzag.conformance.effort import drawn
+from zigzag.conformance.judging import judges
 from zigzag.conformance.verdicts import (
     MARGIN,
     PARTS,
@@ -49,16 +51,19 @@ CASES = {case: [options] for case, (options, _) in GENERAL.items()} | EXACT
 OPTIONS = {case.partition(",")[0]: options[-1] for case, options in CASES.items()}
 
 
+@judges("edges")
 @pytest.mark.parametrize("op", EXACT)
 def test_exact_numbers(op: str, backend: str) -> None:
     check_exact_numbers(op, backend, EXACT[op])
 
 
+@judges("tokens")
 @pytest.mark.parametrize("case", GENERAL)
 def test_away_from_thresholds(case: str, backend: str) -> None:
     check_away_from_thresholds(case.partition(",")[0], backend, *GENERAL[case])
 
 
+@judges("lengths")
 @pytest.mark.parametrize("case", CASES)
 def test_many_rows(case: str, backend: str) -> None:
     supports(backend, case.partition(",")[0])
@@ -66,17 +71,20 @@ def test_many_rows(case: str, backend: str) -> None:
         check_many_rows(case.partition(",")[0], backend, options)
 
 
+@judges("dtypes")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
 def test_half_precision_is_computed_in_float32(case: str, dtype: str, backend: str) -> None:
     check_half_precision(case.partition(",")[0], backend, dtype, CASES[case][-1])
 
 
+@judges("edges")
 @pytest.mark.parametrize("op", [op for op in OPTIONS if RULE[op].needs_uniforms])
 def test_nothing_impossible_is_accepted(op: str, backend: str) -> None:
     check_nothing_impossible(op, backend, OPTIONS[op])
 
 
+@judges("leaks")
 @pytest.mark.parametrize("op", OPTIONS)
 def test_rows_are_independent(op: str, backend: str) -> None:
     check_rows_are_independent(op, backend, OPTIONS[op])
@@ -86,6 +94,7 @@ def test_every_rule_is_covered() -> None:
     assert set(OPTIONS) == {op for op in reference.OPS if op.startswith("verify") and "tree" not in op}
 
 
+@judges("edges", "verify_typical")
 def test_typical_entropy_has_its_offset(backend: str) -> None:
     """With log(p + 1e-5) a flat row of 1000 asks for 3.03e-4 instead of 3.00e-4."""
     supports(backend, "verify_typical")
@@ -103,6 +112,7 @@ def test_typical_entropy_has_its_offset(backend: str) -> None:
 POWERS = [op for op in EXACT if op != "verify_greedy"]
 
 
+@judges("edges")
 @pytest.mark.parametrize("op", POWERS)
 def test_exact_logits(op: str, backend: str) -> None:
     """Rows of 0 and -inf with 1, 2, 4 or 8 zeros have exact probabilities at any temperature; some rows are broken."""
@@ -142,6 +152,7 @@ LOGITS = {
 }
 
 
+@judges("tokens")
 @pytest.mark.parametrize("op", LOGITS)
 def test_logits_away_from_thresholds(op: str, backend: str) -> None:
     options = LOGITS[op]
@@ -200,10 +211,11 @@ def arguments(op: str, shape: tuple[int, int, int], seed: int) -> list[np.ndarra
 def emitted(op: str, backend: str, given: list[np.ndarray]) -> np.ndarray:
     kind = kind_of(backend)
     dtype = widest(backend) if op == "verify_block" else "float32"  # it divides
-    result = getattr(ops, op)(*(convert(a, kind, dtype) for a in given), backend=backend)
+    result = called(op, backend, *(convert(a, kind, dtype) for a in given))
     return to_numpy(result.output_token_ids)
 
 
+@judges("tokens")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("op", ["verify_greedy", "verify_residual", "verify_block", "verify_exact"])
 def test_same_tokens(backend: str, op: str, shape: tuple[int, int, int]) -> None:

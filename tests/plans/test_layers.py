@@ -63,6 +63,7 @@ def test_a_plan_stays_as_it_was_checked() -> None:
 def test_the_best_measured_criterion_is_the_default() -> None:
     assert DEFAULT_CRITERION == {
         "gate_gradient": "max",
+        "gate_magnitude": "max",
         "lost_mass": "max",
         "output_deviation": "mean",
         "layer_loss": "max",

@@ -15,7 +15,7 @@ from zigzag.reference.errors import ArgumentError
 if TYPE_CHECKING:
     from zigzag.training.gates.config import GateTraining
 
-OURS = ("gate_gradient", "lost_mass", "output_deviation", "layer_loss")
+OURS = ("gate_gradient", "gate_magnitude", "lost_mass", "output_deviation", "layer_loss")
 PUBLISHED = ("copied", "echo", "induction", "mean_states", "lazy", "entropy")
 TRAINED = ("trained_gates", "trained_layer_gates")
 Method = Enum("Method", {m: m for m in (*OURS, *PUBLISHED, *TRAINED)}, type=str)

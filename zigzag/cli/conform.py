@@ -1,22 +1,51 @@
 """`zigzag conform`: the property tests of the ops on one backend, in a pytest of its own."""
 
+import io
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from difflib import get_close_matches
+from enum import StrEnum
+from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import monotonic
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from zigzag.cli.options import Device
+from zigzag.backends import list_backends
+from zigzag.cli import cells as printing
+from zigzag.cli.options import Device, check_written
+from zigzag.reference import OPS
 from zigzag.reference.errors import ZigzagError
+from zigzag.version import __version__
 
+SUITE = "zigzag.conformance"  # tests, which need pytest: imported when it is there
 NEEDED = ("pytest", "hypothesis")
-NOTHING_CHOSEN = 5  # pytest's exit code
-OPTIONS = "--import-mode=importlib -p no:cacheprovider -p zigzag.conformance.plugin -m on_backend -q -rsfE --tb=line"
+RAN = (0, 1)  # pytest's exit codes
+NOTHING_CHOSEN = 5
+OPTIONS = f"--import-mode=importlib -p no:cacheprovider -p {SUITE}.plugin -m on_backend"
+VERBOSE = "-q -rsfE --tb=short"
 NO_SUBFOLDERS = "[pytest]\nnorecursedirs = *\n"  # in a clone, `internals` lies below the suite
+QUIET = 30  # seconds between two lines where a bar cannot be shown
+
+
+class Profile(StrEnum):
+    dev = "dev"
+    ci = "ci"
+    gpu = "gpu"
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", callback=lambda path: check_written("--json", path), help="Also write the cells there."),
+]
 
 
 def conform(
@@ -24,39 +53,73 @@ def conform(
     load: Annotated[
         str | None, typer.Option(help="Module that calls zigzag.register_backend; may lie in this folder.")
     ] = None,
-    only: Annotated[str, typer.Option(help="Tests with this in their name, as an op; also 'merge or sample'.")] = "",
+    only: Annotated[list[str] | None, typer.Option(help="An op, or several: --only merge,sample or twice.")] = None,
     device: Device = "cpu",
+    profile: Annotated[
+        Profile, typer.Option(help="How many examples: ci draws 4 times as many, gpu twice.")
+    ] = Profile.dev,
+    max_examples: Annotated[int | None, typer.Option(min=1, help="Of each test, instead of its own number.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Other examples; without it they are the same each time.")] = None,
+    gaps: Annotated[Path | None, typer.Option(help="TOML of what is known to fail, with reasons.")] = None,
+    json: JsonFile = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also pytest's own output.")] = False,
 ) -> None:
-    """Run the property tests on a backend, also one of your own. Exit code 0: some ran, and all passed."""
+    """Judge a backend, also one of your own: a table op by property. Exit code 0: nothing failed but known gaps."""
     if missing := [needed for needed in NEEDED if find_spec(needed) is None]:
         raise ZigzagError(f"conform needs {' and '.join(missing)}: pip install 'zigzag-attention[conform]'")
     if load and load.endswith(".py"):
         raise ZigzagError(f"conform: --load takes the name of a module, {load.removesuffix('.py')}, not a file's")
+    wanted = ops_of(only or [])
+    known = import_module(f"{SUITE}.gaps").read_gaps(gaps) if gaps else {}
     if load:
         sys.path.insert(0, os.getcwd())
-    given = {"--backend": name, "--device": device, "--load": load, "-k": only}
-    code, passed = _run([part for option, value in given.items() if value for part in (option, value)])
-    if code == NOTHING_CHOSEN:
-        raise ZigzagError(f"conform: no test has {only!r} in its name; without --only all run")
-    if code == 0 and not passed:
-        raise ZigzagError(f"conform: no test ran on backend {name!r}; the reasons are above")
-    raise typer.Exit(code)
+    given: dict[str, str | int | None] = {
+        "--backend": name,
+        "--device": device,
+        "--load": load,
+        "--profile": profile.value,
+    }
+    given |= {"--max-examples": max_examples, "--seed": seed}
+    options = [f"{option}={value}" for option, value in given.items() if value is not None]
+    options += [f"--op={op}" for op in wanted if only]
+    begun = monotonic()
+    report = judged(name, options, verbose)
+    supported = next((info.ops for info in list_backends() if info.name == name), ())
+    found = report.cells(supported, wanted, known)
+    if not report.broken and all(cell.result == "not supported" for cell in found):
+        raise ZigzagError(f"conform: no test ran on backend {name!r}; it has {', '.join(supported) or 'no op'}")
+    about = {"backend": name, "device": device, "profile": profile.value, "max_examples": max_examples, "seed": seed}
+    tell(found, report.broken, f"{name}: {printing.summary(found)}; {monotonic() - begun:.0f} s")
+    if json is not None:
+        printing.save(json, found, {"format": "zigzag-conform", "version": 1, "zigzag": __version__} | about)
+    bad = import_module(f"{SUITE}.report").BAD
+    raise typer.Exit(int(bool(report.broken) or any(cell.result in bad for cell in found)))
 
 
-class Passed:
-    """Counts the tests that ran and passed; pytest's exit code is 0 too where all were skipped."""
+def ops_of(only: Sequence[str]) -> tuple[str, ...]:
+    """All ops where none is named; ZigzagError for a name that is none."""
+    names = [name for part in only for name in part.replace(",", " ").split()]
+    for name in names:
+        if name not in OPS:
+            near = get_close_matches(name, OPS, 3, 0.6)
+            told = f"did you mean {' or '.join(near)}?" if near else f"the ops are {', '.join(OPS)}"
+            raise ZigzagError(f"conform: --only takes names of ops, there is no {name!r}; {told}")
+    return tuple(names) or OPS
 
-    count = 0
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        self.count += report.when == "call" and report.passed
+def tell(found: Sequence[Any], broken: Sequence[str], summary: str) -> None:
+    console, judging = Console(), import_module(f"{SUITE}.judging")
+    printing.show(found, (judging.CALLING, judging.COMPUTING), console)
+    for text in broken:
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+    console.print(summary, soft_wrap=True, markup=False, highlight=False)
 
 
-def _run(options: list[str]) -> tuple[int, int]:
-    """Exit code and number of passed tests, whatever the user's own pytest settings say."""
+def judged(name: str, options: Sequence[str], verbose: bool) -> Any:
+    """The suite's report; whatever the user's own pytest settings say, they play no part."""
     sys.dont_write_bytecode = True  # pytest would write into the installed package
-    suite, passed = str(files("zigzag.conformance")), Passed()
-    with TemporaryDirectory() as scratch:
+    suite, output = str(files(SUITE)), io.StringIO()
+    with TemporaryDirectory() as scratch, advancing(Console(stderr=True), name, shown=not verbose) as advance:
         settings = Path(scratch, "pytest.ini")
         settings.write_text(NO_SUBFOLDERS, encoding="utf-8")
         for variable in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
@@ -66,6 +129,41 @@ def _run(options: list[str]) -> tuple[int, int]:
 
         import pytest
 
+        report = import_module(f"{SUITE}.report").Report(advance)
         places = ["-c", str(settings), "--rootdir", suite, "--confcutdir", suite]
-        code = pytest.main([suite, *places, *OPTIONS.split(), *options], plugins=[passed])
-    return int(code), passed.count
+        arguments = [suite, *places, *OPTIONS.split(), *(VERBOSE.split() if verbose else ()), *options]
+        with nullcontext() if verbose else redirect_stdout(output):
+            code = int(pytest.main(arguments, plugins=[report]))
+    if code == NOTHING_CHOSEN:
+        raise ZigzagError(f"conform: no test ran on backend {name!r}")
+    if code not in RAN and not report.broken:
+        print(output.getvalue(), end="")
+        raise typer.Exit(code)  # pytest has said why
+    return report
+
+
+@contextmanager
+def advancing(console: Console, name: str, *, shown: bool) -> Iterator[Callable[[int, int], object]]:
+    """A bar, or where there is no terminal a line now and then; yields what is called after each test."""
+    if not shown:
+        yield lambda done, total: None
+    elif not console.is_terminal:
+        yield lines(console, name)
+    else:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        # Drawn after each test and not by a thread: pytest holds the terminal while a test runs.
+        with Progress(*columns, console=console, auto_refresh=False, transient=True) as bars:
+            task = bars.add_task(name)
+            yield lambda done, total: bars.update(task, completed=done, total=total, refresh=True)
+
+
+def lines(console: Console, name: str) -> Callable[[int, int], object]:
+    last = monotonic()
+
+    def advance(done: int, total: int) -> None:
+        nonlocal last
+        if monotonic() - last >= QUIET:
+            last = monotonic()
+            console.print(f"{name}: {done} of {total} tests", highlight=False, soft_wrap=True)
+
+    return advance

@@ -48,16 +48,20 @@ def check_device(name: str) -> str:
     return name
 
 
-def check_out(path: Path | None) -> Path | None:
+def check_written(option: str, path: Path | None) -> Path | None:
     """ZigzagError where a file of this name cannot be written: found out before the work, not after."""
     if path is None:
         return None
     if path.is_dir():
-        raise ZigzagError(f"--out must be a file, {path} is a folder")
+        raise ZigzagError(f"{option} must be a file, {path} is a folder")
     parent = next(folder for folder in (path.absolute().parent, *path.absolute().parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ZigzagError(f"--out {path}: nothing can be written in {parent}")
+        raise ZigzagError(f"{option} {path}: nothing can be written in {parent}")
     return path
+
+
+def check_out(path: Path | None) -> Path | None:
+    return check_written("--out", path)
 
 
 Device = Annotated[str, typer.Option(callback=check_device, help="As torch names it.")]

@@ -51,6 +51,9 @@ def calibrate(
 
     gate_gradient: first-order fall of the answer's log-odds if the head streams: one backward pass. (The
         cross-entropy would do where it is not near 0; see docs/decisions/0002.)
+    gate_magnitude: mean over prompts of the gate gradient without its sign: at long prompts the head that finds the
+        answer may attend to it more than enough, and its gradient say that less would be better, while none would
+        lose it (docs/decisions/0014).
     lost_mass: attention probability that streaming does not see, at the answer's tokens.
     output_deviation: relative change of the head's output, at the answer's tokens.
     layer_loss: increase of the answer's loss when the whole layer streams: L forward passes, the
@@ -126,8 +129,9 @@ def _gate_gradient(
     advance: Advance,
     *,
     plan: LayerPlan | None = None,
+    magnitude: bool = False,
 ) -> NDArray[np.float64]:
-    gradient = torch.zeros(heads_of(model), dtype=torch.float64, device=model.device)
+    total = torch.zeros(heads_of(model), dtype=torch.float64, device=model.device)
     layers = layers_of(model)
     under_plan = Attention(place(plan, layers, own_windows=False), None, full_attention, in_order=True)
 
@@ -138,7 +142,8 @@ def _gate_gradient(
         check_no_sinks("gate_gradient", states)
 
         def add(grad_output: Tensor) -> None:
-            gradient[layer] += ops.gate_gradient(*seen, grad_output, **window, scale=states.scale).sum(dim=0)
+            gradient = ops.gate_gradient(*seen, grad_output, **window, scale=states.scale)  # [B, G]: a row a prompt
+            total[layer] += (gradient.abs() if magnitude else -gradient).sum(dim=0)
 
         output.register_hook(add)
         return output
@@ -150,7 +155,7 @@ def _gate_gradient(
             embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
             (-answer_log_odds(model, chosen, inputs_embeds=embeds)).sum().backward()
             advance(len(group))
-    return -gradient.cpu().numpy() / len(prompts)
+    return total.cpu().numpy() / len(prompts)
 
 
 def _at_answer(measure: Callable[..., Tensor]) -> Score:
@@ -186,6 +191,7 @@ def _lost_mass(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Ten
 
 METHODS = {
     "gate_gradient": _gate_gradient,
+    "gate_magnitude": partial(_gate_gradient, magnitude=True),
     "lost_mass": _at_answer(_lost_mass),
     "output_deviation": _at_answer(ops.output_deviation),
     "layer_loss": _layer_loss,

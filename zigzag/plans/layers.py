@@ -24,6 +24,7 @@ FORMAT = "zigzag-layer-plan"
 # The criterion that `make evidence` found best for each way of scoring; docs/evidence/README.md has the numbers.
 DEFAULT_CRITERION = {
     "gate_gradient": "max",
+    "gate_magnitude": "max",
     "lost_mass": "max",
     "output_deviation": "mean",
     "layer_loss": "max",

@@ -5,13 +5,13 @@ A function here has the name and the arguments of its op in `zigzag.reference`; 
 
 import jax
 
-jax.config.update("jax_enable_x64", True)  # else float64 becomes float32 without a word
-
 from zigzag_jax.attention import attention, merge
 from zigzag_jax.head_scores import gate_gradient, lost_mass, output_deviation
 from zigzag_jax.sampling import sample, to_probs
 from zigzag_jax.verification import verify_block, verify_residual
 from zigzag_jax.visibility import visible
+
+jax.config.update("jax_enable_x64", True)  # else float64 becomes float32 without a word
 
 ARRAY_KINDS = ("numpy",)  # packages whose arrays the functions take
 DTYPES = ("float64", "float32")

@@ -12,9 +12,7 @@ from zigzag_jax.visibility import seen_of
 FULL = (None, None, 1)
 
 
-def lost_mass(
-    query, key, *, sink, recent, align=1, scale=None, query_positions=None, key_positions=None, parents=None
-):
+def lost_mass(query, key, *, sink, recent, align=1, scale=None, query_positions=None, key_positions=None, parents=None):
     """See `zigzag.reference.lost_mass`."""
     where = positions(query.shape[2], key.shape[2], query_positions, key_positions, parents)
     return np.asarray(_lost_mass(query, key, *where, (sink, recent, align), scale, tree(parents)))
@@ -68,7 +66,8 @@ def gate_gradient(
 def _gate_gradient(query, key, value, grad_output, queries, keys, window, scale, parents):
     full, streaming = _both(query, key, value, queries, keys, window, scale, parents)
     by_head = (grad_output.astype(full.dtype) * (full - streaming)).sum(axis=(-1, -2))
-    return by_head.reshape(*key.shape[:2], -1).sum(axis=-1)
+    rows, groups = key.shape[:2]
+    return by_head.reshape(rows, groups, query.shape[1] // groups).sum(axis=-1)
 
 
 def _both(query, key, value, queries, keys, window, scale, parents):

@@ -5,14 +5,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from zigzag.reference.verification import Verdict
 
+from zigzag.reference.verification import Verdict
 from zigzag_jax.sampling import draw, probs_of
 
 
-def verify_residual(
-    draft_token_ids, draft_probs, target_probs, uniforms, *, temperature=None, num_draft_tokens=None
-):
+def verify_residual(draft_token_ids, draft_probs, target_probs, uniforms, *, temperature=None, num_draft_tokens=None):
     """See `zigzag.reference.verify_residual`."""
     return _judged(_residual, draft_token_ids, draft_probs, target_probs, uniforms, temperature, num_draft_tokens)
 

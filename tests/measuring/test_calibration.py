@@ -69,7 +69,7 @@ def test_what_is_handed_on_and_written_down(model: Any, asked: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"method": "luck"}, ArgumentError, "method must be one of gate_gradient, gate_magnitude, lost_mass, out.*, got 'luck'"),
+        ({"method": "luck"}, ArgumentError, "method must be one of gate_gradient, gate_magnitude, lost.*, got 'luck'"),
         ({"sink": 0, "recent": 0}, ArgumentError, r"sink \+ recent must be at least 1"),
         ({"sink": -1}, ArgumentError, "sink must not be negative"),
     ],

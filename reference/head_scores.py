@@ -116,5 +116,5 @@ def gate_gradient(
     full, streaming, sizes = full_and_streaming("gate_gradient", query, key, value, window, scale, *where)
     check_shape("gate_gradient", "grad_output", grad_output, "B H Tq Dv", sizes)
     by_head = (grad_output.astype(np.float64) * (full - streaming)).sum(axis=(-1, -2))
-    by_group: Floats = by_head.reshape(sizes["B"], sizes["G"], -1).sum(axis=-1)
+    by_group: Floats = by_head.reshape(sizes["B"], sizes["G"], sizes["H"] // sizes["G"]).sum(axis=-1)
     return by_group

@@ -263,10 +263,12 @@ def _streaming_prefill(
     rows = padded.swapaxes(1, 2).reshape(batch * blocks, heads, _BLOCK, size)
     seen = xp.tile(visible(query_positions, key_positions, sink=sink, recent=recent, align=align), (batch, 1, 1))
     weights, total, lse = softmax(scores_of(rows, windows(key), scale), seen)
+    # With sinks alone no query sees the keys of its own block, which may be NaN then.
+    seen_values = windows(value) if recent else masked_fill(windows(value), ~seen.any(axis=-2)[:, None, :, None], 0)
 
     def joined(parts: Array) -> Array:  # [B * blocks, H, block, ...] -> [B, H, T, ...]
         tail = parts.shape[3:]
         by_block = parts.reshape(batch, blocks, heads, _BLOCK, *tail).swapaxes(1, 2)
         return by_block.reshape(batch, heads, blocks * _BLOCK, *tail)[:, :, :length]
 
-    return cast(joined(_weigh(weights, windows(value)) / total), query.dtype), joined(lse)
+    return cast(joined(_weigh(weights, seen_values) / total), query.dtype), joined(lse)

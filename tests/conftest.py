@@ -1,7 +1,6 @@
 """What the whole suite needs; its options are the parity suite's."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch and NumPy are imported: a core for each worker
 
 import cupy_on_numpy
-import interpreting
 import pytest
 
 pytest_plugins = ["zigzag.conformance.plugin"]
@@ -17,11 +15,6 @@ pytest_plugins = ["zigzag.conformance.plugin"]
 
 def pytest_configure(config: pytest.Config) -> None:
     cupy_on_numpy.register()
-
-
-def pytest_sessionstart() -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
-        interpreting.quicken()
 
 
 @pytest.fixture(scope="session")

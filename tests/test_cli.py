@@ -29,6 +29,7 @@ from zigzag.files.json_files import write_text
 from zigzag.generation.drafting.named import NAMED
 from zigzag.measuring.prompts import PasskeyPrompt
 from zigzag.models.draft_heads.kinds import KINDS
+from zigzag.plans.heads import HeadPlan
 from zigzag.plans.layers import LayerPlan
 from zigzag.plans.own_windows import make_window_plan
 from zigzag.plans.scores import HeadScores
@@ -210,6 +211,10 @@ def test_generate_says_what_comes_next_and_what_is_held(tmp_path: Path) -> None:
     planned = RUN.invoke(cli.app, [*call, "--plan", str(tmp_path / "plan.json")])
     assert planned.exit_code == 0 and "what a plan saves shows with longer texts" in planned.output, planned.output
     assert f"next: zigzag prove {tmp_path / 'plan.json'} --model tiny-glm" in planned.output
+    HeadPlan([[True, True, False, False]] * 12, 4, 16).save(tmp_path / "heads.json")
+    by_heads = RUN.invoke(cli.app, [*call, "--plan", str(tmp_path / "heads.json")])
+    told = f"next: zigzag evidence --suite ruler --plans {tmp_path / 'heads.json'} --model tiny-glm"
+    assert by_heads.exit_code == 0 and told in by_heads.output, by_heads.output  # `prove` would refuse it
 
 
 def test_files_are_for_whom_the_umask_says(tmp_path: Path) -> None:

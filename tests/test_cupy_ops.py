@@ -251,3 +251,21 @@ def test_a_gpu_is_needed(count: int | None, words: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(cupy_ops, "import_module", lambda name: fake_cupy)
     reason = cupy_ops.unavailable()
     assert re.fullmatch(words and f".*{words}.*", reason)
+
+
+@pytest.mark.parametrize("name", ["cupy-on-numpy", "torch"])
+def test_of_long_prompts_under_sinks_alone_unseen_nan_stays_unseen(name: str) -> None:
+    """Blocks of queries have keys of their own block before them, which under sinks alone nobody sees."""
+    if name == "torch":
+        pytest.importorskip("torch", reason="torch is not installed")
+    query, key, value = RNG.standard_normal((3, 1, 2, 300, 4))
+    expected = reference.attention(query, key, value, sink=1, recent=0)
+    key[:, :, 1:], value[:, :, 1:] = np.nan, np.nan
+    arrays = [query, key, value]
+    if name == "torch":
+        import torch
+
+        arrays = [torch.from_numpy(array) for array in arrays]
+    output, lse = zigzag.ops.attention(*arrays, sink=1, recent=0, backend=name)
+    np.testing.assert_allclose(np.asarray(output), expected[0], rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(lse), expected[1], rtol=1e-12)

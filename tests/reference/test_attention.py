@@ -140,3 +140,8 @@ def test_mixed_attention_that_fits() -> None:
     none = {"streaming_key": np.ones((2, 0, 0, 4)), "streaming_value": np.ones((2, 0, 0, 5))}
     full = {"full_key": np.ones((2, 3, 9, 4)), "full_value": np.ones((2, 3, 9, 5)), "full_groups": (True,) * 3}
     mixed(**full, **none), mixed(**full, **none, query_positions=ints(3))
+
+
+def test_gate_gradient_of_no_rows() -> None:
+    query, key = np.ones((0, 4, 3, 2)), np.ones((0, 2, 5, 2))
+    assert reference.gate_gradient(query, key, key, query, sink=1, recent=1).shape == (0, 2)

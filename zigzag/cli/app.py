@@ -316,8 +316,10 @@ def generate(
         console.print(f"[dim]{cache_line(result, loaded, chosen)}[/dim]", highlight=False, soft_wrap=True)
     if plan is None:
         then(console, "calibrate", "--out", "scores.json", model=model)
-    else:
+    elif isinstance(chosen, LayerPlan):
         then(console, "prove", plan, model=model)
+    else:
+        then(console, "evidence", "--suite", "ruler", "--plans", plan, model=model)  # `prove` takes layers only
 
 
 def _mtp_drafter(name: str, model: CausalLM, most: int) -> "MtpDrafter":

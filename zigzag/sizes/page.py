@@ -39,10 +39,12 @@ ASSUMPTIONS = """\
   (`--memory-rate`, `--flop-rate`) is taken as it is, also for *step*. Kernels are counted as zigzag's decode step in
   a CUDA graph has them: 37 in an expert layer, 29 in a dense one, 9 around them.
 - **GPUs.** max(tp, ep) of them. Split by tp: heads, dense and shared feed-forward, embedding, head, the MTP layer
-  likewise. KV heads are split while there are enough, then copied. Copied: routers and norms. Routed experts: whole
-  ones on ep groups, evenly used; their matrices are split where tp is larger. With ep > tp, ep / tp groups of tp GPUs
-  share the batch. Sent, at 2 bytes a number: two ring all-reduces a layer and one for the embedding, 2 (n - 1) / n of
-  the hidden states from each GPU; the logits; with ep > tp each token to its experts and back.
+  likewise, as engines do; `zigzag`'s own run on several GPUs holds the MTP layer whole, so with drafts each of its GPUs
+  needs more than is said here. KV heads are split while there are enough, then copied. Copied: routers and norms.
+  Routed experts: whole ones on ep groups, evenly used; their matrices are split where tp is larger. With ep > tp,
+  ep / tp groups of tp GPUs share the batch. Sent, at 2 bytes a number: two ring all-reduces a layer and one for the
+  embedding, 2 (n - 1) / n of the hidden states from each GPU; the logits; with ep > tp each token to its experts and
+  back.
 - **Hardware.** NVIDIA's data sheets, SXM cards, dense bf16, one direction of NVLink."""
 
 

@@ -13,7 +13,7 @@ from zigzag.conformance.attending import check
 from zigzag.conformance.calls import called
 from zigzag.conformance.effort import drawn
 from zigzag.conformance.judging import UNNAMED, judges
-from zigzag.conformance.strategies import REGIONS, Case, cases, paged, spoiled
+from zigzag.conformance.strategies import REGIONS, Case, cases, paged, shortened, spoiled
 from zigzag.conformance.tolerance import assert_equal, assert_no_worse
 
 
@@ -26,6 +26,7 @@ def test_attention_ops(op: str, judged: str, backend: str) -> None:
 
     def run(data) -> None:
         case, dtype = data.draw(cases(REGIONS[judged])), data.draw(st.sampled_from(dtypes))
+        shortened(case, backend)
         full = op == "attention" and judged != "windows" and data.draw(st.booleans())
         window = {} if full else case.window
         if op == "attention":
@@ -41,6 +42,7 @@ def test_paged_attention(backend: str) -> None:
 
     def run(data) -> None:
         (case, table), dtype = data.draw(paged()), data.draw(st.sampled_from(dtypes_of(backend)))
+        shortened(case, backend)
         options = {**({} if data.draw(st.booleans()) else case.window), **case.options, "block_table": table}
         check("attention", backend, dtype, case, options)
 

@@ -24,6 +24,7 @@ from zigzag.reference.verification import Verdict
 
 PARTS = {"float64": 2**12, "float32": 2**12, "float16": 2**7, "bfloat16": 2**7}  # exact in the dtype
 MANY = 600  # rows, so that every branch is taken
+FEW = 12  # where each row is a program in Python
 MARGIN = {"float64": 1e-6, "float32": 1e-3}
 RULE = {op: rule for rule in RULES.values() for op in (rule.chain, rule.tree) if op}
 
@@ -110,7 +111,7 @@ def many(op: str, rows: int = MANY) -> Round:
 
 def check_many_rows(op: str, backend: str, options: dict) -> None:
     """Of equal and of different numbers of drafts."""
-    made = many(op, 24 if interpreted(backend) else MANY)
+    made = many(op, FEW if interpreted(backend) else MANY)
     with judging("tokens"):
         check_equal(op, backend, widest(backend), replace(made, counts=None), options)
     check_equal(op, backend, widest(backend), made, options)
@@ -121,12 +122,12 @@ def check_half_precision(op: str, backend: str, dtype: str, options: dict) -> No
     supports(backend, op)
     if dtype not in dtypes_of(backend):
         pytest.skip(f"backend {backend} has no {dtype}")
-    made = many(op, 24 if interpreted(backend) else MANY)
+    made = many(op, FEW if interpreted(backend) else MANY)
     half = {name: to_numpy(convert(getattr(made, name), "torch", dtype)) for name in ("draft", "target", "uniforms")}
     made = replace(made, **half)
     whole, halved = (call(op, backend, d, made, options, validate=False) for d in ("float32", dtype))
     assert np.array_equal(to_numpy(halved.output_token_ids), to_numpy(whole.output_token_ids))
-    some = made.rows(slice(8 if interpreted(backend) else None))
+    some = made.rows(slice(4 if interpreted(backend) else None))
     halved, whole = (
         called("sample", backend, *(convert(a, kind_of(backend), d) for a in (some.target, some.uniforms)))
         for d in (dtype, "float32")

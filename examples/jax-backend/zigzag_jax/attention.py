@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zigzag_jax.visibility import default_positions, seen_of
+from zigzag_jax.visibility import default_positions, seen_of, tree
 
 
 def attention(
@@ -38,11 +38,6 @@ def positions(num_queries, num_keys, query_positions, key_positions, parents):
     queries, keys = default_positions(num_queries, num_keys, parents)
     queries = queries if query_positions is None else query_positions
     return np.asarray(queries, np.int64), np.asarray(keys if key_positions is None else key_positions, np.int64)
-
-
-def tree(parents):
-    """Something that a jitted function can be compiled for."""
-    return None if parents is None else tuple(int(parent) for parent in parents)
 
 
 @jax.jit

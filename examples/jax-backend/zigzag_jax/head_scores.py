@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zigzag_jax.attention import attend, masked_scores, positions, softmax, tree
-from zigzag_jax.visibility import seen_of
+from zigzag_jax.attention import attend, masked_scores, positions, softmax
+from zigzag_jax.visibility import seen_of, tree
 
 FULL = (None, None, 1)
 

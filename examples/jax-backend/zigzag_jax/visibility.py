@@ -1,12 +1,20 @@
 """Who sees whom: positions [.., Tq] and [.., Tk] to booleans [.., Tq, Tk]."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 
 def visible(query_positions, key_positions, *, sink=None, recent=None, align=1, parents=None):
     """See `zigzag.reference.visible`."""
-    return np.asarray(seen_of(np.asarray(query_positions), np.asarray(key_positions), (sink, recent, align), parents))
+    return np.asarray(_visible(query_positions, key_positions, (sink, recent, align), tree(parents)))
+
+
+def tree(parents):
+    """Something that a jitted function can be compiled for."""
+    return None if parents is None else tuple(int(parent) for parent in parents)
 
 
 def seen_of(queries, keys, window, parents):
@@ -21,6 +29,9 @@ def seen_of(queries, keys, window, parents):
     if parents is not None:
         seen &= _tree(parents, i.shape[-2], j.shape[-1])
     return seen
+
+
+_visible = partial(jax.jit, static_argnames=("window", "parents"))(seen_of)
 
 
 def _tree(parents, num_queries, num_keys):

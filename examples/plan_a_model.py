@@ -10,7 +10,7 @@ import torch
 import zigzag
 from zigzag.measuring.prompts import passkey_prompts
 
-SINK, RECENT, SPARE = 16, 112, 64  # tokens that a streaming layer keeps, and slots for taking drafts back
+SINK, RECENT = 16, 112  # tokens that a streaming layer keeps
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     print(plan.report())
 
     # From here on the model runs under the plan; all else is transformers as you know it.
-    zigzag.attach(model, plan, spare=SPARE)
+    zigzag.attach(model, plan)
     ids = torch.tensor([unseen.prompt_ids])
     made = model.generate(
         ids,
@@ -48,7 +48,7 @@ def main() -> None:
     tokens, config = made.sequences.shape[1] - 1, model.config
     size = {"head_size": config.hidden_size // config.num_attention_heads, "itemsize": model.dtype.itemsize}
     print(f"cache: {zigzag.cache_bytes(made.past_key_values)} bytes after {tokens} tokens")
-    print(f"on paper: {plan.kv_bytes(tokens, spare=SPARE, **size)} bytes; full attention: ", end="")
+    print(f"on paper: {plan.kv_bytes(tokens, **size)} bytes; full attention: ", end="")
     print(f"{plan.full_kv_bytes(tokens, num_kv_heads=config.num_key_value_heads, **size)}")
     zigzag.detach(model)
 

@@ -21,6 +21,7 @@ from zigzag.generation.generate import generate
 from zigzag.generation.rules import Rule
 from zigzag.measuring.calibration import calibrate
 from zigzag.measuring.refinement import refine_plan
+from zigzag.plans.kv_size import kv_bytes
 from zigzag.plans.layers import make_plan
 from zigzag.reference import RULES
 from zigzag.running.attach import attach
@@ -72,7 +73,7 @@ def test_a_difference_is_noticed() -> None:
 def test_the_rest_is_read_from_one_place() -> None:
     given, rule = values(generate), values(cli.generate)["rule"]
     assert given["spare"] == values(attach)["spare"] == defaults.SPARE == 64
-    assert values(make_plan)["spare"] == defaults.SPARE_ON_PAPER == 0
+    assert values(make_plan)["spare"] == values(kv_bytes)["spare"] == values(cli.plan)["spare"] == defaults.SPARE
     assert plain(rule) == defaults.RULE and given["rule"] is None and given["seed"] == defaults.SEED
     assert values(cli.calibrate)["method"].value == values(calibrate)["method"]
 

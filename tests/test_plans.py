@@ -132,7 +132,7 @@ def test_the_undamaged_file_loads(tmp_path: Path) -> None:
         (lambda: make_plan(SCORES, num_full=1, sparsity=0.5), r"got num_full 1 and sparsity 0\.5"),
         (lambda: make_plan(SCORES, sparsity=1.5), "between 0 and 1"),
         (lambda: make_plan(SCORES, num_full=5), "0 to 4 layers"),
-        (lambda: make_plan(SCORES, kv_bytes=1, context=100, head_size=8), "at least 7,680"),
+        (lambda: make_plan(SCORES, kv_bytes=1, context=100, head_size=8), "at least 32,256"),
         (lambda: make_plan(SCORES, kv_bytes=10**9), "context and head_size"),
         (lambda: make_plan(SCORES, num_full=1, criterion="luck"), "criterion must be one of"),
         (lambda: LayerPlan(("full",), 1, 1).kv_bytes(10, head_size=8), "num_kv_heads is needed"),

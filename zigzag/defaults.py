@@ -11,5 +11,4 @@ MIN_P = 0.0
 SEED = 0
 RULE = "residual"
 NUM_DRAFT_TOKENS = 4  # of a drafter that is given by name or as a model
-SPARE = 64  # slots of a streaming layer beyond its window: the most drafts that can be taken back
-SPARE_ON_PAPER = 0  # of kv_bytes and of budgets in bytes, which count what they are told
+SPARE = 64  # slots of a streaming layer beyond its window, held and counted: the most drafts that can be taken back

@@ -98,7 +98,7 @@ def test_what_full_attention_cannot_do_is_not_measured_further(tmp_path: Path) -
     assert suites.can_do({"right": [1, 0]}) and not suites.can_do({"right": [1, 0, 0]})
     assert suites.can_do({"losses": [9.0]}) and suites.can_do(None)
     bytes_of = state["rows"]["x"]["kv_bytes"]
-    assert bytes_of == {str(n): PLAN.kv_bytes(n, head_size=8, itemsize=4) for n in (100, 200)}
+    assert bytes_of == {str(n): PLAN.kv_bytes(n, head_size=8, itemsize=4, spare=0) for n in (100, 200)}
 
 
 def test_files_of_others_are_refused(tmp_path: Path) -> None:

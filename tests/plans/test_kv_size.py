@@ -14,7 +14,7 @@ WINDOWS = [Window(1, 2), Window(3, 4)]
 def test_each_layer_has_its_own_window() -> None:
     slots = 100 + (1 + 2 + 5) + 2 * (3 + 4 + 5)
     assert kv_bytes(FULL, WINDOWS, 100, spare=5, batch=3, head_size=8, itemsize=4) == 2 * 3 * 8 * 4 * slots
-    assert kv_bytes(FULL, WINDOWS, 100, head_size=1) == 2 * 2 * (100 + 3 + 2 * 7)  # no spare, a batch of 1, 2 bytes
+    assert kv_bytes(FULL, WINDOWS, 100, head_size=1) == 2 * 2 * (100 + 67 + 2 * 71)  # 64 spare, a batch of 1, 2 bytes
 
 
 @pytest.mark.parametrize("name", ["spare", "batch", "head_size", "itemsize"])

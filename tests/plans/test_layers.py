@@ -103,8 +103,8 @@ def test_bytes_of_a_budget() -> None:
             assert make_plan(SCORES, kv_bytes=exact - 1, **size).num_full == num_full - 1
     with pytest.raises(ArgumentError, match=f"at least {slot * least:,} even if every layer streams, got 5$"):
         make_plan(SCORES, kv_bytes=5, **size)
-    default = make_plan(SCORES, kv_bytes=2 * 2 * 2 * 8 * (100 + 3 * 20), context=100, head_size=8)
-    assert default.num_full == 1, "2 bytes a number, one row, nothing spare"
+    default = make_plan(SCORES, kv_bytes=2 * 2 * 2 * 8 * (100 + 3 * 84), context=100, head_size=8)
+    assert default.num_full == 1, "2 bytes a number, one row, 64 spare"
     for one in ("context", "head_size"):
         with pytest.raises(ArgumentError, match="context and head_size are needed"):
             make_plan(SCORES, kv_bytes=10**6, **{one: 8})

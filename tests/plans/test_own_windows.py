@@ -42,7 +42,7 @@ def test_what_it_says() -> None:
     assert [OWN.window(i) for i in range(4)] == [Window(4, 16), None, Window(4, 32), Window(4, 16)]
     assert OWN.map() == "16 F 32 16" and "_windows" not in repr(OWN)
     assert OWN.kv_bytes(100, head_size=8, spare=2) == 2 * 2 * 8 * 2 * (22 + 100 + 38 + 22)
-    assert OWN.kv_bytes(25, head_size=8) == 2 * 2 * 8 * 2 * (20 + 25 + 25 + 20)
+    assert OWN.kv_bytes(25, head_size=8, spare=0) == 2 * 2 * 8 * 2 * (20 + 25 + 25 + 20)
     assert one_window("x", LayerPlan(KINDS, 4, 16), "y") == Window(4, 16)
 
 
@@ -125,7 +125,7 @@ def test_no_other_plan_of_the_budget_loses_less(slots: int, criterion: str) -> N
 
 def test_the_report_is_of_the_same_budget() -> None:
     """Beside each window the plan of `make_plan` that fits into the bytes; windows that do not fit are left out."""
-    size = {"context": 1000, "head_size": 1}
+    size = {"context": 1000, "head_size": 1, "spare": 0}
     plan = LayerPlan(("full", *["streaming"] * 4), 4, (0, 12, 12, 12, 36), num_kv_heads=2, criterion="mean")
     room = plan.kv_bytes(**size) + 500
     report = window_report(plan, SCORES, kv_bytes=room, **size)

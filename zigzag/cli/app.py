@@ -106,7 +106,7 @@ def plan(
     context: Context = None,
     head_size: HeadSize = None,
     itemsize: ItemSize = 2,
-    spare: Spare = defaults.SPARE_ON_PAPER,
+    spare: Spare = defaults.SPARE,
     criterion: Annotated[Criterion | None, typer.Option(help="Default: the best measured for the method.")] = None,
     heat_map: Annotated[Path | None, typer.Option(help="Also draw the scores with the chosen layers.")] = None,
     model_config: Annotated[

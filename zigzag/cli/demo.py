@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zigzag.cli.options import progress
+from zigzag.defaults import SPARE
 from zigzag.evidence.figures import heat_map
 from zigzag.measuring.calibration import calibrate
 from zigzag.measuring.prompts import Prompt, passkey_prompts
@@ -83,8 +84,7 @@ def generate(
     """One prompt through `model.generate` under the plan: its text, and the bytes that its cache holds."""
     prompt = passkey_prompts(tokenizer, length, count=3, seed=PROOF_SEED + 100)[1]
     ids = torch.tensor([prompt.prompt_ids], device=model.device)
-    spare = 64
-    attach(model, plan, spare=spare)
+    attach(model, plan)
     try:
         result = model.generate(
             ids,
@@ -101,8 +101,8 @@ def generate(
     console.print(f"the pass key is {prompt.key}; the prompt ends: ...{tokenizer.decode(prompt.prompt_ids[-12:])!r}")
     console.print(f"continued: {tokenizer.decode(result.sequences[0, ids.shape[1] :])!r}")
     console.print(
-        f"its cache after {seen:,} tokens holds {cache_bytes(cache):,} bytes; with {spare} spare slots a streaming "
-        f"layer kv_bytes says {plan.kv_bytes(seen, spare=spare, **size):,}, full attention would hold "
+        f"its cache after {seen:,} tokens holds {cache_bytes(cache):,} bytes; kv_bytes "
+        f"says {plan.kv_bytes(seen, **size):,}, with {SPARE} spare slots a streaming layer; full attention would hold "
         f"{plan.full_kv_bytes(seen, **size):,}"
     )
     console.print(f"slots a layer: {cache_lengths(cache)}")

@@ -104,7 +104,7 @@ def run(
         if state["tasks"].setdefault(task, about) != about:
             raise PlanError(f"evidence: {path} has another form of the task {task}; give another --out")
     for one in every:
-        sizes = {str(n): one.plan.kv_bytes(measure.context(n), **kv_size(model)) for n in measure.lengths}
+        sizes = {str(n): one.plan.kv_bytes(measure.context(n), spare=0, **kv_size(model)) for n in measure.lengths}
         before = state["rows"].get(one.name, {}).get("kv_bytes", {})
         state["rows"][one.name] = {**one.about(), "kv_bytes": {**before, **sizes}}
     cells = list(_cells(measure, every))

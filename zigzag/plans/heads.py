@@ -138,7 +138,7 @@ class HeadPlan:
         As `LayerPlan.kv_bytes`; num_kv_heads, if given, must be the plan's.
 
         >>> HeadPlan(((True, False), (False, False)), 4, 16).kv_bytes(100, head_size=8)
-        5120
+        11264
         """
         windows = [self.window(layer) for layer in range(self.num_layers)]
         return kv_bytes(self.full_heads(num_kv_heads), windows, context, **size)

@@ -6,7 +6,7 @@ from typing import Required, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from zigzag.defaults import SPARE_ON_PAPER
+from zigzag.defaults import SPARE
 from zigzag.plans.window import Window
 from zigzag.reference.checks import check_count
 
@@ -26,7 +26,7 @@ def kv_bytes(
     windows: Sequence[Window | None],
     context: int,
     *,
-    spare: int = SPARE_ON_PAPER,
+    spare: int = SPARE,
     batch: int = 1,
     head_size: int,
     itemsize: int = 2,

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zigzag.defaults import SPARE_ON_PAPER
+from zigzag.defaults import SPARE
 from zigzag.files.json_files import write_json
 from zigzag.plans.kv_size import Sizes, kv_bytes
 from zigzag.plans.scores import HeadScores
@@ -143,11 +143,11 @@ class LayerPlan:
         """Bytes of keys and values for `context` tokens; full heads keep all, streaming ones sink + recent + spare.
 
         num_kv_heads: G, default the plan's
-        size: spare (slots for rollback that `attach` adds, default 0), batch (1), head_size (D), itemsize (bytes a
+        size: spare (slots for rollback that `attach` adds: 64, as there), batch (1), head_size (D), itemsize (bytes a
             number, 2), own_windows (tokens of each layer with a window of its own, of which the plan does not speak)
 
         >>> LayerPlan(("full", "streaming"), 4, 16, num_kv_heads=2).kv_bytes(100, head_size=8)
-        7680
+        11776
         """
         windows = [self.window(layer) for layer in range(self.num_layers)]
         return kv_bytes(self.full_heads(num_kv_heads), windows, context, **size)
@@ -258,7 +258,7 @@ def make_plan(
     head_size: int | None = None,
     itemsize: int = 2,
     batch: int = 1,
-    spare: int = SPARE_ON_PAPER,
+    spare: int = SPARE,
     own_windows: Sequence[int] = (),
 ) -> LayerPlan:
     """The layer plan that fits a budget exactly: the layers that need their cache most stay full.

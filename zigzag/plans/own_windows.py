@@ -42,7 +42,7 @@ def make_window_plan(
 
     >>> near = HeadScores([[0.9], [0.4], [0.2]], "example", 4, 16)
     >>> far = HeadScores([[0.8], [0.1], [0.2]], "example", 4, 36)
-    >>> make_window_plan([near, far], kv_bytes=4 * 160, context=100, head_size=1).map()
+    >>> make_window_plan([near, far], kv_bytes=4 * 160, context=100, head_size=1, spare=0).map()
     'F 36 16'
     """
     windows, criterion = _comparable("make_window_plan", scores), _criterion("make_window_plan", scores, criterion)

@@ -271,11 +271,11 @@ class ModelShape:
         return 4 * self.num_heads * self.head_size
 
     def kv_bytes(self, plan: LayerPlan, context: int, batch: int = 1, itemsize: int = 2) -> int:
-        """Bytes of keys and values in all layers but the MTP ones."""
+        """Bytes of keys and values in all layers but the MTP ones, without spare slots: engines have none."""
         context, batch = check_case(self, plan, context, batch)
         itemsize = check_count("sizes", "itemsize", itemsize)
         size: dict[str, Any] = {"head_size": self.head_size, "num_kv_heads": self.num_kv_heads, "itemsize": itemsize}
-        return plan.kv_bytes(context, batch=batch, **size)
+        return plan.kv_bytes(context, batch=batch, spare=0, **size)
 
 
 def model_shape(source: str | Path) -> ModelShape:

@@ -254,6 +254,26 @@ def test_floors_are_read() -> None:
     assert floors("| floor | room |\n|---|---|\n| 3 | `ops/` | door |\n") == {"ops": 3}
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "kernels"])
+def test_floor_and_cold_are_defined_where_they_are_used(folder: str) -> None:
+    pages = {path.name: undefined(path.read_text()) for path in (ROOT / "docs" / folder).glob("*.md")}
+    assert {name: words for name, words in pages.items() if words} == {}
+
+
+def undefined(text: str) -> list[str]:
+    """Which of the words are used and neither set in italics, as in their definition, nor the head of a table's row."""
+    return [
+        word
+        for word in ("floor", "cold")
+        if re.search(rf"\b{word}\b", text) and not re.search(rf"\*{word}\*|^\| {word}, .* \|$", text, re.M | re.I)
+    ]
+
+
+def test_an_undefined_word_is_noticed() -> None:
+    assert undefined("| shape | floor |\n\ncold") == ["floor", "cold"]
+    assert undefined("*Floor* is the least time.\n\n| floor |\n\n*cold*") == []
+
+
 @EACH_PAGE
 def test_links_lead_somewhere(page: Path) -> None:
     assert broken_links(page.read_text(), page.parent) == []

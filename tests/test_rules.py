@@ -178,7 +178,7 @@ def test_options_that_nobody_gave_are_the_tables() -> None:
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(0, 0), (1, 0), (1, 1)])
 def test_top_k_ranks_by_the_logits(temperature: float, top_k: int) -> None:
-    """Token 0 has no part in it because its id is small: at temperature 0 it was taken, the second likeliest was not."""
+    """At temperature 0 token 0 was taken, for its small id, and the second likeliest was not."""
     logits = torch.tensor([[0.0, 1.0, 5.0, 4.0], [1.0, 0.0, 0.0, 0.0]]).expand(4, 2, 4)
     ids, counts = torch.arange(4)[:, None], torch.ones(4, dtype=torch.int64)
     verdict = Rule("top_k", {"k": 2}).verify(

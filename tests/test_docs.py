@@ -56,6 +56,13 @@ def test_readme_has_code() -> None:
     assert len(fences((ROOT / "README.md").read_text(), "python")) > 1
 
 
+def test_readme_is_read_in_one_go() -> None:
+    """What, why, code, two commands, a figure, a table, the state of every part; the rest is on pages."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 120
+    assert text.count("![") == 1 and text.count("\n|---") == 2 and "make demo" in text and "make test" in text
+
+
 def test_broken_code_is_noticed() -> None:
     with pytest.raises(NameError):
         run_blocks("```python\nno_such_name\n```\n")

@@ -422,6 +422,26 @@ def test_evidence_page_from_committed_results(tmp_path: Path) -> None:
     assert all(len(cell["right"]) == evidence.PROMPTS for cell in state["cells"].values())
 
 
+def test_the_main_result_holds_the_best_rival_of_each_kind() -> None:
+    """Also where its scores are others than those of the best layer plan; a better one takes its place."""
+    pytest.importorskip("scipy", reason="scipy is not installed")
+    from zigzag.evidence import measure as evidence
+    from zigzag.evidence.page import _headline
+
+    state = evidence.load(Path(__file__).resolve().parent.parent / "docs" / "evidence" / "results.json")
+    every = evidence.rows(evidence.stored_scores(state))
+    assert [name for name, _ in _headline(state, every) if "head by head" in name] == [
+        "best head by head, 18: gate_gradient",
+        "head by head, 20: gate_gradient",
+        "best head by head, 20: lost_mass",
+    ]
+    for row in every:
+        if row.kind == "heads" and row.method == "layer_loss" and row.num_streaming == 20:
+            for length in (1000, 2000):
+                state["cells"][f"{row.key}@{length}"] |= {"right": [True] * 50, "losses": [0.0] * 50}
+    assert "best head by head, 20: layer_loss" in dict(_headline(state, every))
+
+
 def test_damaged_evidence_is_refused(tmp_path: Path) -> None:
     from zigzag.evidence import measure as evidence
     from zigzag.reference.errors import PlanError

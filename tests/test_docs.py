@@ -56,6 +56,13 @@ def test_readme_has_code() -> None:
     assert len(fences((ROOT / "README.md").read_text(), "python")) > 1
 
 
+def test_readme_is_read_in_one_go() -> None:
+    """What, why, code, two commands, a figure, a table, the state of every part; the rest is on pages."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 120
+    assert text.count("![") == 1 and text.count("\n|---") == 2 and "make demo" in text and "make test" in text
+
+
 def test_broken_code_is_noticed() -> None:
     with pytest.raises(NameError):
         run_blocks("```python\nno_such_name\n```\n")
@@ -252,6 +259,26 @@ def floors(text: str) -> dict[str, int]:
 
 def test_floors_are_read() -> None:
     assert floors("| floor | room |\n|---|---|\n| 3 | `ops/` | door |\n") == {"ops": 3}
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "kernels"])
+def test_floor_and_cold_are_defined_where_they_are_used(folder: str) -> None:
+    pages = {path.name: undefined(path.read_text()) for path in (ROOT / "docs" / folder).glob("*.md")}
+    assert {name: words for name, words in pages.items() if words} == {}
+
+
+def undefined(text: str) -> list[str]:
+    """Which of the words are used and neither set in italics, as in their definition, nor the head of a table's row."""
+    return [
+        word
+        for word in ("floor", "cold")
+        if re.search(rf"\b{word}\b", text) and not re.search(rf"\*{word}\*|^\| {word}, .* \|$", text, re.M | re.I)
+    ]
+
+
+def test_an_undefined_word_is_noticed() -> None:
+    assert undefined("| shape | floor |\n\ncold") == ["floor", "cold"]
+    assert undefined("*Floor* is the least time.\n\n| floor |\n\n*cold*") == []
 
 
 @EACH_PAGE

@@ -147,7 +147,8 @@ PROBS = "probs of logits"
         (Rule("typical"), 0, SOFTMAX, None, "verify_typical", [IDS, LOGITS, COINS], {"temperature": 0}),
         (Rule("relaxed", {"delta": 0.5}), 0, SOFTMAX, None, "verify_relaxed", [IDS, LOGITS],
          {"delta": 0.5, "temperature": 0}),
-        (Rule("top_k", {"k": 3}), 0.5, FILTERED, None, "verify_top_k", [IDS, PROBS], {"k": 3}),
+        (Rule("top_k", {"k": 3}), 0.5, FILTERED, None, "verify_top_k", [IDS, LOGITS], {"k": 3}),
+        (Rule("top_k", {"k": 3}), 0, SOFTMAX, None, "verify_top_k", [IDS, LOGITS], {"k": 3}),
         (Rule("lenient", {"lenience": 0.5}), 0.5, FILTERED, None, "verify_lenient", [IDS, Q, PROBS, COINS],
          {"lenience": 0.5}),
         (Rule("residual"), 0.5, SOFTMAX, TREE, "verify_tree_residual", [IDS, Q, PROBS, COINS],
@@ -173,6 +174,17 @@ def test_what_is_called(rule, temperature, distribution, parents, op, arrays, op
 def test_options_that_nobody_gave_are_the_tables() -> None:
     assert Rule("top_k") == Rule("top_k", {"k": 10}) and Rule("lenient").options == {"lenience": 0.5}
     assert Rule("top_k", {"k": 3}).options == {"k": 3} and Rule("typical").options == {}
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(0, 0), (1, 0), (1, 1)])
+def test_top_k_ranks_by_the_logits(temperature: float, top_k: int) -> None:
+    """At temperature 0 token 0 was taken, for its small id, and the second likeliest was not."""
+    logits = torch.tensor([[0.0, 1.0, 5.0, 4.0], [1.0, 0.0, 0.0, 0.0]]).expand(4, 2, 4)
+    ids, counts = torch.arange(4)[:, None], torch.ones(4, dtype=torch.int64)
+    verdict = Rule("top_k", {"k": 2}).verify(
+        ids, None, logits, Distribution(temperature, top_k), None, counts, None, True
+    )
+    assert verdict.num_accepted.tolist() == [0, 0, 1, 1]
 
 
 def test_the_verdict_is_the_op_s() -> None:

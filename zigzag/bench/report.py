@@ -196,8 +196,9 @@ def page(facts: dict[str, Any], rows: Sequence[Row], pictures: Mapping[str, str]
         f"# Kernels on {facts['device']}",
         "",
         f"Made by `{facts['command']}` at {facts['commit']}; nothing is typed by hand. {versions}. Medians; on "
-        f"a GPU every input set comes cold. *Graph* is replayed from a CUDA graph, *eager* launched call by call, "
-        f"*first* the very first call with its compilation. *Floor* is bytes over the rate of the fastest large copy "
+        f"a GPU every input set comes *cold*, out of memory and not out of a cache. *Graph* is replayed from a CUDA "
+        f"graph, *eager* launched call by call, *first* the very first call with its compilation. *Floor* is bytes "
+        f"over the rate of the fastest large copy "
         f"({facts['copy_bytes_per_second'] / 1e9:,.0f} GB/s, reads and writes counted) or operations over that of a "
         f"large matrix product ({facts['matrix_operations_per_second'] / 1e12:.1f} TFLOP/s), whichever is longer. "
         f"*Over others* is the time over each peer's, below 1 is faster; in brackets over what computes something "

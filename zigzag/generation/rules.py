@@ -71,6 +71,8 @@ class Rule:
         rule, options, temperature = RULES[self.name], self.options, distribution.temperature
         if temperature == 0 and rule.lossless:  # the argmax, without making probabilities of it
             rule, options, target = RULES["greedy"], {}, logits
+        elif rule.takes_logits:  # ranks: among tokens of probability 0, at temperature 0 or cut off, ids would decide
+            target = logits
         elif distribution.is_plain and parents is None:
             target, options = logits, {**options, "temperature": temperature}
         else:

@@ -151,8 +151,8 @@ def test_bytes(model: Any) -> None:
 
 def test_budget_in_bytes_counts_the_own_windows() -> None:
     scores = zigzag.HeadScores([[0.9], [0.1], [0.5]], "example", 2, 6)
-    size = {"context": 100, "head_size": 8}
-    both_full = zigzag.make_plan(scores, num_full=2).kv_bytes(100, head_size=8)
+    size = {"context": 100, "head_size": 8, "spare": 0}
+    both_full = zigzag.make_plan(scores, num_full=2).kv_bytes(100, head_size=8, spare=0)
     assert zigzag.make_plan(scores, kv_bytes=both_full, **size).num_full == 2
     assert zigzag.make_plan(scores, kv_bytes=both_full, own_windows=[50], **size).num_full == 1
 

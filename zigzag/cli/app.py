@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from zigzag import defaults
@@ -365,5 +366,6 @@ def info() -> None:
     table = Table("backend", "available", "device", "ops")
     for backend in list_backends():
         ops = f"all {len(OPS)}" if backend.ops == OPS else " ".join(backend.ops)
-        table.add_row(backend.name, "yes" if backend.available else backend.reason, backend.device, ops)
+        cells = (backend.name, "yes" if backend.available else backend.reason, backend.device, ops)
+        table.add_row(*map(escape, cells))  # a plug-in's reason is anybody's text
     console.print(table)

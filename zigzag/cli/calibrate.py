@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 
 from zigzag.cli.load import load
-from zigzag.cli.options import Device, OutFile, progress, then
+from zigzag.cli.options import Device, OutFile, then
+from zigzag.cli.progress import progress
 from zigzag.plans.scores import HeadScores
 from zigzag.reference.errors import ArgumentError
 

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from zigzag.cli.options import progress
+from zigzag.cli.progress import doing, progress
 from zigzag.evidence.figures import heat_map
 from zigzag.measuring.calibration import calibrate
 from zigzag.measuring.prompts import Prompt, passkey_prompts
@@ -86,14 +86,15 @@ def generate(
     spare = 64
     attach(model, plan, spare=spare)
     try:
-        result = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            return_dict_in_generate=True,
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-        )
+        with doing(console, "generating under the plan"):
+            result = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                return_dict_in_generate=True,
+                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            )
     finally:
         detach(model)
     cache, seen = result.past_key_values, result.sequences.shape[1] - 1

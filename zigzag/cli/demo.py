@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from zigzag.cli.maps import show_scores
 from zigzag.cli.progress import doing, progress
 from zigzag.evidence.figures import heat_map
 from zigzag.measuring.calibration import calibrate
@@ -50,8 +51,10 @@ def score(model: Decoder, prompts: Sequence[Prompt], console: Console) -> HeadSc
 
 
 def show_plan(plan: LayerPlan, model: Decoder, console: Console) -> None:
-    """The layer map, KV bytes against full attention, and what exclusivity costs."""
+    """The maps of layers and scores, KV bytes against full attention, and what exclusivity costs."""
     console.print(f"layers   {plan.map()}   (F keeps its full cache, s streams {plan.sink} + {plan.recent} tokens)")
+    if plan.scores is not None:
+        show_scores(console, plan.scores, plan)
     table = Table("tokens", "KV bytes, full attention", "KV bytes, plan", "share")
     size = kv_size(model)
     for context in (1_000, 8_192, 32_768, 131_072):

@@ -8,7 +8,7 @@ refused, never replaced.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
 
 from zigzag.reference import OPS
 from zigzag.reference.errors import BackendError
@@ -34,11 +35,13 @@ ARRAY_KINDS = {"numpy": ("numpy",), "triton": ("torch",), "torch": ("torch",), "
 ENTRY_POINT_GROUP = "zigzag.backends"
 AVAILABILITY = "TRITON_INTERPRET"  # by which a backend of ours says whether it can run for arrays that are on no card
 MOST_KEPT = 1024
+Given = TypeVar("Given")
 
 _log = logging.getLogger("zigzag")
 _registered: dict[str, Any] = {}
 _chosen: ContextVar[str | None] = ContextVar("zigzag_backend", default=None)
 _announced: set[tuple[str, str]] = set()
+_writing = Lock()  # for what is looked at and then written; nobody's code runs under it
 _kept: dict[tuple[Any, ...], list[tuple[str, Any]]] = {}  # replaced, not emptied: a late answer goes to the old one
 
 
@@ -57,15 +60,19 @@ def register_backend(name: str, backend: Any) -> None:
     """Make `backend` (a module, its dotted name, or an object with ops) selectable as `name`.
 
     It may set `ARRAY_KINDS` (tuple of top-level module names of the arrays it takes, default any) and
-    `DEVICE` (text for `list_backends`). A name that is taken is an error: nothing is replaced silently.
+    `DEVICE` (text for `list_backends`). A name that is taken is an error: nothing is replaced silently, also where
+    two threads register at once.
     """
     if not isinstance(name, str) or not name or name == "auto":
         raise BackendError(f"register_backend: the name must be a non-empty string other than 'auto', got {name!r}")
-    if name in BUILTIN or name in _registered:
-        raise BackendError(f"register_backend: the name {name!r} is taken; choose another or unregister it")
     if not isinstance(backend, str) and not _ops_of(backend):
         raise BackendError(f"register_backend: {name!r} has none of the ops {', '.join(OPS)}; name its functions so")
-    _registered[name] = backend
+    if name in _entry_points():
+        raise BackendError(f"register_backend: the name {name!r} is an installed package's; choose another")
+    with _writing:
+        if name in BUILTIN or name in _registered:
+            raise BackendError(f"register_backend: the name {name!r} is taken; choose another or unregister it")
+        _registered[name] = backend
     forget_choices()
 
 
@@ -89,23 +96,36 @@ def backend_names() -> list[str]:
 
 def get_backend(name: str) -> Any:
     """The backend's module or object; BackendError with what is missing and how to get it."""
-    if name in _registered and not isinstance(_registered[name], str):
-        return _registered[name]
-    if name not in backend_names():
+    given = _registered.get(name)  # asked once: another thread may take it away
+    if given is not None and not isinstance(given, str):
+        return given
+    if given is None and name not in BUILTIN and name not in _entry_points():
         raise BackendError(f"backend {name!r} is not known; known: {', '.join(backend_names())}")
     needs = REQUIRES.get(name)
     if needs is not None and find_spec(needs) is None:
         package = INSTALLED_BY.get(needs, needs)
         raise BackendError(f"backend {name!r} needs {needs!r}, which is not installed: pip install {package}")
-    try:
-        if name in _entry_points():
-            return _entry_points()[name].load()
-        backend = import_module(BUILTIN.get(name) or _registered[name])
-    except ImportError as error:
-        raise BackendError(f"backend {name!r} could not be imported: {error}") from error
-    if reason := getattr(backend, "unavailable", str)():
+    backend = _tried(name, "could not be imported", lambda: _imported(name, given))
+    if reason := _tried(name, "fails to say whether it can run", getattr(backend, "unavailable", str)):
         raise BackendError(f"backend {name!r} cannot run here: {reason}")
+    if name not in BUILTIN and not _ops_of(backend):
+        raise BackendError(f"backend {name!r} has none of the ops of zigzag.reference; name its functions as they are")
     return backend
+
+
+def _imported(name: str, module: str | None) -> Any:
+    path = BUILTIN.get(name) or module
+    return import_module(path) if path else _entry_points()[name].load()
+
+
+def _tried(name: str, failing: str, ask: Callable[[], Given]) -> Given:
+    """Somebody else's code may raise anything, or end the process: then that backend fails, and nothing else does."""
+    try:
+        return ask()
+    except ImportError as error:
+        raise BackendError(f"backend {name!r} {failing}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise BackendError(f"backend {name!r} {failing}: {type(error).__name__}: {error}") from error
 
 
 def list_backends() -> list[BackendInfo]:
@@ -189,8 +209,12 @@ def _candidates(op: str, array: Any) -> list[tuple[str, Any]]:
 
 def _announce(name: str, array: Any) -> None:
     kind = array_kind(array)
-    if (name, kind) not in _announced:
+    if (name, kind) in _announced:
+        return
+    with _writing:
+        first = (name, kind) not in _announced
         _announced.add((name, kind))
+    if first:
         _log.info("backend %r chosen automatically: the arrays are %s arrays", name, kind)
 
 
@@ -244,9 +268,10 @@ def array_kind(array: Any) -> str:
 def _info(name: str) -> BackendInfo:
     try:
         backend = get_backend(name)
+        ask = getattr(backend, "device_name", lambda: getattr(backend, "DEVICE", "cpu"))
+        device = _tried(name, "fails to name its device", ask)
     except BackendError as error:
         return BackendInfo(name, False, str(error), "", ())
-    device = getattr(backend, "device_name", lambda: getattr(backend, "DEVICE", "cpu"))()
     return BackendInfo(name, True, "", device, _ops_of(backend))
 
 

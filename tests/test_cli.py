@@ -22,7 +22,7 @@ from zigzag.cli import app as cli
 from zigzag.cli import evaluate
 from zigzag.cli.app import DRAFTERS
 from zigzag.cli.continuation import Continuation, beyond
-from zigzag.cli.options import log_lines, print_whole, progress
+from zigzag.cli.options import print_whole
 from zigzag.cli.rules import TREES, check_rule
 from zigzag.evidence import harness
 from zigzag.files.json_files import write_text
@@ -151,21 +151,6 @@ def test_arguments_are_read_before_anything_heavy_is_imported(
         [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | here, capture_output=True, text=True
     )
     assert done.returncode == 1 and message in done.stderr and done.stderr.startswith("error: "), done.stderr
-
-
-def test_a_log_gets_a_line_every_half_minute() -> None:
-    log, now = Console(file=io.StringIO(), width=20), iter([0.0, 10.0, 31.0, 40.0, 62.0])
-    advance = log_lines(log, "prompts of a run", 5000, clock=lambda: next(now))
-    for _ in range(4):
-        advance(1000)
-    assert log.file.getvalue() == (
-        "prompts of a run: 2,000 of 5,000 after 31 s\nprompts of a run: 4,000 of 5,000 after 62 s\n"
-    )
-    with progress(Console(file=io.StringIO(), force_terminal=True), "x", 1) as bar:
-        bar(1)
-    with progress(log, "x", 1) as line:
-        line(1)
-    assert "x:" not in log.file.getvalue()  # no half minute has passed
 
 
 class Letters:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from zigzag import defaults
@@ -18,6 +19,7 @@ from zigzag.cli.datastore import datastore as datastore_commands
 from zigzag.cli.evaluate import evaluate
 from zigzag.cli.evidence import evidence
 from zigzag.cli.load import load
+from zigzag.cli.maps import show_scores
 from zigzag.cli.options import Device, OutFile, check_out, run, same_depth, then
 from zigzag.cli.recipes import recipes
 from zigzag.cli.recover import recover
@@ -143,6 +145,8 @@ def plan(
     saved = [] if engine is None else [f"{engine.value}: {told(made, tokens, BLOCK, CHUNK)}" for tokens in CONTEXTS]
     made.save(out)
     console.print(f"layers   {made.map()}", soft_wrap=True)
+    if len(given) == 1:  # else of each window
+        show_scores(console, given[0], made)
     console.print(cost)
     console.print(f"wrote {out}")
     for line in saved:
@@ -365,5 +369,6 @@ def info() -> None:
     table = Table("backend", "available", "device", "ops")
     for backend in list_backends():
         ops = f"all {len(OPS)}" if backend.ops == OPS else " ".join(backend.ops)
-        table.add_row(backend.name, "yes" if backend.available else backend.reason, backend.device, ops)
+        cells = (backend.name, "yes" if backend.available else backend.reason, backend.device, ops)
+        table.add_row(*map(escape, cells))  # a plug-in's reason is anybody's text
     console.print(table)

@@ -8,7 +8,9 @@ import typer
 from rich.console import Console
 
 from zigzag.cli.load import load
-from zigzag.cli.options import Device, OutFile, progress, then
+from zigzag.cli.maps import show_scores
+from zigzag.cli.options import Device, OutFile, then
+from zigzag.cli.progress import progress
 from zigzag.plans.scores import HeadScores
 from zigzag.reference.errors import ArgumentError
 
@@ -167,6 +169,7 @@ def _train(
 def _save(scores: HeadScores, path: Path, console: Console) -> None:
     scores.save(path)
     console.print(f"wrote {path}: {scores.num_layers} layers x {scores.num_kv_heads} KV heads by {scores.method}")
+    show_scores(console, scores)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

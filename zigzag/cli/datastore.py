@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from zigzag.cli.options import progress, then
+from zigzag.cli.options import then
+from zigzag.cli.progress import progress
 
 datastore = typer.Typer(no_args_is_help=True, help="Text to draft from (REST): build it from a folder.")
 SUFFIXES = (".txt", ".md", ".py")

@@ -8,7 +8,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from zigzag.cli.options import progress
+from zigzag.cli.maps import show_scores
+from zigzag.cli.progress import doing, progress
 from zigzag.defaults import SPARE
 from zigzag.evidence.figures import heat_map
 from zigzag.measuring.calibration import calibrate
@@ -51,8 +52,10 @@ def score(model: Decoder, prompts: Sequence[Prompt], console: Console) -> HeadSc
 
 
 def show_plan(plan: LayerPlan, model: Decoder, console: Console) -> None:
-    """The layer map, KV bytes against full attention, and what exclusivity costs."""
+    """The maps of layers and scores, KV bytes against full attention, and what exclusivity costs."""
     console.print(f"layers   {plan.map()}   (F keeps its full cache, s streams {plan.sink} + {plan.recent} tokens)")
+    if plan.scores is not None:
+        show_scores(console, plan.scores, plan)
     table = Table("tokens", "KV bytes, full attention", "KV bytes, plan", "share")
     size = kv_size(model)
     for context in (1_000, 8_192, 32_768, 131_072):
@@ -86,14 +89,15 @@ def generate(
     ids = torch.tensor([prompt.prompt_ids], device=model.device)
     attach(model, plan)
     try:
-        result = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            return_dict_in_generate=True,
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-        )
+        with doing(console, "generating under the plan"):
+            result = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                return_dict_in_generate=True,
+                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            )
     finally:
         detach(model)
     cache, seen = result.past_key_values, result.sequences.shape[1] - 1

@@ -11,6 +11,7 @@ from rich.table import Table
 from zigzag.chat.thinking import ThinkingBudget
 from zigzag.cli.demo import generate as show_cache
 from zigzag.cli.demo import score, show_plan, show_rivals
+from zigzag.cli.progress import doing
 from zigzag.evidence.sums import parts_of, sum_prompt
 from zigzag.generation.drafting import LookupDrafter, MtpDrafter
 from zigzag.generation.generate import generate
@@ -49,9 +50,11 @@ def demo(folder: Path, out: Path, console: Console, *, device: str = "cpu", leng
     console.rule("2. the streaming cache")
     show_cache(model, tokenizer, plan, console, length=length)
     console.rule("3. thinking and direct answers to the same sums")
-    show_modes(model, tokenizer, console)
+    with doing(console, "answering"):
+        show_modes(model, tokenizer, console)
     console.rule("4. drafts by the MTP layer")
-    show_drafts(model, mtp, tokenizer, console)
+    with doing(console, "drafting and verifying"):
+        show_drafts(model, mtp, tokenizer, console)
     plan.save(out / "plan.json")
     console.print(f"wrote {out / 'plan.json'}")
     return plan

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from zigzag.cli.progress import doing
 from zigzag.models.decoder import CausalLM
 from zigzag.models.sources import check_source
 from zigzag.reference.errors import ZigzagError
@@ -15,7 +16,7 @@ from zigzag.reference.errors import ZigzagError
 def load(model: str, device: str) -> tuple[CausalLM, Any]:
     """The model and its tokenizer; ZigzagError where they cannot be loaded."""
     check_source(model)
-    with Console().status(f"loading {model}"), _without_collecting():
+    with doing(Console(), f"loading {model}"), _without_collecting():
         try:
             from transformers.utils import logging
 

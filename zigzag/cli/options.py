@@ -1,36 +1,32 @@
-"""What commands share: options checked before any work, errors of one line, progress, tables that are never cut."""
+"""What commands share: options checked before any work, errors of one line, tables that are never cut."""
 
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from zigzag.cli.progress import heartbeat
 from zigzag.models.decoder import Decoder
 from zigzag.models.placement import usable_device
 from zigzag.models.sources import SMOLLM2
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import ZigzagError
 
-Advance = Callable[[int], object]
-EVERY = 30.0  # seconds between lines of progress where the output is no terminal
-
 
 def run(command: Callable[[], object]) -> None:
-    """A whole command line: errors of zigzag are one line and exit code 1, not a traceback."""
+    """A whole command line: errors of zigzag are one line and exit code 1, and a log hears of long work."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the libraries; the commands show their own
     try:
-        command()
+        with heartbeat():
+            command()
     except (ZigzagError, OSError) as error:  # a file that cannot be read or written says so itself
         Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(1)
@@ -76,34 +72,6 @@ def print_whole(console: Console, table: Table) -> None:
         console.print(table)
     finally:
         console.width = width
-
-
-@contextmanager
-def progress(console: Console, what: str, total: int) -> Iterator[Advance]:
-    """A bar while the block runs, in a log a line every 30 seconds; yields what moves it on by so many of `total`."""
-    if not console.is_terminal:
-        yield log_lines(console, what, total)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        task = bars.add_task(what, total=total)
-        yield lambda count: bars.advance(task, count)
-
-
-def log_lines(console: Console, what: str, total: int, clock: Callable[[], float] = monotonic) -> Advance:
-    """Lines for a log, as a bar would fill it: at most one in `EVERY` seconds."""
-    begin = last = clock()
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal last, done
-        done, now = done + count, clock()
-        if now - last >= EVERY:
-            last = now
-            told = f"{what}: {done:,} of {total:,} after {now - begin:,.0f} s"
-            console.print(told, markup=False, highlight=False, soft_wrap=True)
-
-    return advance
 
 
 def then(console: Console, *words: str | Path, model: str = SMOLLM2) -> None:

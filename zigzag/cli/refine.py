@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from zigzag.cli.options import print_whole, progress
+from zigzag.cli.options import print_whole
+from zigzag.cli.progress import progress
 from zigzag.measuring.prompts import PasskeyPrompt
 from zigzag.measuring.refinement import Refined, every_plan, refinements
 from zigzag.models.decoder import Decoder

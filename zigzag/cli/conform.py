@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zigzag.backends import list_backends
 from zigzag.cli import cells as printing
 from zigzag.cli.options import Device, check_written
+from zigzag.cli.progress import activity
 from zigzag.reference import OPS
 from zigzag.reference.errors import ZigzagError
 from zigzag.version import __version__
@@ -30,10 +31,9 @@ SUITE = "zigzag.conformance"  # tests, which need pytest: imported when it is th
 NEEDED = ("pytest", "hypothesis")
 RAN = (0, 1)  # pytest's exit codes
 NOTHING_CHOSEN = 5
-OPTIONS = f"--import-mode=importlib -p no:cacheprovider -p {SUITE}.plugin -m on_backend"
+OPTIONS = f"--import-mode=importlib --capture=sys -p no:cacheprovider -p {SUITE}.plugin -m on_backend"
 VERBOSE = "-q -rsfE --tb=short"
 NO_SUBFOLDERS = "[pytest]\nnorecursedirs = *\n"  # in a clone, `internals` lies below the suite
-QUIET = 30  # seconds between two lines where a bar cannot be shown
 
 
 class Profile(StrEnum):
@@ -144,26 +144,13 @@ def judged(name: str, options: Sequence[str], verbose: bool) -> Any:
 
 @contextmanager
 def advancing(console: Console, name: str, *, shown: bool) -> Iterator[Callable[[int, int], object]]:
-    """A bar, or where there is no terminal a line now and then; yields what is called after each test."""
-    if not shown:
-        yield lambda done, total: None
-    elif not console.is_terminal:
-        yield lines(console, name)
+    """A bar, or what a log's line every 30 seconds tells; yields what is called after each test."""
+    if not (shown and console.is_terminal):
+        with activity(name) as begun:
+            yield begun.reached
     else:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         # Drawn after each test and not by a thread: pytest holds the terminal while a test runs.
         with Progress(*columns, console=console, auto_refresh=False, transient=True) as bars:
             task = bars.add_task(name)
             yield lambda done, total: bars.update(task, completed=done, total=total, refresh=True)
-
-
-def lines(console: Console, name: str) -> Callable[[int, int], object]:
-    last = monotonic()
-
-    def advance(done: int, total: int) -> None:
-        nonlocal last
-        if monotonic() - last >= QUIET:
-            last = monotonic()
-            console.print(f"{name}: {done} of {total} tests", highlight=False, soft_wrap=True)
-
-    return advance

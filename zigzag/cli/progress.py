@@ -4,6 +4,7 @@
 Its lines go to stderr, since stdout may be data. Commands say what they are doing by `progress` and `doing`.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ class Activity:
     def advance(self, count: int) -> None:
         self.done += count
 
+    def reached(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+
     def told(self, now: float) -> str:
         seconds = f"{now - self.begin:,.0f} s"
         if self.total is None:
@@ -42,9 +46,9 @@ _doing: list[Activity] = []  # the innermost last; a process runs one command
 @contextmanager
 def progress(console: Console, what: str, total: int) -> Iterator[Advance]:
     """A bar while the block runs, or lines in a log; yields what moves it on by so many of `total`."""
-    with _activity(what, total) as activity:
+    with activity(what, total) as begun:
         if not console.is_terminal:
-            yield activity.advance
+            yield begun.advance
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as bars:
@@ -55,7 +59,7 @@ def progress(console: Console, what: str, total: int) -> Iterator[Advance]:
 @contextmanager
 def doing(console: Console, what: str) -> Iterator[None]:
     """A spinner while the block runs, or lines in a log: for work that cannot be counted."""
-    with _activity(what), console.status(what):
+    with activity(what), console.status(what):
         yield
 
 
@@ -65,13 +69,13 @@ def heartbeat() -> Iterator[None]:
     if Console().is_terminal:
         yield
         return
-    stop, log = Event(), Console(stderr=True)
+    stop, log = Event(), Console(file=sys.stderr)  # as it is now: tests that a command runs may take it away
     thread = Thread(
         target=beat,
         args=(lambda line: log.print(line, markup=False, highlight=False, soft_wrap=True), stop.wait),
         daemon=True,
     )
-    with _activity("at work"):
+    with activity("at work"):
         thread.start()
         try:
             yield
@@ -83,15 +87,16 @@ def heartbeat() -> Iterator[None]:
 def beat(show: Callable[[str], object], wait: Callable[[float], bool], clock: Callable[[], float] = monotonic) -> None:
     """Show what the innermost activity has to tell, after each wait that was not cut short."""
     while not wait(EVERY):
-        for activity in _doing[-1:]:
-            show(activity.told(clock()))
+        for innermost in _doing[-1:]:
+            show(innermost.told(clock()))
 
 
 @contextmanager
-def _activity(what: str, total: int | None = None) -> Iterator[Activity]:
-    activity = Activity(what, monotonic(), total)
-    _doing.append(activity)
+def activity(what: str, total: int | None = None) -> Iterator[Activity]:
+    """What `heartbeat` tells while the block runs; yields what says how far it is."""
+    begun = Activity(what, monotonic(), total)
+    _doing.append(begun)
     try:
-        yield activity
+        yield begun
     finally:
-        _doing.remove(activity)
+        _doing.remove(begun)

@@ -143,6 +143,16 @@ def test_pip_that_fails_is_told(tmp_path: Path) -> None:
     assert "failed: see" in fault and (tmp_path / "pins.txt").read_text() == "numpy==1.26\n"
 
 
+def test_pip_is_asked_again_where_something_changed(tmp_path: Path) -> None:
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho asked >> {tmp_path / 'asked'}\n")
+    python.chmod(0o755)
+    for version in ("1.26", "1.26", "1.27"):
+        assert environments.make(environments.Environment("x", "3.11", {"numpy": version}), tmp_path) == ""
+    assert (tmp_path / "asked").read_text() == "asked\nasked\n"
+
+
 def state(**parts: dict[str, Any]) -> dict[str, Any]:
     return {"environment": "lowest", "versions": VERSIONS, "parts": parts}
 

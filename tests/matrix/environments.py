@@ -66,11 +66,16 @@ def interpreter(python: str) -> str | None:
 
 
 def make(environment: Environment, folder: Path) -> str:
-    """Makes it, or brings it up to date; gives why that was not possible, else nothing. Pip's words are in pip.log."""
+    """Makes it where it is not as it should be; gives why that was not possible, else nothing. Pip's words: pip.log."""
     folder.mkdir(parents=True, exist_ok=True)
-    python, pins = folder / "venv/bin/python", folder / "pins.txt"
-    pins.write_text("".join(f"{name}=={version}\n" for name, version in environment.pins.items()), encoding="utf-8")
-    commands = [[str(python), "-m", "pip", "install", "-q", "-c", str(pins), "-e", f".[{','.join(EXTRAS)}]", *TOOLS]]
+    python, pins, done = folder / "venv/bin/python", folder / "pins.txt", folder / "ready.txt"
+    wanted = [f".[{','.join(EXTRAS)}]", *TOOLS]
+    text = "".join(f"{name}=={version}\n" for name, version in environment.pins.items())
+    ready = "\n".join([text, *wanted, (ROOT / "pyproject.toml").read_text(encoding="utf-8")])
+    if python.exists() and done.exists() and done.read_text(encoding="utf-8") == ready:
+        return ""
+    pins.write_text(text, encoding="utf-8")
+    commands = [[str(python), "-m", "pip", "install", "-q", "-c", str(pins), "-e", *wanted]]
     if not python.exists():
         base = interpreter(environment.python)
         if base is None:
@@ -80,6 +85,7 @@ def make(environment: Environment, folder: Path) -> str:
         for command in commands:
             if subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode:
                 return f"`{' '.join(command)}` failed: see {folder / 'pip.log'}"
+    done.write_text(ready, encoding="utf-8")
     return ""
 
 

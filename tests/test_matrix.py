@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = {"python": "3.11.7", "numpy": "1.26.0", "torch": "2.8.0+cpu", "transformers": "5.20.0", "triton": "3.4.0"}
 GOOD = {"outcome": "passed", "counts": {"passed": 24, "skipped": 2}, "failed": [], "seconds": 3.0}
 BAD = {"outcome": "failed", "counts": {"failed": 1, "passed": 2}, "failed": ["tests/a/test_x.py::test"], "seconds": 1.0}
+X, Y = "tests/a/test_x.py", "tests/a/b/test_y.py"
 PYPROJECT = """
 [project]
 requires-python = ">=3.11"
@@ -47,31 +48,33 @@ class Asked:
         return dict(self.outcomes.get(Path(part.name).stem, GOOD))
 
 
-def test_parts_are_folders_and_files(tree: Path) -> None:
+def test_parts_are_files(tree: Path) -> None:
     for name in ("tests/test_matrix.py", "tests/benchmarks/test_ops.py", "tests/serving/engine/test_e.py"):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).touch()
-    assert run.names(tree) == ["tests/a", "tests/test_z.py", "zigzag"]
+    assert run.names(tree) == [Y, X, "tests/test_z.py", "zigzag"]
     here = run.names(ROOT)
-    assert {"tests/parity", "tests/serving", "tests/test_models.py"} <= set(here) and len(here) > 50
+    assert {"tests/parity/test_attention.py", "tests/serving/test_groups.py", "tests/test_models.py"} <= set(
+        here
+    ) and len(here) > 50
     assert [name for name in here if not (ROOT / name).exists()] == []
 
 
 def test_what_passed_is_not_run_again(tree: Path) -> None:
     every, out = run.names(tree), tree / "out/lowest"
-    first, second = Asked(a=BAD), Asked()
+    first, second = Asked(test_x=BAD), Asked()
     found = run.run(every, out, VERSIONS, root=tree, ask=first)
     assert first.names == every and run.code(found.values()) == 1
     found = run.run(every, out, VERSIONS, root=tree, ask=second)
-    assert second.names == ["tests/a"] and run.code(found.values()) == 0
+    assert second.names == [X] and run.code(found.values()) == 0
 
 
 @pytest.mark.parametrize(
     ("changed", "again"),
     [
-        ("zigzag/a.py", ["tests/a", "tests/test_z.py", "zigzag"]),
-        ("pyproject.toml", ["tests/a", "tests/test_z.py", "zigzag"]),
-        ("tests/a/b/test_y.py", ["tests/a"]),
+        ("zigzag/a.py", [Y, X, "tests/test_z.py", "zigzag"]),
+        ("pyproject.toml", [Y, X, "tests/test_z.py", "zigzag"]),
+        (Y, [Y]),
         ("tests/test_z.py", ["tests/test_z.py"]),
     ],
 )
@@ -97,7 +100,7 @@ def test_out_of_time_is_left(tree: Path) -> None:
     found = run.run(every, tree / "out/lowest", VERSIONS, root=tree, end=time.monotonic(), ask=asked)
     assert not asked.names and run.code(found.values()) == 3
     found = run.run(every, tree / "out/lowest", VERSIONS, root=tree, only="test_z", ask=asked)
-    assert asked.names == ["tests/test_z.py"] and found["tests/a"]["outcome"] == page.LEFT
+    assert asked.names == ["tests/test_z.py"] and found[X]["outcome"] == page.LEFT
 
 
 def test_pytest_is_asked_and_its_counts_are_read(tmp_path: Path) -> None:

@@ -42,24 +42,24 @@ def cell(part: Mapping[str, Any]) -> str:
 
 HEAD = """# Versions
 
-The suite with the lowest versions that `pyproject.toml` allows, and with the newest, on a CPU. `make matrix` runs it in
-parts, a folder of tests or a file; what passed is kept, so the same command goes on after a break. Each environment has
-what users install, the extras all, recover and conform, and no more: tests of lm-eval are skipped, and what needs a
-GPU. This page is written by `make matrix MATRIX=--record` from the records beside it, which name the commit that each
-part was run at; how to go on is in [releasing](../releasing.md).
+The suite with the lowest versions that `pyproject.toml` allows, and with the newest, on a CPU. `make matrix` runs it
+file by file; what passed is kept, so the same command goes on after a break. Each environment has what users install,
+the extras all, recover and conform, and no more: tests of lm-eval are skipped, and what needs a GPU. This page is
+written by `make matrix MATRIX=--record` from the records beside it, which name the commit that each file was run at;
+how to go on is in [releasing](../releasing.md).
 """
 
 
 def text(states: Sequence[Mapping[str, Any]]) -> str:
     libraries = list(dict.fromkeys(name for state in states for name in state["versions"]))
-    lines = [HEAD, f"| environment | {' | '.join(libraries)} | parts passed | failed | not run |"]
+    lines = [HEAD, f"| environment | {' | '.join(libraries)} | files passed | failed | not run |"]
     lines.append("|---|" + "---|" * len(libraries) + "---:|---:|---:|")
     for state in states:
         outcomes = [part["outcome"] for part in state["parts"].values()]
         counts = (str(outcomes.count(kind)) for kind in (PASSED, FAILED, LEFT))
         versions = (state["versions"].get(name, "") for name in libraries)
         lines.append(f"| {state['environment']} | {' | '.join(versions)} | {' | '.join(counts)} |")
-    lines += ["", "## Parts", "", f"| part | {' | '.join(state['environment'] for state in states)} |"]
+    lines += ["", "## Files", "", f"| file | {' | '.join(state['environment'] for state in states)} |"]
     lines.append("|---|" + "---|" * len(states))
     for name in dict.fromkeys(name for state in states for name in state["parts"]):
         cells = (cell(state["parts"].get(name, {"outcome": LEFT})) for state in states)

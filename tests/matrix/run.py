@@ -1,4 +1,4 @@
-"""Runs the suite with the lowest versions that are allowed and with the newest, in parts: a folder of tests, or a file.
+"""Runs the suite with the lowest versions that are allowed and with the newest, in parts: the files of tests.
 
 What passed is kept in out/matrix for these sources and versions, so a run that was broken off goes on where it was.
 `--record` writes what is known into docs/matrix. Exit codes: 0 all passed, 1 a part failed or an environment could not
@@ -33,10 +33,9 @@ QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def names(root: Path) -> list[str]:
-    """The parts: folders of tests/, its own files, and the docstrings."""
-    tests = [path for path in sorted((root / "tests").rglob("test_*.py")) if not set(path.parts) & set(NOT_HERE)]
-    inside = (path.relative_to(root).parts for path in tests)
-    return [*dict.fromkeys("/".join(parts[:2]) for parts in inside), DOCTESTS]
+    """The parts: files of tests, and the docstrings."""
+    tests = (path.relative_to(root) for path in sorted((root / "tests").rglob("test_*.py")))
+    return [*(path.as_posix() for path in tests if not set(path.parts) & set(NOT_HERE)), DOCTESTS]
 
 
 def fingerprint(root: Path, part: str) -> str:

@@ -127,7 +127,7 @@ def test_versions_come_from_tags(tmp_path: Path) -> None:
     git("commit", "-m", "two", "--allow-empty")
     assert scm_version(tmp_path) == "7.8.1.dev1"
     git("tag", "v7.9.0")
-    (tmp_path / "pyproject.toml").open("a").write("# changed\n")
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + "# changed\n")
     assert scm_version(tmp_path) == "7.9.1.dev0"
 
 

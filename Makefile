@@ -2,6 +2,8 @@ PYTHON ?= python3
 DEMO ?=
 EVIDENCE ?=
 GPU ?=
+RELEASE ?=
+MATRIX ?=
 ROOM ?=
 MUTANTS ?=
 
@@ -9,7 +11,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := test
-.PHONY: docs look demo test test-vllm test-gpu mutants evidence bench lint clean
+.PHONY: docs look demo test test-vllm test-gpu mutants release matrix evidence bench lint clean
 
 demo: $(READY)
 	$(BIN)/zigzag demo $(DEMO)
@@ -36,6 +38,16 @@ test-gpu: $(READY)
 mutants: $(READY)
 	@$(BIN)/python -c 'import cosmic_ray' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[mutants]"
 	$(BIN)/python tests/mutants/run.py $(ROOM:%=--room %) $(MUTANTS)
+
+# Of what is committed; nothing is uploaded. RELEASE=--quick for the archives alone. See docs/releasing.md.
+release: $(READY)
+	@$(BIN)/python -c 'import build, twine' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[release]"
+	$(BIN)/python tests/release/run.py $(RELEASE)
+
+# The suite with the lowest versions that are allowed and with the newest, in parts; what passed is kept in out/matrix.
+# MATRIX="lowest --within 500" for one of the two; PYTHON311 and PYTHON313 say where these are.
+matrix: $(READY)
+	$(BIN)/python tests/matrix/run.py $(MATRIX)
 
 # EVIDENCE="--suite ruler --plans plan.json"; without it all methods, criteria and shares on passkeys.
 evidence: $(READY)

@@ -117,6 +117,16 @@ def test_the_card_has_the_last_line(tmp_path: Path) -> None:
         assert f"| step | loss | {first} |" in card and "12 steps of 12" in card
 
 
+def test_the_card_has_a_licence_where_the_model_is_ours(tmp_path: Path) -> None:
+    """What another model's licence asks of a head for it is not for us to say."""
+    main = model()
+    for name in ("tiny-glm", "another"):
+        main.config._name_or_path = f"folder/{name}"
+        train_head(setting(), main, tiny_tokenizer(), tmp_path / name, log=quiet)
+    ours, others = ((tmp_path / name / "README.md").read_text() for name in ("tiny-glm", "another"))
+    assert ours.startswith("---\nlicense: apache-2.0\n---\n# medusa") and others.startswith("# medusa")
+
+
 def test_half_precision_without_range() -> None:
     with pytest.raises(ModelError, match="load the model in bfloat16 or float32"):
         HeadRun(setting(), model().half(), {})

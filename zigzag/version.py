@@ -1,3 +1,8 @@
-"""The version, where every room may read it."""
+"""The version, where every room may read it: what was installed under this name, whose own comes from git's tags."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("zigzag-attention")
+except PackageNotFoundError:  # a folder on the path, not installed
+    __version__ = "0+unknown"

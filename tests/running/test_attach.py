@@ -42,8 +42,10 @@ def test_sizes_of_a_models_cache() -> None:
 
 def test_caches_that_no_plan_can_use() -> None:
     model, ids = zigzag.attach(tiny_llama(2), PLAN), random_ids(1, 4)
+    offloaded = DynamicCache(config=model.config)
+    offloaded.offloading = True  # afterwards: to make it so, PyTorch's builds for CUDA want a driver
     with pytest.raises(CacheError, match="a plan needs a dynamic, not offloaded cache, got DynamicCache"):
-        model(ids, past_key_values=DynamicCache(config=model.config, offloading=True))
+        model(ids, past_key_values=offloaded)
     with pytest.raises(CacheError, match="a plan needs a dynamic, not offloaded cache, got SimpleNamespace"):
         model(ids, past_key_values=SimpleNamespace(get_seq_length=lambda: 0))
     with pytest.raises(ModelError, match="give a model's inputs other than input_ids by keyword"):

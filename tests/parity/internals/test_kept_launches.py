@@ -269,6 +269,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
+@pytest.mark.skipif(not kept.triton.__version__.startswith(kept.READ), reason="kept with other versions of Triton")
 def test_kernels_are_called_as_triton_calls_them(report: dict) -> None:
     """Two launches each of attention, mixed attention and greedy verification; changed calls are noticed."""
     assert report["called alike"] == [True] * 6

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from zigzag.files.markdown import table
+from zigzag.models import tiny_glm
 from zigzag.models.draft_heads.files import model_name
 from zigzag.models.draft_heads.kinds import KINDS
 from zigzag.training import state as files
@@ -24,7 +25,9 @@ def write_card(out: Path, model: Any) -> Path:
     first_draft = 2 if kind == "pass" else 1  # behind a row of the target's own
     positions = [f"draft {n + first_draft}" for n in range(len(steps[-1]["accepted"]))] if steps else []
     done = steps[-1]["step"] if steps else 0
+    ours = ["---", "license: apache-2.0", "---"] if model_name(model) == tiny_glm.NAME else []  # not others'
     text = [
+        *ours,
         f"# {kind}, a draft head for {model_name(model)}",
         "",
         f"{KINDS[kind].told.capitalize()}: {first['weights']:,} weights of its own, in bfloat16, made by "

@@ -24,7 +24,9 @@ def longer(queries: Any, keys: Any, *, recent: int | None = None, align: int = 1
 
 
 @here.of("visible", "blocks are counted from below, so that the query's own is left out")
-def floored(queries: Any, keys: Any, *, sink: Any = None, recent: Any = None, align: int = 1, parents: Any = None) -> Any:
+def floored(
+    queries: Any, keys: Any, *, sink: Any = None, recent: Any = None, align: int = 1, parents: Any = None
+) -> Any:
     i, j = plain(queries, keys)
     seen = reference.visible(queries, keys, parents=parents)
     if sink is None and recent is None:
@@ -93,19 +95,28 @@ def twice(*states: Any, sink: Any = None, recent: Any = None, **options: Any) ->
     return reference.merge(*(np.stack(one) for one in zip(*both, strict=True)))
 
 
-@here.of("attention", "exp without taking the maximum away, in float32")
-def overflows(*states: Any, **options: Any) -> Any:
-    scores, value = parts(*states, **options)
+def unshifted(scores: np.ndarray, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """`softmax` whose exp overflows: in float64, or for narrower arrays in float32."""
     with np.errstate(all="ignore"):
-        exps = np.exp(scores.astype(np.float32))
-        total = exps.sum(axis=-1, keepdims=True)
-        return exps.astype(np.float64) / np.where(total > 0, total, 1) @ value, np.log(total[..., 0])
+        exps = np.exp(scores.astype(np.float64 if dtype == np.float64 else np.float32))
+        total = exps.sum(axis=-1, keepdims=True, dtype=exps.dtype)
+        probs = exps / np.where(total > 0, total, 1)
+        return probs.astype(np.float64), np.log(total[..., 0]).astype(np.float64)
+
+
+@here.of("attention", "exp without taking the maximum away")
+def overflows(query: Any, *states: Any, **options: Any) -> Any:
+    scores, value = parts(query, *states, **options)
+    probs, lse = unshifted(scores, query.dtype)
+    with np.errstate(all="ignore"):
+        return probs @ value, lse
 
 
 @here.of("attention", "scores and softmax in the dtype of the query")
 def narrow(query: Any, *states: Any, **options: Any) -> Any:
     scores, value = parts(query, *states, **options)
-    return weighted(scores.astype(query.dtype), value)
+    output, lse = weighted(scores.astype(query.dtype), value)
+    return output, lse.astype(np.float64)
 
 
 @here.of("attention", "the scale is that of the values' size")
@@ -150,6 +161,19 @@ def interleaved(op: str) -> Op:
     return wrong
 
 
+def treeless(op: str) -> Op:
+    """Nodes have the places that a tree gives them, and see all that is not behind them."""
+
+    def wrong(query: Any, key: Any, *states: Any, parents: Any = None, **options: Any) -> Any:
+        if parents is not None and options.get("block_table") is None and options.get("query_positions") is None:
+            queries, keys = default_positions(query.shape[2], key.shape[2], parents)
+            options |= {"query_positions": queries, "key_positions": keys}
+        return getattr(reference, op)(query, key, *states, **options)
+
+    return wrong
+
+
+here.add("attention", "nodes of a tree see their siblings", treeless("attention"))
 here.add("attention", "KV heads are dealt out in turn, not in blocks", interleaved("attention"))
 
 
@@ -181,14 +205,6 @@ def first_tokens(query: Any, key: Any, value: Any, *, query_positions: Any = Non
     if query_positions is None and options.get("parents") is None and options.get("key_positions") is None:
         query_positions = np.arange(query.shape[2])
     return reference.attention(query, key, value, query_positions=query_positions, **options)
-
-
-@here.of("attention", "nodes of a tree see their siblings")
-def no_tree(query: Any, key: Any, value: Any, *, parents: Any = None, **options: Any) -> Any:
-    if parents is not None and options.get("block_table") is None and options.get("query_positions") is None:
-        queries, keys = default_positions(query.shape[2], key.shape[2], parents)
-        options |= {"query_positions": queries, "key_positions": keys}
-    return reference.attention(query, key, value, **options)
 
 
 @here.made("attention", "the mask is kept by the number of queries and keys")
@@ -237,13 +253,11 @@ def subtracts_infinity(outputs: Any, lses: Any) -> Any:
         return np.einsum("pbhq,pbhqd->bhqd", exps / total, outputs), lses.max(axis=0) + np.log(total)
 
 
-@here.of("merge", "exp without taking the maximum away, in float32")
+@here.of("merge", "exp without taking the maximum away")
 def overflowing_merge(outputs: Any, lses: Any) -> Any:
+    weights, lse = unshifted(np.moveaxis(lses, 0, -1), lses.dtype)
     with np.errstate(all="ignore"):
-        exps = np.exp(lses.astype(np.float32))
-        total = exps.sum(axis=0)
-        weights = (exps / np.where(total > 0, total, 1)).astype(np.float64)
-        return np.einsum("pbhq,pbhqd->bhqd", weights, outputs), np.log(total)
+        return np.einsum("bhqp,pbhqd->bhqd", weights, outputs), lse
 
 
 @here.of("merge", "lse is taken to the base 2")

@@ -16,19 +16,19 @@ from zigzag.reference.verification import Verdict
 
 here = Mistakes(__name__)
 
-for op in ("verify_greedy", "verify_residual", "verify_block", "verify_exact", "verify_relaxed"):
-    here.add(op, "all drafts count, whatever num_draft_tokens says", reads_all(op))
-for op in ("verify_residual", "verify_block", "verify_exact", "verify_typical", "verify_top_k", "verify_lenient"):
-    here.add(op, "a temperature is taken for 1", ignores_temperature(op))
-for op in ("verify_greedy", "verify_residual", "verify_typical", "verify_top_k", "verify_relaxed", "verify_lenient"):
-    here.add(op, "as many drafts as pass anywhere, not before the first that fails", ruled(op, walk=anywhere))
 for op in ("verify_greedy", "verify_residual", "verify_block"):
+    here.add(op, "all drafts count, whatever num_draft_tokens says", reads_all(op))
+for op in ("verify_residual", "verify_exact", "verify_top_k"):
+    here.add(op, "a temperature is taken for 1", ignores_temperature(op))
+for op in ("verify_greedy", "verify_residual", "verify_relaxed"):
+    here.add(op, "as many drafts as pass anywhere, not before the first that fails", ruled(op, walk=anywhere))
+for op in ("verify_greedy", "verify_block"):
     here.add(op, "no token after the last draft", ruled(op, emit=rules.no_bonus))
-for op in ("verify_greedy", "verify_relaxed", "verify_top_k", "verify_typical"):
+for op in ("verify_greedy", "verify_top_k"):
     here.add(op, "at a rejection the draft comes all the same", ruled(op, emit=rules.own_draft))
-for op in ("verify_greedy", "verify_residual", "verify_typical"):
+for op in ("verify_greedy", "verify_typical"):
     here.add(op, "at a rejection the row after is drawn from", ruled(op, emit=rules.row_after))
-for op in ("verify_residual", "verify_block", "verify_typical", "verify_lenient"):
+for op in ("verify_residual", "verify_typical"):
     here.add(op, "the draw has the coin that rejected", ruled(op, emit=rules.same_coin))
 for op in ("verify_residual", "verify_block"):
     here.add(op, "the draw has the row's last uniform number", ruled(op, emit=rules.last_coin))
@@ -108,9 +108,13 @@ REST = {
     "no fallback where nothing is left or a number is NaN": residual(left_of=nothing_left),
     "without draft_probs q is uniform": residual(q_of=flat),
 }
-for op in ("verify_residual", "verify_lenient"):
-    for name, tables in REST.items():
-        here.add(op, name, ruled(op, tables=tables))
+for name, tables in REST.items():
+    here.add("verify_residual", name, ruled("verify_residual", tables=tables))
+here.add(
+    "verify_lenient",
+    "the target row is drawn from at a rejection",
+    ruled("verify_lenient", tables=residual(left_of=target_row)),
+)
 here.add("verify_residual", "q = 0 rejects", ruled("verify_residual", tables=divided))
 
 # verify_block

@@ -57,7 +57,7 @@ here.add(ROUTE, "groups by all their experts", routed(group_of=lambda grouped: g
 here.add(ROUTE, "outside the best groups there is 0, not -inf", routed(outside=0.0))
 here.add(ROUTE, "softmax instead of sigmoid", routed(scores_of=softmax))
 here.add(ROUTE, "1e-20 is not added", routed(epsilon=0.0))
-here.add(ROUTE, "scaling is lost in normalising", routed(scaled=lambda w, total, s: w / total if s != 1 else w / total))
+here.add(ROUTE, "scaling is lost in normalising", routed(scaled=lambda weights, total, scaling: weights / total))
 here.add(ROUTE, "NaN is the largest", routed(nan=np.inf))
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from broken.attending import interleaved
+from broken.attending import interleaved, treeless
 from broken.mistakes import Mistakes, Op
 
 from zigzag import reference
@@ -36,8 +36,9 @@ def without_scale(op: str) -> Op:
 for op in ("lost_mass", "output_deviation", "gate_gradient"):
     here.add(op, "the window is one token longer", longer(op))
     here.add(op, "streaming has no sinks", without_sinks(op))
-    here.add(op, "a scale that is given is ignored", without_scale(op))
+    here.add(op, "nodes of a tree see their siblings", treeless(op))
 for op in ("lost_mass", "output_deviation"):
+    here.add(op, "a scale that is given is ignored", without_scale(op))
     here.add(op, "KV heads are dealt out in turn, not in blocks", interleaved(op))
 
 
@@ -123,21 +124,29 @@ def last(scores: Any, count: int) -> Any:
 
 @here.of("assign_heads", "all that are as good as the last are taken")
 def all_ties(scores: Any, count: int) -> Any:
+    reference.assign_heads(scores, count)
     return scores >= np.sort(scores, axis=None)[-count] if count else np.zeros(scores.shape, bool)
 
 
 @here.of("assign_heads", "[-0:]: none means all")
 def minus_zero(scores: Any, count: int) -> Any:
-    return reference.assign_heads(scores, count or scores.size)
+    return reference.assign_heads(scores, count or np.size(scores))
 
 
-@here.of("assign_heads", "scores are compared in float16")
+@here.of("assign_heads", "scores are compared in float32")
 def rounded(scores: Any, count: int) -> Any:
-    return reference.assign_heads(scores.astype(np.float16), count)
+    reference.assign_heads(scores, count)  # refuses what it should
+    return reference.assign_heads(scores.astype(np.float32), count)
+
+
+@here.of("assign_heads", "scores that are whole numbers are taken")
+def unchecked(scores: Any, count: int) -> Any:
+    return reference.assign_heads(np.asarray(scores, dtype=np.float64), count)
 
 
 @here.of("assign_heads", "the same number in each layer")
 def by_layer(scores: Any, count: int) -> Any:
+    reference.assign_heads(scores, count)
     full = np.zeros(scores.shape, dtype=bool)
     for layer, row in enumerate(scores):
         share = count // len(scores) + (layer < count % len(scores))
@@ -147,6 +156,7 @@ def by_layer(scores: Any, count: int) -> Any:
 
 @here.of("assign_heads", "the lowest scores")
 def lowest(scores: Any, count: int) -> Any:
+    reference.assign_heads(scores, count)
     return reference.assign_heads(-scores, count)
 
 
@@ -154,7 +164,8 @@ def lowest(scores: Any, count: int) -> Any:
 
 
 def worth(scores: Any, count: int, criterion: str, gain: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(what layers are worth, their labelled heads, their sums)"""
+    """(what layers are worth, their labelled heads, their sums); refuses what the op refuses"""
+    reference.assign_layers(scores, count, criterion=criterion, gain=gain)
     labels = reference.assign_heads(scores, count * scores.shape[1])
     kept, other = np.where(labels, scores, 0).sum(1), np.where(labels, 0, scores).sum(1)
     by_name = {"retained": kept, "mean": kept + other, "weighted_gain": kept + gain * other}
@@ -186,6 +197,7 @@ def no_sum(scores: Any, count: int, *, criterion: str, gain: float) -> Any:
 
 @here.of("assign_layers", "as many heads are labelled as layers stay full")
 def few_labels(scores: Any, count: int, *, criterion: str, gain: float) -> Any:
+    reference.assign_layers(scores, count, criterion=criterion, gain=gain)
     labels = reference.assign_heads(scores, count)
     kept, other = np.where(labels, scores, 0).sum(1), np.where(labels, 0, scores).sum(1)
     by_name = {"retained": kept, "mean": kept + other, "weighted_gain": kept + gain * other}

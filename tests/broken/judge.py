@@ -92,4 +92,3 @@ def files_of() -> dict[str, set[str]]:
     if code:
         raise RuntimeError(f"the suite could not be collected: exit code {code}")
     return dict(kept.files)
-

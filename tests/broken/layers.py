@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from broken.attending import interleaved
+from broken.attending import interleaved, treeless
 from broken.mistakes import Mistakes
 
 from zigzag import reference
@@ -44,6 +44,7 @@ def longer(*states: Any, recent: int, align: int = 1, **options: Any) -> Any:
 
 
 here.add("gated_attention", "KV heads are dealt out in turn, not in blocks", interleaved("gated_attention"))
+here.add("gated_attention", "nodes of a tree see their siblings", treeless("gated_attention"))
 
 
 # mixed_attention
@@ -87,9 +88,7 @@ def leaks(*states: Any, **options: Any) -> Any:
 
 @here.of("mixed_attention", "full heads stream, too")
 def all_stream(query: Any, full_key: Any, full_value: Any, *streaming: Any, full_groups: Any, **options: Any) -> Any:
-    found = reference.mixed_attention(
-        query, full_key, full_value, *streaming, full_groups=full_groups, **options
-    )
+    found = reference.mixed_attention(query, full_key, full_value, *streaming, full_groups=full_groups, **options)
     if not any(full_groups):
         return found
     kinds = np.repeat(full_groups, query.shape[1] // len(full_groups))
@@ -105,8 +104,10 @@ def all_stream(query: Any, full_key: Any, full_value: Any, *streaming: Any, full
 def half_scaled(*states: Any, scale: float | None = None, full_groups: Any, **options: Any) -> Any:
     both = [reference.mixed_attention(*states, scale=s, full_groups=full_groups, **options) for s in (scale, None)]
     kinds = np.repeat(full_groups, states[0].shape[1] // len(full_groups))
-    output, lse = (np.swapaxes(np.where(kinds, *(np.swapaxes(one, 1, -1) for one in two)), 1, -1)
-                   for two in zip(*both, strict=True))
+    output, lse = (
+        np.swapaxes(np.where(kinds, *(np.swapaxes(one, 1, -1) for one in two)), 1, -1)
+        for two in zip(*both, strict=True)
+    )
     return output, lse
 
 

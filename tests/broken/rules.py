@@ -43,7 +43,9 @@ def ruled(
     rule = RULE[op]
     make, go = tables or rule.tables, walk or rule.walk
 
-    def verify(*arrays: Any, num_draft_tokens: Any = None, temperature: Any = None, parents: Any = None, **options: Any):
+    def verify(
+        *arrays: Any, num_draft_tokens: Any = None, temperature: Any = None, parents: Any = None, **options: Any
+    ):
         ids, draft, target, coins = inputs(op, arrays)
         target = target if temperature is None else to_probs(target, temperature=temperature)
         tree = chain(ids.shape[1]) if parents is None else list(parents)

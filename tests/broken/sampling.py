@@ -77,12 +77,13 @@ def old_row(logits: Any, *, temperature: float, top_k: int, top_p: float, min_p:
     return filtered(probs, probs >= min_p * probs.max(axis=-1, keepdims=True))
 
 
-@here.of("to_probs", "exp without taking the maximum away, in float32")
+@here.of("to_probs", "exp without taking the maximum away")
 def overflows(logits: Any, *, temperature: float, **options: Any) -> Any:
+    """What the overflow leaves alone is right."""
     exact = reference.to_probs(logits, temperature=temperature, **options)
     with np.errstate(all="ignore"):
-        scores = logits.astype(np.float32) / np.float32(temperature or 1)
-        exps = np.exp(scores)
+        wide = np.float64 if logits.dtype == np.float64 else np.float32
+        exps = np.exp(logits.astype(wide) / wide(temperature or 1))
         wrong = exps / exps.sum(axis=-1, keepdims=True)
     return np.where(np.isnan(wrong) & (temperature > 0), np.nan, exact)
 

@@ -49,13 +49,12 @@ def orphans(tables: Tables, coins: Sequence[Any], parents: Sequence[int]) -> Pat
 
 for op in (GREEDY, RESIDUAL, K_SEQ):
     here.add(op, "only the first child of a node is looked at", ruled(op, walk=first_child))
+for op in (GREEDY, RESIDUAL):
     here.add(op, "a node counts whose parents were rejected", ruled(op, walk=orphans))
-for op in (RESIDUAL, TRAVERSAL, K_SEQ):
-    here.add(op, "the draw has the coin that rejected", ruled(op, emit=rules.same_coin))
+for op in (RESIDUAL, TRAVERSAL):
     here.add(op, "the draw has the row's last uniform number", ruled(op, emit=rules.last_coin))
-for op in (RESIDUAL, K_SEQ):
-    here.add(op, "siblings are tested from the last on", ruled(op, walk=last_child))
-for op in (GREEDY, RESIDUAL, TRAVERSAL, K_SEQ):
+here.add(RESIDUAL, "siblings are tested from the last on", ruled(RESIDUAL, walk=last_child))
+for op in (GREEDY, TRAVERSAL, K_SEQ):
     here.add(op, "all drafts count, whatever num_draft_tokens says", reads_all(op))
 here.add(TRAVERSAL, "from the root on, not leaves first", ruled(TRAVERSAL, walk=first))
 here.add(TRAVERSAL, "the last node that passes, in the order of index", ruled(TRAVERSAL, walk=orphans))
@@ -120,10 +119,16 @@ def residual(takes: bool = True, normal: bool = True, distinct: bool = True, aga
     return tables
 
 
-here.add(RESIDUAL, "siblings that were rejected take nothing out of the row", ruled(RESIDUAL, tables=residual(takes=False)))
+here.add(
+    RESIDUAL, "siblings that were rejected take nothing out of the row", ruled(RESIDUAL, tables=residual(takes=False))
+)
 here.add(RESIDUAL, "what they leave is not normalised", ruled(RESIDUAL, tables=residual(normal=False)))
 here.add(RESIDUAL, "without replacement q is as with it", ruled(RESIDUAL, tables=residual(distinct=False)))
-here.add(RESIDUAL, "without replacement a token that comes twice is tested twice", ruled(RESIDUAL, tables=residual(again=True)))
+here.add(
+    RESIDUAL,
+    "without replacement a token that comes twice is tested twice",
+    ruled(RESIDUAL, tables=residual(again=True)),
+)
 
 
 @here.of(RESIDUAL, "replacement is always True")
@@ -169,7 +174,9 @@ def no_cap(capped: float, p: float, q: float) -> float:
 
 
 here.add(TRAVERSAL, "the product of ratios is not capped at 1", ruled(TRAVERSAL, tables=traversal(cap=no_cap)))
-here.add(TRAVERSAL, "a node that is left takes nothing out of its parent's h", ruled(TRAVERSAL, tables=traversal(owes=False)))
+here.add(
+    TRAVERSAL, "a node that is left takes nothing out of its parent's h", ruled(TRAVERSAL, tables=traversal(owes=False))
+)
 here.add(TRAVERSAL, "nor out of its parent's row", ruled(TRAVERSAL, tables=traversal(takes=False)))
 
 

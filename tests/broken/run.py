@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -61,11 +62,22 @@ def is_good(subject: Subject, found: dict[str, Any]) -> bool:
     return bool(found["property"]) == (subject.mistake is not None)
 
 
+def in_order(found: Sequence[Subject], seeds: int) -> Iterator[Task]:
+    """Two subjects of each op with all seeds, then the next two, so that a run that is broken off tells of all ops."""
+    ranks: Counter[str] = Counter()
+    rounds: defaultdict[int, list[Subject]] = defaultdict(list)
+    for subject in found:
+        rounds[ranks[subject.op] // 2].append(subject)
+        ranks[subject.op] += 1
+    for _, some in sorted(rounds.items()):
+        yield from ((subject, seed) for seed in range(1, seeds + 1) for subject in some)
+
+
 def run(found: Sequence[Subject], seeds: int, out: Path, jobs: int, end: float) -> int:
     """The exit code."""
     states = {subject: records.state_of(subject) for subject in found}
     known = {subject: records.read(out, subject, states[subject]) for subject in found}
-    tasks = [(s, seed) for seed in range(1, seeds + 1) for s in found if str(seed) not in known[s]]
+    tasks = [(s, seed) for s, seed in in_order(found, seeds) if str(seed) not in known[s]]
     for (subject, seed), one in verdicts(tasks, jobs, end):
         known[subject][str(seed)] = one
         records.write(out, subject, states[subject], known[subject])

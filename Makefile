@@ -4,12 +4,13 @@ EVIDENCE ?=
 GPU ?=
 ROOM ?=
 MUTANTS ?=
+BROKEN ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := test
-.PHONY: docs look demo test test-vllm test-gpu mutants evidence bench lint clean
+.PHONY: docs look demo test test-vllm test-gpu mutants broken evidence bench lint clean
 
 demo: $(READY)
 	$(BIN)/zigzag demo $(DEMO)
@@ -36,6 +37,10 @@ test-gpu: $(READY)
 mutants: $(READY)
 	@$(BIN)/python -c 'import cosmic_ray' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e ".[mutants]"
 	$(BIN)/python tests/mutants/run.py $(ROOM:%=--room %) $(MUTANTS)
+
+# Broken backends that `zigzag conform` must fail; BROKEN="--only merge --seeds 3". What was judged is kept in out/broken.
+broken: $(READY)
+	$(BIN)/python tests/broken/run.py $(BROKEN)
 
 # EVIDENCE="--suite ruler --plans plan.json"; without it all methods, criteria and shares on passkeys.
 evidence: $(READY)

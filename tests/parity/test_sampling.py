@@ -105,6 +105,16 @@ def check_exact_weights(backend: str, data) -> None:
     check_sample(backend, dtype, weights, uniforms)
 
 
+@judges("edges", "sample")
+def test_sample_where_a_share_ends(backend: str) -> None:
+    """Each uniform number is a cumulative sum, 0 among them; tokens without weight stand at both ends of a share."""
+    supports(backend, "sample")
+    weights, ends = np.array([0.0, 0.25, 0.0, 0.5, 0.0, 0.25, 0.0]), np.array([0.0, 0.25, 0.75, 0.75 + 2.0**-7])
+    for dtype in dtypes_of(backend):
+        for total in (1.0, 0.5, 4.0):  # rows need not sum to 1
+            check_sample(backend, dtype, np.tile(total * weights, (len(ends), 1)), ends)
+
+
 @judges("tokens", "sample")
 def test_sample_of_any_numbers(backend: str) -> None:
     """In float32 a sum of 1000 weights may be off by a few of its roundings."""

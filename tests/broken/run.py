@@ -22,12 +22,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from broken import page, records  # noqa: E402
 from broken.judge import judge, registered  # noqa: E402
 from broken.mistakes import right  # noqa: E402
+from broken.page import SEEDS  # noqa: E402
 from broken.records import Subject  # noqa: E402
 
 from zigzag.cli.conform import ops_of  # noqa: E402
 
 OUT = ROOT / "out/broken"
-SEEDS = 10
 Task = tuple[Subject, int]
 
 

@@ -11,12 +11,13 @@ import pytest
 from broken import page, records, run
 from broken.every import MISTAKES
 from broken.mistakes import backend_of, right
+from broken.page import SEEDS
 from broken.records import Subject
 
 from zigzag.reference import OPS
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST, SEEDS = 60, 10
+LEAST = 60
 
 
 def test_all_ops_have_mistakes() -> None:
@@ -75,7 +76,11 @@ def test_the_page_says_what_the_record_says() -> None:
 
 def test_a_line_of_the_page() -> None:
     line = {"op": "merge", "name": "wrong", "mistake": True, "seeds": 4, "properties": {"edges": 2, "": 1, "ties": 1}}
-    assert "| merge | wrong | edges 2, ties 1 | 3 of 4 |" in page.text([line])
+    text = page.text([line])
+    assert "| merge | wrong | edges 2, ties 1 | 3 of 4 |" in text and "| missed with some seed | 1 |" in text
+    part, whole, none = (line | {"seeds": n, "properties": {"edges": n} if n else {}} for n in (4, SEEDS, 0))
+    counted = page.counts([part, whole, whole, none, none, none])
+    assert [int(row.split("|")[2]) for row in counted.splitlines()[2:]] == [2, 1, 0, 3]
     other = line | {"mistake": False, "name": "torch", "properties": {"": 3, "edges": 1}}
     assert "| torch | 1 | 4 | 1 |" in page.text([other])
 

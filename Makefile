@@ -6,12 +6,13 @@ RELEASE ?=
 MATRIX ?=
 ROOM ?=
 MUTANTS ?=
+BROKEN ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := test
-.PHONY: docs look demo test test-vllm test-gpu mutants release matrix evidence bench lint clean
+.PHONY: docs look demo test test-vllm test-gpu mutants broken release matrix evidence bench lint clean
 
 demo: $(READY)
 	$(BIN)/zigzag demo $(DEMO)
@@ -48,6 +49,10 @@ release: $(READY)
 # MATRIX="lowest --within 500" for one of the two; PYTHON311 and PYTHON313 say where these are.
 matrix: $(READY)
 	$(BIN)/python tests/matrix/run.py $(MATRIX)
+
+# Broken backends that `zigzag conform` must fail; BROKEN="--only merge --seeds 3". What was judged is kept in out/broken.
+broken: $(READY)
+	$(BIN)/python tests/broken/run.py $(BROKEN)
 
 # EVIDENCE="--suite ruler --plans plan.json"; without it all methods, criteria and shares on passkeys.
 evidence: $(READY)

@@ -80,7 +80,7 @@ def test_a_right_backend_passes(right) -> None:
     done, left, _ = right
     assert done.returncode == 0, done.stdout + done.stderr
     calling, computing = row(done.stdout, "lost_mass")
-    assert set(calling) | set(computing) == {"pass"} and (len(calling), len(computing)) == (7, 4)
+    assert set(calling) | set(computing) == {"pass"} and (len(calling), len(computing)) == (7, 5)
     assert "not supported: attention, merge" in done.stdout and "pytest" not in done.stdout
     assert not left
 
@@ -96,7 +96,7 @@ def test_cells_as_json(right) -> None:
 def test_a_failure_can_be_repeated(tmp_path: Path) -> None:
     """By the two lines that are printed."""
     done = conform(tmp_path, "--only", "lost_mass", "--max-examples", "5", factor=1.001)
-    assert done.returncode == 1 and row(done.stdout, "lost_mass")[1] == ["FAIL"] * 4, done.stdout + done.stderr
+    assert done.returncode == 1 and row(done.stdout, "lost_mass")[1] == ["FAIL"] * 5, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     first = next(n for n, line in enumerate(lines) if line.startswith("FAIL lost_mass, tolerance: AssertionError"))
     (tmp_path / "repeated.py").write_text("\n".join(line.strip() for line in lines[first + 2 : first + 4]))
@@ -104,7 +104,9 @@ def test_a_failure_can_be_repeated(tmp_path: Path) -> None:
     assert "differ, most at" in repeated.stdout, repeated.stdout + repeated.stderr
 
 
-GAPS = "[lost_mass]\n" + "".join(f'{name} = "later"\n' for name in ("tolerance", "windows", "positions", "lengths"))
+GAPS = "[lost_mass]\n" + "".join(
+    f'{name} = "later"\n' for name in ("tolerance", "windows", "positions", "lengths", "edges")
+)
 
 
 @pytest.mark.parametrize(("factor", "code", "word"), [(1.001, 0, "gap"), (1.0, 1, "stale")])
@@ -113,7 +115,7 @@ def test_known_gaps(tmp_path: Path, factor: float, code: int, word: str) -> None
     (tmp_path / "gaps.toml").write_text(GAPS)
     arguments = ["--only", "lost_mass", "--max-examples", "3", "--gaps", "gaps.toml"]
     done = conform(tmp_path, *arguments, factor=factor)
-    assert done.returncode == code and row(done.stdout, "lost_mass")[1] == [word] * 4, done.stdout + done.stderr
+    assert done.returncode == code and row(done.stdout, "lost_mass")[1] == [word] * 5, done.stdout + done.stderr
     assert "lost_mass, windows" in done.stdout and "later" in done.stdout
 
 
@@ -185,7 +187,7 @@ def test_pytest_of_an_installed_package(installed: Path, factor: float, passes: 
     suite = ["pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "zigzag.conformance.test_head_scores"]
     done = run(installed, [*suite, "--backend", "mine", "--load", "my_backend", "--max-examples", "5"], installed)
     assert (done.returncode == 0) is passes and " passed" in done.stdout + "x passed" * (not passes), done.stdout
-    assert ("4 failed" in done.stdout) is not passes, done.stdout + done.stderr
+    assert ("6 failed" in done.stdout) is not passes, done.stdout + done.stderr
 
 
 def test_other_runs_of_pytest_are_left_alone(installed: Path) -> None:

@@ -91,7 +91,7 @@ def _draw(
     place = chosen * CHUNK + tl.arange(0, CHUNK)
     start = rows + batch.to(tl.int64) * batch_stride + row.to(tl.int64) * row_stride
     is_place = (place >= 0) & (place < vocabulary)
-    x = tl.load(start + place.to(tl.int64) * token_stride, mask=is_place, other=0.0).to(tl.float32)
+    x = tl.load(start + place.to(tl.int64) * token_stride, mask=is_place, other=float("-inf")).to(tl.float32)
     one = inverse * 0.0 + 1.0  # weights relative to the largest: sums of them were kept, not of probabilities
     p = probability(x, place, highest, one, best, scale, MODE)
     tl.store(tokens + line, choose(tl.where(is_place, clean(p), 0.0), place, before, threshold))
@@ -108,6 +108,6 @@ def _write_probs(
         highs, totals, bests, row + tl.arange(0, 1), tl.full((1,), True, tl.int1), chunks, scale, MODE, CHUNKS
     )
     place = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-    x = load_row(rows + row.to(tl.int64) * row_stride, place, token_stride, vocabulary, 0.0)
+    x = load_row(rows + row.to(tl.int64) * row_stride, place, token_stride, vocabulary, float("-inf"))
     p = probability(x, place, highest, inverse, best, scale, MODE)
     tl.store(probs + row.to(tl.int64) * vocabulary + place, p, mask=place < vocabulary)

@@ -72,7 +72,7 @@ def cases(draw, kinds: Sequence[str] = KINDS) -> Case:
         normal(batch, groups, keys, size),
         normal(batch, groups, keys, value_size),
         normal(batch, groups * share, queries, value_size),
-        rng.choice([0.0, 0.5, 1.0], groups),
+        rng.choice([-0.5, 0.0, 0.5, 1.0, 2.0], groups),
         draw(windows(draw(st.sampled_from([1, 1, 4])))),
     )
     kind = draw(st.sampled_from(kinds))

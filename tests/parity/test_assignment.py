@@ -15,6 +15,8 @@ from zigzag.conformance.strategies import scores
 from zigzag.conformance.tolerance import assert_equal
 
 OPTIONS = {"assign_heads": [{}], "assign_layers": [{"criterion": name} for name in reference.CRITERIA]}
+OPTIONS["assign_layers"] += [{"gain": gain} for gain in (-1.0, 0.0, 2.0)]
+STEPS = {"float64": 2.0**-40, "float32": 2.0**-20}  # that the dtype can tell, and one half as wide cannot
 
 
 def check(op: str, backend: str, values: np.ndarray, count: int, options: dict[str, Any]) -> None:
@@ -31,9 +33,10 @@ def test_assignment(op: str, judged: str, backend: str) -> None:
 
     def run(data) -> None:
         values = data.draw(scores())
-        if judged == "tokens":  # sixteenths: sums and means are exact, so that none is nearly equal to another
+        if judged == "tokens":  # few binary places: sums and means are exact
             rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-            values = rng.permutation(values.size).reshape(values.shape) / 16
+            begin, step = data.draw(st.sampled_from([(0.0, 1 / 16), (1.0, STEPS.get(widest(backend), 1 / 16))]))
+            values = begin + rng.permutation(values.size).reshape(values.shape) * step
         count = data.draw(st.integers(0, values.size if op == "assign_heads" else len(values)))
         for options in OPTIONS[op]:
             check(op, backend, values, count, options)

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from zigzag import reference
 from zigzag.conformance.arrays import convert, dtypes_of, kind_of, supports, to_numpy
-from zigzag.conformance.attending import check
+from zigzag.conformance.attending import TREE, check, check_far_scores, check_tree
 from zigzag.conformance.calls import called
 from zigzag.conformance.effort import drawn
 from zigzag.conformance.judging import UNNAMED, judges
 from zigzag.conformance.strategies import REGIONS, Case, cases, paged, shortened, spoiled
 from zigzag.conformance.tolerance import assert_equal, assert_no_worse
+from zigzag.reference.visibility import default_positions
 
 
 @judges(UNNAMED)
@@ -67,16 +68,39 @@ def test_visible(judged: str, backend: str) -> None:
     drawn(backend, 40, run)
 
 
+@judges("positions", "visible")
+def test_visible_in_a_tree(backend: str) -> None:
+    supports(backend, "visible")
+    queries, keys = default_positions(9, 12, TREE)
+    out = called("visible", backend, *(convert(a, kind_of(backend), "") for a in (queries, keys)), parents=TREE)
+    assert_equal(to_numpy(out), reference.visible(queries, keys, parents=TREE))
+
+
+@judges("positions")
+@pytest.mark.parametrize("op", ["attention", "gated_attention"])
+def test_trees(op: str, backend: str) -> None:
+    supports(backend, op)
+    check_tree(op, backend)
+
+
+@judges("edges")
+@pytest.mark.parametrize("op", ["attention", "gated_attention"])
+def test_far_scores(op: str, backend: str) -> None:
+    supports(backend, op)
+    check_far_scores(op, backend)
+
+
 @judges(UNNAMED, "merge")
 @pytest.mark.parametrize("judged", ["tolerance", "edges"])
 def test_merge(judged: str, backend: str) -> None:
-    """At the edges: parts that see nothing, and rows that no part sees."""
+    """At the edges: parts that see nothing, rows that no part sees, logarithms far from 0."""
     supports(backend, "merge")
 
     def run(data) -> None:
         rng, parts = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))), data.draw(st.integers(1, 4))
         outputs, lses = rng.standard_normal((parts, 2, 3, 4, 5)), 4 * rng.standard_normal((parts, 2, 3, 4))
         if judged == "edges":
+            lses += rng.choice([-1000.0, 0.0, 1000.0], (1, 2, 3, 4))
             lses[rng.random(lses.shape) < 0.3] = -np.inf
             lses[:, 0, 0, 0] = -np.inf if data.draw(st.booleans()) else lses[:, 0, 0, 0]
         outputs = np.where(np.isinf(lses)[..., None], 0, outputs)
@@ -84,11 +108,20 @@ def test_merge(judged: str, backend: str) -> None:
         for dtype in dtypes_of(backend)[:2]:
             arrays = [convert(a, kind, dtype) for a in (outputs, lses)]
             out = called("merge", backend, *arrays)
-            exact = reference.merge(*(to_numpy(a) for a in arrays))
-            for one, true in zip(out, exact, strict=True):
-                assert_no_worse(to_numpy(one), true, to_numpy(convert(true, kind, dtype)), dtype=dtype)
+            rounded = [to_numpy(a) for a in arrays]
+            exact = reference.merge(*rounded)
+            lse = to_numpy(convert(exact[1], kind, dtype))
+            naive = to_numpy(convert(plainly_merged(*rounded, lse), kind, dtype))
+            for one, true, plain in zip(out, exact, (naive, lse), strict=True):
+                assert_no_worse(to_numpy(one), true, plain, dtype=dtype)
 
     drawn(backend, 20, run)
+
+
+def plainly_merged(outputs: np.ndarray, lses: np.ndarray, lse: np.ndarray) -> np.ndarray:
+    """With weights as wrong as a rounded lse makes them, which far from 0 is more than they are themselves."""
+    weights = np.exp(lses - np.where(np.isinf(lse), 0, lse))
+    return (weights[..., None] * outputs).sum(axis=0)
 
 
 # Heads as large models have them.

@@ -4,15 +4,17 @@ import pytest
 from hypothesis import strategies as st
 
 from zigzag.conformance.arrays import dtypes_of, supports
-from zigzag.conformance.attending import check
+from zigzag.conformance.attending import check, check_far_scores, check_tree
 from zigzag.conformance.effort import drawn
 from zigzag.conformance.judging import UNNAMED, judges
 from zigzag.conformance.strategies import REGIONS, cases, shortened
 
+OPS = ("lost_mass", "output_deviation", "gate_gradient")
+
 
 @judges(UNNAMED)
 @pytest.mark.parametrize("judged", REGIONS)
-@pytest.mark.parametrize("op", ["lost_mass", "output_deviation", "gate_gradient"])
+@pytest.mark.parametrize("op", OPS)
 def test_head_scores(op: str, judged: str, backend: str) -> None:
     supports(backend, op)
 
@@ -24,3 +26,17 @@ def test_head_scores(op: str, judged: str, backend: str) -> None:
         check(op, backend, dtype, case, {**case.window, **case.options})
 
     drawn(backend, 15, run, least=2)
+
+
+@judges("positions")
+@pytest.mark.parametrize("op", OPS)
+def test_trees(op: str, backend: str) -> None:
+    supports(backend, op)
+    check_tree(op, backend)
+
+
+@judges("edges")
+@pytest.mark.parametrize("op", OPS)
+def test_far_scores(op: str, backend: str) -> None:
+    supports(backend, op)
+    check_far_scores(op, backend)

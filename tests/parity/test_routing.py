@@ -139,6 +139,15 @@ def test_ties_go_to_the_lower_id(backend: str) -> None:
         assert to_numpy(expert_ids).tolist() == [list(range(8))] * 3
 
 
+@judges("edges", "route_experts")
+def test_other_groups_stay_out_where_all_is_negative(backend: str) -> None:
+    """Selection values below 0 in the best groups: what stands for the other groups must be lower still."""
+    supports(backend, "route_experts")
+    logits = np.array([[0.5, 0.5, -2.5, 3.0, 1.25, 1.25, 0.0, 0.0]] * 2)
+    options = {"top_k": 3, "num_groups": 4, "top_groups": 2, "normalize": False, "scaling": 1.0}
+    check(Tokens(logits, np.full(8, -4.0), options), backend, dtypes_of(backend)[0])
+
+
 @judges("shapes", "route_experts")
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3)], ids=str)
 def test_any_leading_shape(backend: str, shape: tuple[int, ...]) -> None:

@@ -38,6 +38,7 @@ def check_drawn_logits(backend: str, data, *, rubbish: bool) -> None:
     logits[rng.random(shape) < 0.2] = -np.inf
     if rubbish:
         logits[rng.random(shape) < 0.1] = rng.choice([np.nan, np.inf, -np.inf])
+        logits.reshape(-1, shape[-1])[rng.random(logits.size // shape[-1]) < 0.2] = -np.inf
     options = {
         "temperature": data.draw(st.sampled_from([1.0, 0.5, 0.7, 2.0, 0.0])),
         "top_k": data.draw(st.sampled_from([0, 1, 2, 5, 500])),
@@ -70,6 +71,17 @@ def test_to_probs_at_the_edge(backend: str) -> None:
         check_to_probs(backend, widest(backend), logits, options)
 
 
+@judges("edges", "to_probs")
+@pytest.mark.parametrize("middle", [-1024.0, 1024.0])
+def test_to_probs_of_far_logits(backend: str, middle: float) -> None:
+    """Only their differences count; steps that every dtype can tell."""
+    supports(backend, "to_probs")
+    logits = middle + 8 * np.array([[0.0, 1.0, -1.0, 0.0, -2.0], [-1.0, -1.0, -1.0, 0.0, -1.0]])
+    for dtype in dtypes_of(backend):
+        for options in ({}, {"temperature": 2.0}, {"temperature": 8.0, "top_k": 2}, {"temperature": 4.0, "min_p": 0.1}):
+            check_to_probs(backend, dtype, logits, options)
+
+
 def check_sample(backend: str, dtype: str, weights: np.ndarray, uniforms: np.ndarray) -> None:
     kind = kind_of(backend)
     out = called("sample", backend, convert(weights, kind, dtype), convert(uniforms, kind, dtype))
@@ -91,6 +103,16 @@ def check_exact_weights(backend: str, data) -> None:
     weights[rng.random(weights.shape) < 0.3] = rng.choice([0.0, np.nan, -1.0])
     uniforms = np.array(rng.integers(0, 64, shape) / 64)
     check_sample(backend, dtype, weights, uniforms)
+
+
+@judges("edges", "sample")
+def test_sample_where_a_share_ends(backend: str) -> None:
+    """Each uniform number is a cumulative sum, 0 among them; tokens without weight stand at both ends of a share."""
+    supports(backend, "sample")
+    weights, ends = np.array([0.0, 0.25, 0.0, 0.5, 0.0, 0.25, 0.0]), np.array([0.0, 0.25, 0.75, 0.75 + 2.0**-7])
+    for dtype in dtypes_of(backend):
+        for total in (1.0, 0.5, 4.0):  # rows need not sum to 1
+            check_sample(backend, dtype, np.tile(total * weights, (len(ends), 1)), ends)
 
 
 @judges("tokens", "sample")

@@ -107,6 +107,26 @@ def test_typical_entropy_has_its_offset(backend: str) -> None:
         assert accepted[0] == (p > 3.03e-4)
 
 
+def each_token(rows: np.ndarray) -> Round:
+    """Every token is the only draft of a row of the batch, once for each of `rows`."""
+    count, vocabulary = rows.shape
+    ids = np.tile(np.arange(vocabulary), count)[:, None]
+    target = np.repeat(rows, vocabulary, axis=0)[:, None].repeat(2, axis=1)
+    return Round(ids, None, target, np.full(target.shape[:2], 0.5), None, [-1], True)
+
+
+TIES = {"verify_greedy": {}, "verify_relaxed": {"top_n": 2, "delta": 0.5}, "verify_top_k": {"k": 2}}
+
+
+@judges("ties")
+@pytest.mark.parametrize("op", TIES)
+def test_ties_go_to_the_lower_id(op: str, backend: str) -> None:
+    supports(backend, op)
+    made = each_token(np.array([[0.25] * 4, [0.125, 0.375, 0.125, 0.375], [0.0, 0.5, 0.25, 0.25]]))
+    for dtype in dtypes_of(backend):
+        check_equal(op, backend, dtype, made, TIES[op])
+
+
 # Logits instead of probabilities.
 
 POWERS = [op for op in EXACT if op != "verify_greedy"]
@@ -150,6 +170,16 @@ LOGITS = {
     "verify_top_k": {"k": 2},
     "verify_exact": {},
 }
+
+
+@judges("edges")
+@pytest.mark.parametrize("op", LOGITS)
+def test_temperature_0(op: str, backend: str) -> None:
+    """One token has probability 1; those behind it are equal, whatever their logits."""
+    supports(backend, op)
+    made = each_token(np.array([[1.0, 3.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]]))
+    for dtype in dtypes_of(backend):
+        check_equal(op, backend, dtype, made, {**LOGITS[op], "temperature": 0.0})
 
 
 @judges("tokens")

@@ -1,4 +1,4 @@
-"""One run of the kit on one op of one backend, by the way that `zigzag conform`, for its op and a seed goes."""
+"""One run of the kit on one op of one backend, by the way that `zigzag conform NAME --only OP --seed S` goes."""
 
 import gc
 from collections import defaultdict

@@ -27,7 +27,7 @@ python tests/broken/run.py --page     # writes this page
 python tests/broken/run.py --only merge --seeds 3 --jobs 2
 ```
 
-`make broken` does the first. Each verdict is a run of its own by the way of `zigzag conform`, for its op and a seed,
+`make broken` does the first. Each verdict is a run of its own by the way of `zigzag conform`, of one op with one seed,
 which ends at the first check that fails, and makes examples no smaller. The number of seeds is {seeds}:
 
 {counts}

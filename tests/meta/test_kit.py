@@ -25,6 +25,7 @@ from zigzag.conformance.example import written
 from zigzag.conformance.gaps import read_gaps
 from zigzag.conformance.judging import PROPERTIES, cell_of, judge, judges, judging
 from zigzag.conformance.report import Report
+from zigzag.conformance.strategies import SHORT, Case, shortened
 from zigzag.conformance.typical import typical
 
 Register = Callable[..., str]
@@ -348,3 +349,19 @@ def test_a_file_that_is_no_example(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_text("no")
     with pytest.raises(ZigzagError, match="is no example that zigzag conform wrote"):
         compare("numpy", "sample", file=str(tmp_path / "x.npz"))
+
+
+def test_results_of_another_library_are_noticed(register: Register) -> None:
+    """A caller who gave NumPy's arrays must not get tensors."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    name = register(sample=lambda probs, uniforms: torch.from_numpy(reference.sample(probs, uniforms)))
+    assert failed("dtypes", lambda: every_op.test_dtypes("sample", name)) == "devices"
+
+
+@pytest.mark.parametrize(("name", "left"), [("numpy", 60), ("triton", SHORT)])
+def test_prompts_are_cut_only_where_kernels_are_interpreted(name: str, left: int) -> None:
+    states = [np.arange(60.0).reshape(1, 1, 60, 1) for _ in range(4)]
+    case = Case(*states, np.ones(1), {}, {"query_positions": np.arange(60)})
+    shortened(case, name)
+    assert case.query[0, 0, :, 0].tolist() == list(range(60 - left, 60)) == case.options["query_positions"].tolist()
+    assert case.grad_output.shape == case.query.shape and case.key.shape[2] == 60

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from itertools import cycle, product
+from itertools import cycle, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from laws.coins import Coins, integrate  # noqa: E402
 from laws.procedures import BINARY, row  # noqa: E402
 from laws.tables import everywhere  # noqa: E402
 from models import tiny_llama  # noqa: E402
+from replays import fixed_on_cpu, order_of, replay_on_cpu  # noqa: E402
 from scipy.stats import chisquare  # noqa: E402
 from test_mtp import easy  # noqa: E402
 
@@ -44,6 +45,16 @@ from zigzag.reference.verification import decide  # noqa: E402
 ROWS, TEXT = 4000, [1, 2]
 
 
+@pytest.fixture
+def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed_on_cpu(monkeypatch)
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return order_of(monkeypatch)
+
+
 class Ticks:
     """A clock that goes on by these seconds each time it is read."""
 
@@ -58,12 +69,15 @@ class Ticks:
 def scripted(drafter: AdaptiveDrafter, choices: Sequence[tuple[int, int]]) -> AdaptiveDrafter:
     """It chooses these, again and again, whatever it has seen."""
     script, choose = cycle(choices), drafter.bandit.choose
+    coming = [Choice(*next(script))]
 
-    def chosen(tokens: int) -> Choice:
-        choose(tokens)
-        return Choice(*next(script))
+    def chosen(tokens: int, *, rests: bool = False) -> Choice:
+        choose(tokens, rests=rests)
+        coming.append(Choice(*next(script)))
+        return coming.pop(0)
 
     drafter.bandit.choose = chosen  # type: ignore[method-assign]
+    drafter.bandit.rests = lambda tokens: coming[0] == NOTHING  # type: ignore[method-assign]
     return drafter
 
 
@@ -244,6 +258,26 @@ def test_greedy_tokens_do_not_depend_on_it(plan: str, clock: str) -> None:
     assert len(seen) > 3 and NOTHING in seen
 
 
+def test_drafts_of_any_length_are_few_captured_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a drafter missed, and what it copies, has any number of tokens; to capture a shape takes as long as 40."""
+    captured, widths = replay_on_cpu(monkeypatch), iter([3, 1, 7, 5, 6, 2, 4, 7] * 8)
+
+    class Copies(LookupDrafter):
+        def draft(self, request: Request) -> Draft:
+            ids, counts = padded([row[: next(widths)] for row in super().draft(request).rows])
+            return Draft(ids, counts)
+
+    model = target()
+    texts, options = [[5, 9, 17] * 9], {"temperature": 0, "max_new_tokens": 60}
+    plain = generate(model, texts, cuda_graphs=False, **options).sequences
+    script = [(0, 7)] * 5 + [NOTHING] * 2 + [(1, 3)] + [NOTHING] * 5 + [(0, 7)] * 3 + [(1, 3)]
+    drafter = scripted(AdaptiveDrafter(Copies(7), ModelDrafter(near(model))), script)
+    made = generate(model, texts, drafter=drafter, **options)
+    assert made.sequences == plain and made.statistics.acceptance > 0.2
+    shapes = {tuple(step.given[0].shape) for step in captured if step.given[0] is not None}
+    assert {width for _, width in shapes} == {1, 2, 4, 5, 8, 16} and len(captured) < 10
+
+
 def test_with_one_clock_sampled_tokens_are_the_same() -> None:
     model = target()
 
@@ -287,6 +321,33 @@ def test_a_drafter_gets_the_states_that_it_missed(count: int) -> None:
     assert made.statistics.acceptance > 0.4
 
 
+def test_states_of_rounds_that_begin_early(fixed: None, order: list[str]) -> None:
+    """Where a round without a draft begins before the last token is read, its states are still the drafter's."""
+    model, head = easy()
+    texts, options = [[5, 9, 17, 3], [8, 2, 40, 41, 42]], {"temperature": 0, "max_new_tokens": 40}
+    alone, among = Watched(head, stop=2), Watched(head, stop=2)
+    expected = generate(model, texts, drafter=alone, **options)
+    script = [NOTHING, NOTHING, NOTHING, (0, 2), NOTHING, NOTHING, (0, 2), (0, 2)]
+    order.clear()
+    made = generate(model, texts, drafter=scripted(AdaptiveDrafter(among), script), **options)
+    assert made.sequences == expected.sequences
+    assert order[:6] == ["fed", "fed", "read", "fed", "read", "read"]
+    both = [text for text in among.drafts if len(among.drafts[text]) == len(alone.drafts.get(text, []))]
+    assert len(both) > 3 and all(among.drafts[text] == alone.drafts[text] for text in both)
+
+
+def test_rounds_that_begin_early_measure_the_same_choices(fixed: None, order: list[str]) -> None:
+    """The real bandit: it rests where drafts do not pay, round after round, and never feeds one that is to draft."""
+    model, texts = target(), prompts()
+    drafter = AdaptiveDrafter((LookupDrafter(6), (2, 6)), clock=Ticks([1.0, 1.1]))
+    options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 60}
+    plain = generate(model, texts, cuda_graphs=False, **options).sequences
+    order.clear()
+    assert generate(model, texts, drafter=drafter, **options).sequences == plain
+    early = sum(pair == ("fed", "fed") for pair in pairwise(order))
+    assert early and drafter.chosen[NOTHING] > early and len(drafter.chosen) > 1
+
+
 def test_a_drafter_that_missed_too_much_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its states are given up for this call, and only for this one."""
     monkeypatch.setattr(module, "MOST_MISSED", 5)
@@ -294,7 +355,7 @@ def test_a_drafter_that_missed_too_much_is_out(monkeypatch: pytest.MonkeyPatch) 
     options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 40}
     plain = generate(model, [[5, 9, 17]], **options).sequences
     drafter = AdaptiveDrafter(MtpDrafter(head, stop=2), clock=Ticks([1.0]))
-    choose, drafter.bandit.choose = drafter.bandit.choose, lambda tokens: NOTHING  # type: ignore[method-assign]
+    choose, drafter.bandit.choose = drafter.bandit.choose, lambda tokens, rests: NOTHING  # type: ignore[method-assign]
     assert generate(model, [[5, 9, 17]], drafter=drafter, **options).sequences == plain
     assert drafter.bandit.records[0].out and not drafter._missed
     drafter.bandit.choose = choose  # type: ignore[method-assign]

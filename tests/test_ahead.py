@@ -1,17 +1,15 @@
 """Forwards that begin before the host has read the token that they feed: the same tokens, and nothing left behind."""
 
 import os
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from generations import MIXED, PLANS, prompts, target
+from replays import fixed_on_cpu, order_of
 
 from zigzag import CacheError, ModelError, generate
-from zigzag.generation import verdict
 from zigzag.generation.rules import PhaseRule, Rule
-from zigzag.running import opening
 from zigzag.running.fixed import FixedStore
 from zigzag.running.growing import GrowingStore
 from zigzag.running.host import Host
@@ -23,19 +21,12 @@ GPU = pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU, and --devic
 
 @pytest.fixture
 def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches at fixed addresses, as on a GPU; the steps run as they are."""
-    monkeypatch.setattr(opening, "_no_graphs", lambda *given: "")
-    monkeypatch.setattr(opening, "FixedStore", partial(FixedStore, graphs=False))
+    fixed_on_cpu(monkeypatch)
 
 
 @pytest.fixture
 def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What comes after what: "fed" and "read"."""
-    found: list[str] = []
-    feed, fetched = Runner.feed, verdict.Pending.fetched
-    monkeypatch.setattr(Runner, "feed", lambda *given, **options: (found.append("fed"), feed(*given, **options))[1])
-    monkeypatch.setattr(verdict.Pending, "fetched", lambda self: (found.append("read"), fetched(self))[1])
-    return found
+    return order_of(monkeypatch)
 
 
 def both(model: Any, ids: Any, **options: Any) -> Any:
@@ -141,10 +132,9 @@ def test_what_it_refuses() -> None:
         for each in (growing, collecting, runner):
             each.sync([[1, 2, 3]])
             each.feed(torch.tensor([[4, 5]]))
-        assert [each.feeds_ahead for each in (growing, collecting, runner)] == [False, False, True]
-        for each in (growing, collecting):
-            with pytest.raises(CacheError, match="fixed cache alone"):
-                each.keep([[0]], [[4]], ahead=1)
+        assert [each.feeds_ahead for each in (growing, collecting, runner)] == [False, True, True]
+        with pytest.raises(CacheError, match="fixed cache alone"):
+            growing.keep([[0]], [[4]], ahead=1)
         with pytest.raises(CacheError, match="all before them stay"):
             runner.keep([[]], [[]], ahead=1)
         runner.keep([[0]], [[4]], ahead=1)

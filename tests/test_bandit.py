@@ -247,6 +247,36 @@ def test_when_half_of_the_rows_have_left() -> None:
     assert bandit.choose(10) == Choice(0, 2)
 
 
+def test_rounds_that_begin_late_are_no_measure() -> None:
+    """Where rounds without drafts may begin early, the one behind a draft does not: the draft pays for it."""
+    bandit = Bandit([(2,)])
+    bandit.begin(1)
+
+    def plain(seconds: float, *, rests: bool) -> None:
+        assert bandit.choose(10, rests=rests) == NOTHING
+        bandit.gave([0], [0])
+        bandit.took(seconds)
+
+    plain(1.5, rests=False)
+    for _ in range(BEGINNING - 1):
+        plain(1.0, rests=True)
+    assert bandit.choose(10) == Choice(0, 2) and not bandit.rests(10)  # a draft's outcome decides first
+    bandit.gave([2], [0])
+    bandit.took(1.2)
+    lost = bandit.records[0].lost
+    bandit._to_measure = 2
+    plain(1.5, rests=False)
+    assert bandit.plain.usual == 1.0 and bandit._to_measure == 2
+    assert bandit.records[0].lost == pytest.approx(lost + 0.5)
+    bandit.choose(10)
+    assert bandit.rests(10)
+    bandit._to_measure = 0
+    assert not bandit.rests(10)  # it would draft
+    bandit.gave([0], [0])
+    bandit.took(100.0)
+    assert bandit.records[0].lost == pytest.approx(lost + 0.5)  # behind a round without a draft nobody pays
+
+
 def test_what_is_out_is_not_chosen() -> None:
     bandit = Bandit([(2,), (3,)])
     bandit.begin(1)

@@ -202,8 +202,8 @@ def _timed(
 ) -> tuple[list[list[int]], float, Statistics | None]:
     """(tokens, seconds, statistics) of a call that comes after another.
 
-    keeps: that is the same call, whose cache, emptied, and drafter the second one has, if that remembers no text: so
-        kernels are compiled and steps captured, as for whoever calls again and again
+    keeps: of ours that is the same call, whose cache, emptied, and drafter the second one has, if that remembers no
+        text: so kernels are compiled and steps captured, as for whoever calls again and again
     """
     made, cache = None if ours is None else ours(), None
 
@@ -219,7 +219,7 @@ def _timed(
         cache = result.cache if keeps else None
         return result.new_tokens, result.statistics
 
-    call(new if keeps else min(new, 12))
+    call(new if keeps and ours is not None else min(new, 12))
     seconds = []
     for _ in range(calls):
         begin = time.perf_counter()

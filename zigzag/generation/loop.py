@@ -14,7 +14,7 @@ from zigzag.generation.ahead import Ahead
 from zigzag.generation.conditions import check_cache, check_drafter, check_rope, drafts_trees
 from zigzag.generation.criteria import Criteria
 from zigzag.generation.distribution import Distribution
-from zigzag.generation.drafting.draft import Draft, Drafter, Request, padded, until_stop
+from zigzag.generation.drafting.draft import Draft, Drafter, Request, padded, until_stop, widened
 from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.logprobs import LogProbs
 from zigzag.generation.result import Generation
@@ -129,8 +129,7 @@ class Loop:
         rounds = min(ROUNDS, self.rows[0].room)  # each gives every row a token
         self.uniforms = UniformBlocks("verify", self.target.device, slots=longest + 1, rounds=rounds)
         reads_logits = self.criteria.read_scores or self.logprobs is not None  # behind a round
-        alone = self.drafter is None and not self.distribution.processors and not reads_logits
-        self.ahead = Ahead(self.target, wanted=alone)
+        self.ahead = Ahead(self.target, wanted=not self.distribution.processors and not reads_logits)
         fixed = self.drafts_trees and not isinstance(getattr(self.drafter, "parents", None), GrownTree)
         self.verdicts = Steps() if fixed and self.target.host.may_capture else None
         round_ = 0
@@ -159,7 +158,7 @@ class Loop:
         predicted = ToHost(logits.argmax(dim=-1)) if self.wants_predictions else None
         pending = self._judged(draft, fed[:, 1:], counts, logits, round_)
         clock.append(time.perf_counter())
-        if min(row.room for row in self.alive) > 1:
+        if self.ahead.may and min(row.room for row in self.alive) > 1 and self._rests(draft):
             self.ahead.begin(pending.first)
         clock.append(time.perf_counter())
         judged = pending.fetched()
@@ -169,6 +168,15 @@ class Loop:
         self._commit(draft, judged, logits)
         clock.append(time.perf_counter())
         self.statistics.spent(*np.diff(clock).tolist())
+
+    def _rests(self, draft: Draft) -> bool:
+        """Whether the coming round is known to have no draft, before the token of this one, which has none, is read."""
+        if self.drafter is None:
+            return True
+        rests = getattr(self.drafter, "rests", None)
+        if rests is None or draft.token_ids.shape[1]:
+            return False
+        return bool(rests(1 + max(len(row.tokens) for row in self.alive)))
 
     def _fed(self, draft: Draft) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(what `_on_device` gives, logits [B, K + 1, V]): of the forward that is under way, or of one more."""
@@ -202,7 +210,11 @@ class Loop:
         draft = self.drafter.draft(Request(texts, most, seeds, round_, to_probs, hidden, predictions, static, greedy))
         draft.check(self.drafter, len(texts), self.vocabulary)
         self.statistics.draft_steps += int(draft.counts.max(initial=0))
-        return draft if draft.parents is not None else until_stop(draft, self.eos)
+        if draft.parents is not None:
+            return draft
+        draft = until_stop(draft, self.eos)
+        may_widen = self.target.host.may_capture and draft.probs is None and not self.wants_predictions
+        return widened(draft, self.drafter.longest) if may_widen else draft
 
     def _judged(
         self, draft: Draft, ids: torch.Tensor, counts: torch.Tensor, logits: torch.Tensor, round_: int

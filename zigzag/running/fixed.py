@@ -276,6 +276,12 @@ class FixedStore:
         self.capacity = self.slots.size = capacity
         self.steps.forget()
 
+    def wide(self, width: int) -> int:
+        """Columns for so many new tokens: of few tokens a power of two, so that few shapes are captured."""
+        if not self.graphs or not self.written.any() or not 2 < width <= self.spare:
+            return width
+        return min(1 << (width - 1).bit_length(), self.spare)
+
     def check_padding(self, positions: Counts) -> None:
         """Padding goes to nobody's slot, whatever there is of it."""
 

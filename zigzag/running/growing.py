@@ -92,6 +92,10 @@ class GrowingStore:
         )
         return call(feed.ids, now, attention, feed.keep_logits, feed.hidden)
 
+    def wide(self, width: int) -> int:
+        """Columns for so many new tokens."""
+        return width
+
     def check_padding(self, positions: Counts) -> None:
         """CacheError, before anything is fed, if streaming layers could not forget this padding afterwards."""
         if not self.streaming or not _is_inside(self.positions, positions):

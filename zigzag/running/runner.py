@@ -206,7 +206,7 @@ class Runner:
 
     def _feed_piece(self, piece: Piece, new: list[list[int]], hidden: Sequence[Tensor] | None) -> Output:
         """One forward of some new tokens of its rows, at the right end of the piece's columns."""
-        width = piece.end - piece.begin
+        width = self.store.wide(piece.end - piece.begin)
         ids, positions = padded(new, self.lengths[piece.rows], width)
         is_padded = bool((positions < 0).any())
         if is_padded:
@@ -248,7 +248,7 @@ class Runner:
     @property
     def feeds_ahead(self) -> bool:
         """Whether a token may be fed before it is known that those before it stay, and be taken back for nothing."""
-        return isinstance(self.store, FixedStore) and self.store.spare > 0 and not self.keep_hidden
+        return isinstance(self.store, FixedStore) and self.store.spare > 0
 
     def keep(self, nodes: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], *, ahead: int = 0) -> None:
         """Of what was fed since the last `keep`, each row keeps some tokens; the rest is dropped.
@@ -264,12 +264,14 @@ class Runner:
         self.check_valid()
         with self._void_on_error():
             self.store.keep(nodes, self.fed, self.lengths + np.array(counts, dtype=np.int64))
+        later = []
         if self._states:
             states = torch.cat(self._states, dim=1)
             for b, row in enumerate(nodes):
                 self._fresh[b].append(states[b, list(row)])
+            later = [states[:, self.fed - ahead :]] if ahead else []
         self._settle(tokens)
-        self.fed = ahead
+        self.fed, self._states = ahead, later
 
     def reset(self) -> None:
         """Hold nothing, as a new runner; also after something broke off. Else buffers and captured steps stay."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zigzag.generation.drafting.bandit import NOTHING, Bandit, Choice
-from zigzag.generation.drafting.draft import Draft, Drafter, Law, Request, padded
+from zigzag.generation.drafting.draft import Draft, Drafter, Law, Request, padded, widened
 from zigzag.generation.drafting.parts import check_part, check_stages
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError, CacheError
@@ -62,11 +62,13 @@ class AdaptiveDrafter:
         self.clock, self.bandit = clock, Bandit(self.lengths, loss=loss)
         self._began: float | None = None
         self._choice: Choice | None = None  # of a draft that has not been judged
+        self._resting = False  # it is decided that the coming round has no draft
         self._limits: list[int] = []
         self._knows: set[int] = set()  # drafters that know the rows of this call
         self._asked: set[int] = set()  # and those that have drafted for them
         self._missed: dict[int, list[list[Tensor]]] = {}  # of drafters that want them: states of each row
         self._place: tuple[int, torch.device] | None = None
+        self._widens = False
 
     @property
     def chosen(self) -> Counter[Choice]:
@@ -85,7 +87,7 @@ class AdaptiveDrafter:
         """Learn where and how wide rows of probabilities must be; called by the loop."""
         if vocabulary is None:
             raise ArgumentError("AdaptiveDrafter: open needs the size of the vocabulary")
-        self._place = vocabulary, host.device
+        self._place, self._widens = (vocabulary, host.device), host.may_capture
 
     @property
     def longest(self) -> int:
@@ -108,7 +110,8 @@ class AdaptiveDrafter:
             self.bandit.took(now - self._began)
         self._began = now
         self._hold(request)
-        self._choice = choice = self.bandit.choose(max(map(len, request.sequences)))
+        self._choice = choice = self.bandit.choose(max(map(len, request.sequences)), rests=self._resting)
+        self._resting = False
         self._limits = [min(most, choice.length) for most in request.most]
         if choice == NOTHING:
             return Draft(*padded([[] for _ in self._limits]))
@@ -119,8 +122,17 @@ class AdaptiveDrafter:
         asked = replace(request, round_=round_, most=self._limits, hidden=self._states(choice.drafter))
         return self._in_one_law(self.drafters[choice.drafter].draft(asked))
 
+    def rests(self, tokens: int) -> bool:
+        """Decide now whether the coming round has no draft, for then it may begin; asked while one has none.
+
+        tokens: of the longest row then
+        """
+        self._resting = self.bandit.rests(tokens)
+        return self._resting
+
     def _begin(self, rows: int) -> None:
         self.bandit.begin(rows)
+        self._resting = False
         self._knows.clear()
         self._asked.clear()
         self._missed = {
@@ -151,6 +163,7 @@ class AdaptiveDrafter:
             return draft
         if self._place is None:
             raise CacheError("AdaptiveDrafter: zigzag.generate must open it before it can draft")
+        draft = widened(draft, self.longest) if self._widens else draft
         return replace(draft, probs=_rows_of_one(draft.token_ids, *self._place))
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:

@@ -136,6 +136,7 @@ class Bandit:
         self._last: Choice | None = None  # of the round that is not over
         self._gave: tuple[Sequence[int], Sequence[int]] | None = None
         self._before = NOTHING
+        self._may_rest = self._late = False  # rounds without drafts may begin early; the one that is not over did not
         self._in_proportion = True  # when this has been measured, all times are taken in proportion to it
         self._missed = 0  # tokens that came while others drafted than the last choice
         self._spent = 0.0
@@ -163,10 +164,16 @@ class Bandit:
         """It cannot draft for this text any more."""
         self.records[drafter].out = True
 
-    def choose(self, tokens: int) -> Choice:
-        """For the coming round. tokens: of the longest row"""
+    def rests(self, tokens: int) -> bool:
+        """Whether no draft is best for the round behind this one too, which has none, by what is known so far."""
+        return self._last == NOTHING and self._best(tokens) == NOTHING
+
+    def choose(self, tokens: int, *, rests: bool = False) -> Choice:
+        """For the coming round. tokens: of the longest row; rests: no draft, as `rests` said: the round has begun"""
         self._round += 1
-        self._last, self._gave = self._best(tokens), None
+        self._last, self._gave = NOTHING if rests else self._best(tokens), None
+        self._late = self._may_rest and not rests
+        self._may_rest |= rests
         self.chosen[self._last] += 1
         if self._last != NOTHING:
             record = self.records[self._last.drafter]
@@ -183,8 +190,11 @@ class Bandit:
         last, gave, self._last = self._last, self._gave, None
         if last is None or gave is None:
             return
-        self._before = last
+        before, self._before = self._before, last
         self._spent += seconds
+        if last == NOTHING and self._late:
+            self._pay(before, seconds)
+            return
         if last == NOTHING:
             self._took_plain(seconds)
             return
@@ -193,6 +203,12 @@ class Bandit:
         if not self._warming(record, last.length, seconds):
             self._charge(last, seconds, 1 + sum(gave[1]) / len(gave[1]))
             self._time(record, last.length, seconds)
+
+    def _pay(self, before: Choice, seconds: float) -> None:
+        """A round without drafts that began late, behind one with a draft, which pays for it: no measure of others."""
+        if before != NOTHING and self.plain.usual is not None:
+            more = min(seconds, ACCIDENT * self.plain.usual) - self.plain.usual
+            self.records[before.drafter].lost += max(0.0, more)
 
     def _took_plain(self, seconds: float) -> None:
         self._plain_round = self._round

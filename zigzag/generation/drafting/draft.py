@@ -131,6 +131,17 @@ def until_stop(draft: Draft, stop_token_ids: Collection[int]) -> Draft:
     return replace(draft, token_ids=draft.token_ids[:, :width], counts=counts, probs=probs)
 
 
+def widened(draft: Draft, longest: int) -> Draft:
+    """A chain without probs in a width of few: a power of two, or `longest`. What is added counts in no row.
+
+    So a drafter whose drafts have any length has a few shapes of verification, each of which is captured once.
+    """
+    width = draft.token_ids.shape[1]
+    more = min(1 << (width - 1).bit_length(), longest) - width if width else 0
+    ids = np.pad(draft.token_ids, ((0, 0), (0, more)), constant_values=-1) if more else draft.token_ids
+    return replace(draft, token_ids=ids)
+
+
 def padded(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(token_ids [B, K], counts [B]) of lists of tokens."""
     counts = np.array([len(row) for row in rows], dtype=np.int64)

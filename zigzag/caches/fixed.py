@@ -169,11 +169,14 @@ class Ring(Slots):
         is_sink = positions < self.sink
         return is_sink * positions + ~is_sink * (self.sink + (positions - self.sink) % self.length)
 
-    def slots_of(self, positions: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[B, T] slots of new tokens at `positions`, after which rows hold `lengths` tokens; the last for the rest."""
+    def slots_of(self, positions: Any, lengths: Any) -> Any:
+        """[B, T] slots of new tokens at `positions`, after which rows hold `lengths` tokens; the last for the rest.
+
+        NumPy arrays or tensors.
+        """
         recent = positions >= lengths[:, None] - self.length
         kept = (positions >= 0) & ((positions < self.sink) | recent)
-        return np.where(kept, self.slot(positions), self.size)
+        return kept * self.slot(positions) + ~kept * self.size
 
     def slots_before(self, position: int) -> NDArray[np.int64]:
         """[n] slots of what a query at `position` and later ones see of the tokens before it, in their order.

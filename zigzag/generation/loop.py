@@ -17,6 +17,7 @@ from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting.draft import Draft, Drafter, Request, padded, until_stop, widened
 from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.logprobs import LogProbs
+from zigzag.generation.onward import Onward, onward_of
 from zigzag.generation.result import Generation
 from zigzag.generation.row import Row
 from zigzag.generation.rules import PhaseRule, Rule
@@ -32,6 +33,7 @@ from zigzag.running.attach import cache_bytes
 from zigzag.running.graphs import Steps
 from zigzag.running.host import Host
 from zigzag.running.memory import check_fits, told_what_helps
+from zigzag.running.onward import fed
 from zigzag.running.opening import open_runner
 from zigzag.running.runner import Runner
 from zigzag.running.transfers import ToHost, to_device
@@ -133,9 +135,14 @@ class Loop:
         fixed = self.drafts_trees and not isinstance(getattr(self.drafter, "parents", None), GrownTree)
         self.verdicts = Steps() if fixed and self.target.host.may_capture else None
         round_ = 0
+        parts = self.target, self.drafter, self.rule, self.distribution, self.uniforms, self.eos
+        self.onward = None if reads_logits else onward_of(*parts)
         while self.alive:
-            self._round(round_)
-            round_ += 1
+            if round_ and self.onward is not None and self._may_go_onward(self.onward):
+                round_ = self._go_onward(self.onward, round_)
+            else:
+                self._round(round_)
+                round_ += 1
         self.ahead.drop()
 
     def _prefill(self) -> None:
@@ -168,6 +175,35 @@ class Loop:
         self._commit(draft, judged, logits)
         clock.append(time.perf_counter())
         self.statistics.spent(*np.diff(clock).tolist())
+
+    def _may_go_onward(self, onward: Onward) -> bool:
+        """Where rows have room for a round and the one behind it, and the drafter knows them."""
+        news = self.target.fresh if self.wants_hidden else [1] * len(self.alive)
+        known = max(news) <= onward.length + 1 and min(row.room for row in self.alive) > 2 * onward.length + 1
+        return known and onward.drafter.may_go_onward([row.tokens for row in self.alive], news, self._longest)
+
+    def _go_onward(self, onward: Onward, round_: int) -> int:
+        """Rounds by themselves, each read while the next one is under way, until a row ends; the round behind them."""
+        seeds = [row.seed for row in self.alive]
+        onward.begin([row.tokens for row in self.alive], self.target.take_hidden() if self.wants_hidden else None)
+        onward.launch(seeds, round_)
+        while onward.under_way:
+            begin = time.perf_counter()
+            room = min(row.room for row in self.alive)
+            if room > 2 * onward.length + 1 and not any(row.reason for row in self.alive):
+                onward.launch(seeds, round_ + 1)
+            fed(self.target, onward.length + 1, onward.in_advance)
+            before = [len(row.tokens) for row in self.alive]
+            self._commit(*onward.fetched(len(self.alive)), None)
+            round_ += 1
+            self.statistics.went_on(time.perf_counter() - begin)
+            if all(row.reason for row in self.alive):
+                self.alive = []
+                return round_
+        news = [max(1, len(row.tokens) - count) for row, count in zip(self.alive, before, strict=True)]
+        onward.end([row.tokens[:count] for row, count in zip(self.alive, before, strict=True)], news)
+        self._drop_done()
+        return round_
 
     def _rests(self, draft: Draft) -> bool:
         """Whether the coming round is known to have no draft, before the token of this one, which has none, is read."""
@@ -227,18 +263,27 @@ class Loop:
         drafter = type(self.drafter).__name__
         return judge(rules, draft, ids, counts, logits, coins, self.distribution, drafter, self.verdicts)
 
-    def _commit(self, draft: Draft, judged: Judged, logits: torch.Tensor) -> None:
-        """Cut what goes too far, keep the accepted path in the cache, drop rows that are done."""
+    def _commit(self, draft: Draft, judged: Judged, logits: torch.Tensor | None) -> None:
+        """Cut what goes too far, keep the accepted path in the cache, drop rows that are done.
+
+        logits: None in rounds that go on by themselves, where rows that are done stay until these end
+        """
         for row, tokens in zip(self.alive, judged.emitted, strict=True):
-            if tokens[-1] < 0:
+            if tokens[-1] < 0 and not row.reason:
                 raise ModelError(f"generate: the model gave logits for row {row.index} that are NaN or all -inf")
         depths = np.concatenate([[0], node_depths(draft.tree)])
         step: list[list[int]] = []
-        nodes, held = [], []
+        nodes: list[list[int]] = []
+        held: list[list[int]] = []
         for b, row in enumerate(self.alive):
+            if row.reason:  # it was done before this round, which was under way
+                nodes.append([])
+                held.append([])
+                step.append([])
+                continue
             path = [0, *(node + 1 for node in judged.paths[b])]
             self.statistics.count(int(depths[: draft.counts[b] + 1].max()), len(path) - 1)
-            if self.criteria.read_scores:
+            if self.criteria.read_scores and logits is not None:
                 scores = self.distribution.log_probs(logits[b, path])
                 self.criteria.remember(row.index, scores, row.new)
             tokens = judged.emitted[b][: self._cut(row, judged.emitted[b])]
@@ -250,12 +295,13 @@ class Loop:
         if any(row.reason for row in self.alive):
             self.ahead.take()  # in vain
         self.target.keep(nodes, held, ahead=self.ahead.fed)
-        if self.logprobs is not None:
+        if self.logprobs is not None and logits is not None:
             self.logprobs.add([row.index for row in self.alive], nodes, step, logits)
         if self.drafter is not None:
             self.drafter.observe(draft.counts.tolist(), [len(path) for path in judged.paths])
-        told = [(row.index, tokens) for row, tokens in zip(self.alive, step, strict=True)]
-        self._drop_done()
+        told = [(row.index, tokens) for row, tokens in zip(self.alive, step, strict=True) if tokens]
+        if logits is not None:
+            self._drop_done()
         if self.on_tokens is not None and any([self.on_tokens(*each) for each in told]):
             for row in self.alive:
                 row.reason = "cancelled"

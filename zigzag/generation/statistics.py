@@ -13,6 +13,8 @@ class Statistics:
     reached[i]: rounds in which the draft at depth i + 1 was tested, all before it accepted
     seconds_*: wall clock. seconds_prefill: the prompts' forwards, a GPU waited for; what the cache held is not computed
         again. In a round a GPU's work is waited for where the verdict is fetched, in seconds_rest
+    onward: of the forwards, those of rounds that go on by themselves on a GPU: no part of them has a time of its own,
+        all of it is in seconds_rest
     """
 
     rounds: int = 0
@@ -22,6 +24,7 @@ class Statistics:
     reached: list[int] = field(default_factory=list)
     draft_steps: int = 0
     forwards: int = 0
+    onward: int = 0
     seconds_prefill: float = 0.0
     seconds_draft: float = 0.0
     seconds_verify: float = 0.0
@@ -43,6 +46,12 @@ class Statistics:
         self.seconds_verify += verifying + beginning
         self.seconds_rest += judging + committing
         self.forwards += 1
+
+    def went_on(self, seconds: float) -> None:
+        """A round that went on by itself."""
+        self.seconds_rest += seconds
+        self.forwards += 1
+        self.onward += 1
 
     @property
     def tokens_per_verification(self) -> float:
@@ -67,8 +76,8 @@ class Statistics:
 
     @property
     def draft_cost(self) -> float:
-        """Time of one draft step over one verification: the c of arXiv 2211.17192."""
-        if not (self.draft_steps and self.forwards and self.seconds_verify):
+        """Time of one draft step over one verification: the c of arXiv 2211.17192; 0 where they are one step."""
+        if self.onward or not (self.draft_steps and self.forwards and self.seconds_verify):
             return 0.0
         return (self.seconds_draft / self.draft_steps) / (self.seconds_verify / self.forwards)
 

@@ -90,7 +90,7 @@ def judge(
         all_of_them = len(mine) == len(rules)
         some = slice(None) if all_of_them else torch.tensor(mine, device=ids.device)
         given = ids[some], None if draft.probs is None else draft.probs[some], logits[some], coins[some], counts[some]
-        work = partial(_answers, rule, distribution, draft.parents, draft.replacement)
+        work = partial(answers_of, rule, distribution, draft.parents, draft.replacement)
         if steps is None or draft.parents is None:
             answers, tokens, nodes, checked = work(*given)
         else:
@@ -102,7 +102,7 @@ def judge(
     return Pending(parts, first, drafter)
 
 
-def _answers(
+def answers_of(
     rule: Rule,
     distribution: Distribution,
     parents: Sequence[int] | None,

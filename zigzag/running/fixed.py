@@ -156,7 +156,7 @@ class FixedStore:
             fed one after another, at most n - 1; a tree's first nodes, however many, again and again
         law: names all else that it hangs on
         """
-        tree, given, count = feed.parents, feed.ids.shape[1], coins.shape[1]
+        tree, count = feed.parents, coins.shape[1]
         self.reserve(int(feed.lengths.max()))
         self.written = np.maximum(self.written, feed.lengths)
         self._take_few()
@@ -168,21 +168,58 @@ class FixedStore:
             places.append(self._tree_places(last + node_depths(tree)))
 
         def work(ids: Tensor, places: Tensor, coins: Tensor, hidden: Tensor | None) -> Drawn:
-            first = self._few(call, ids, places[:, :, :given].contiguous(), hidden, 1, None)
-            fed = given
-
-            def more(tokens: Tensor, hidden: Tensor | None) -> Output:
-                nonlocal fed
-                now = places[:, :, fed : fed + tokens.shape[1]].contiguous()
-                fed += tokens.shape[1] if tree is None else 0
-                parents = None if tree is None else tree[: tokens.shape[1]]
-                return self._few(call, tokens, now, hidden, tokens.shape[1], parents)
-
-            return program(first, more, coins)
+            return self._programmed(call, program, ids, places, coins, hidden, tree)
 
         what = ("program", *feed.ids.shape, count, None if tree is None else tuple(tree), law)
         found: Drawn = self._replayed(what, work, feed.ids, torch.cat(places, dim=2), coins, feed.hidden)
         return found
+
+    def _programmed(
+        self,
+        call: Call,
+        program: Program,
+        ids: Tensor,
+        places: Tensor,
+        coins: Tensor,
+        hidden: Tensor | None,
+        tree: Parents,
+    ) -> Drawn:
+        """places: of the given tokens, and behind them of what the program feeds"""
+        fed = ids.shape[1]
+        first = self._few(call, ids, places[:, :, :fed].contiguous(), hidden, 1, None)
+
+        def more(tokens: Tensor, hidden: Tensor | None) -> Output:
+            nonlocal fed
+            now = places[:, :, fed : fed + tokens.shape[1]].contiguous()
+            fed += tokens.shape[1] if tree is None else 0
+            parents = None if tree is None else tree[: tokens.shape[1]]
+            return self._few(call, tokens, now, hidden, tokens.shape[1], parents)
+
+        return program(first, more, coins)
+
+    def on_device(self, what: Hashable, work: Callable[..., Any], *given: Tensor | None) -> Any:
+        """Work that calls `feed_onward` and `program_onward`, as a step: where tokens go is known on the device alone.
+
+        The caller has reserved memory, and says afterwards by `written` how far it may have come.
+        """
+        return self._replayed(what, work, *given)
+
+    def feed_onward(self, call: Call, ids: Tensor, positions: Tensor) -> Output:
+        """Logits and states of a chain of every row at positions [B, T] on the device."""
+        self._take_few()
+        places = self._places_there(positions, positions[:, -1] + 1)
+        return self._few(call, ids, places, None, ids.shape[1], None)
+
+    def program_onward(
+        self, call: Call, program: Program, ids: Tensor, positions: Tensor, coins: Tensor, hidden: Tensor | None
+    ) -> Drawn:
+        """As `run_program` with a chain, its given tokens at positions [B, T] on the device, -1 for padding."""
+        self._take_few()
+        count = coins.shape[1]
+        more = positions[:, -1:] + torch.arange(1, count, device=positions.device)
+        lengths = positions[:, -1] + count
+        places = [self._places_there(each, lengths) for each in (positions, more)]
+        return self._programmed(call, program, ids, torch.cat(places, dim=2), coins, hidden, None)
 
     def _take_few(self) -> None:
         self._order(None)
@@ -237,6 +274,11 @@ class FixedStore:
         full = np.where(positions < 0, self.capacity, positions)
         rings = (ring.slots_of(positions, lengths) for ring in self.rings.values())
         return torch.from_numpy(np.stack([positions, full, *rings]))
+
+    def _places_there(self, positions: Tensor, lengths: Tensor) -> Tensor:
+        """As `_places`, computed on the device."""
+        full = torch.where(positions < 0, self.capacity, positions)
+        return torch.stack([positions, full, *(ring.slots_of(positions, lengths) for ring in self.rings.values())])
 
     def _tree_places(self, positions: Counts) -> Tensor:
         """As `_places`, of a tree's nodes: behind all slots, one after another."""

@@ -36,6 +36,7 @@ class Steps:
 
     def __init__(self, *, must: bool = False) -> None:
         self.must, self.cannot = must, False
+        self.forgotten = 0  # how often: what was captured elsewhere over the same buffers is void too
         self._steps: dict[Hashable, Step | None] = {}  # None: ran once, to be captured
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Steps":
@@ -45,6 +46,7 @@ class Steps:
     def forget(self) -> None:
         """Capture anew: buffers that the graphs read have moved."""
         self._steps.clear()
+        self.forgotten += 1
 
     def captured(self, what: Hashable) -> Step:
         """The step of what has been run twice; CacheError for another."""

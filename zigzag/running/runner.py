@@ -198,11 +198,21 @@ class Runner:
         states = None if hidden is None else joined(hidden, width)
         feed = Feed(torch.from_numpy(ids), positions, True, lengths, tree, 1, states, False, slice(None))
         self._void = True
-        found = self.store.run_program(self._call, feed, program, coins, law)
+        found = self.store.run_program(self.call, feed, program, coins, law)
         self._void = False
         self._settle(new)
         self.fed = fed
         return found
+
+    def collect(self, states: Sequence[Tensor]) -> None:
+        """These are the final states of the tokens of each row that came by `fed_onward`, for `take_hidden`."""
+        for row, new in zip(self._fresh, states, strict=True):
+            row.append(new)
+
+    @property
+    def fresh(self) -> list[int]:
+        """Of each row how many states `take_hidden` would give."""
+        return [sum(map(len, row)) for row in self._fresh]
 
     def _feed_piece(self, piece: Piece, new: list[list[int]], hidden: Sequence[Tensor] | None) -> Output:
         """One forward of some new tokens of its rows, at the right end of the piece's columns."""
@@ -262,7 +272,7 @@ class Runner:
         if ahead and (not self.feeds_ahead or any(count != self.fed - ahead for count in counts)):
             raise CacheError(f"keep: {ahead} tokens fed ahead go on where all before them stay, in a fixed cache alone")
         self.check_valid()
-        with self._void_on_error():
+        with self.void_on_error():
             self.store.keep(nodes, self.fed, self.lengths + np.array(counts, dtype=np.int64))
         later = []
         if self._states:
@@ -309,7 +319,7 @@ class Runner:
         self.take_back([len(row) - least for row, least in zip(tokens, self._least, strict=True)])
 
     @contextmanager
-    def _void_on_error(self) -> Iterator[None]:
+    def void_on_error(self) -> Iterator[None]:
         """Refusals leave the store as it was; any other error may come half-way."""
         try:
             yield
@@ -342,7 +352,7 @@ class Runner:
         self._check_settled()
         if not max(counts, default=0):
             return
-        with self._void_on_error():
+        with self.void_on_error():
             self.store.take_back(np.array(counts), self.lengths - np.array(counts))
         for row, count in zip(self.tokens, counts, strict=True):
             del row[len(row) - count :]
@@ -351,7 +361,7 @@ class Runner:
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order."""
         self._check_settled()
-        with self._void_on_error():
+        with self.void_on_error():
             self.store.select(rows, torch.tensor(list(rows), device=self.device))
         self.tokens, self._fresh = [self.tokens[b] for b in rows], [self._fresh[b] for b in rows]
 
@@ -369,12 +379,12 @@ class Runner:
         lengths = self.lengths[rows] + self.fed + real.sum(axis=1)
         feed = Feed(ids, positions, not real.all(), lengths, parents, keep_logits, hidden, self.keep_hidden, rows)
         self._void = True
-        output = self.store.run(self._call, feed)
+        output = self.store.run(self.call, feed)
         self._void = False
         self.fed += ids.shape[1]
         return output
 
-    def _call(
+    def call(
         self, ids: Tensor, positions: Tensor, attention: Attention, keep_logits: int, hidden: Tensor | None
     ) -> Output:
         """The model, with this runner's cache."""

@@ -20,7 +20,7 @@ class ToHost:
     """Numbers on their way from the device. What it is given to do afterwards does not delay them."""
 
     def __init__(self, numbers: Tensor) -> None:
-        self._numbers, self._done = numbers.to("cpu", non_blocking=True), None  # pinned there
+        self._numbers, self._done = numbers.to("cpu", non_blocking=True, copy=True), None  # pinned
         if numbers.is_cuda:
             self._done = torch.cuda.Event()
             self._done.record(torch.cuda.current_stream(numbers.device))

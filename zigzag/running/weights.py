@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from zigzag.models.decoder import Decoder
 
 _ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")  # of PEFT's layers
 
 
-def weights_state(model: Decoder) -> int:
+def weights_state(model: Any) -> int:
     """A number that another one follows where weights are replaced or changed in place, or adapters are switched.
 
     Buffers count (GLM's biases that choose experts), but not frequencies of rotary embeddings, which forwards change.

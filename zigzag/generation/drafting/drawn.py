@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,19 @@ from zigzag.running.host import Host
 from zigzag.running.stores import Drawn
 
 SIBLINGS = ("top", "without replacement", "with replacement")
+
+
+class Onset(NamedTuple):
+    """Where a round begins, all of it on the device.
+
+    ids: [B, T] last tokens of each text; news: [B] how many of them came last; lengths: [B] of the texts
+    states: [B, T, hidden] the target's, of the positions before these tokens, at the right end: of `news` of them
+    """
+
+    ids: Tensor
+    news: Tensor
+    lengths: Tensor
+    states: Tensor | None
 
 
 class DrawnDrafter(ABC):
@@ -73,6 +86,30 @@ class DrawnDrafter(ABC):
         made = None if request.static is None or self.stop.looks else self._at_once(request)
         return self._from(request, self._start(request)) if made is None else made
 
+    @property
+    def goes_onward(self) -> bool:
+        """Whether it drafts where the device alone knows the text, by `onward`; asked once it is open."""
+        return False
+
+    @property
+    def state_of_steps(self) -> Any:
+        """Another one where steps that call `onward` must be captured again."""
+        return None
+
+    def may_go_onward(self, texts: Sequence[list[int]], news: Sequence[int], room: int) -> bool:
+        """Whether it knows these texts but for what came last; then it has memory for `room` tokens of a row."""
+        return False
+
+    def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
+        """A chain of as many tokens as coins [B, K], and what they were drawn from; nothing waits for the device.
+
+        request: of which the law alone is read
+        """
+        raise ArgumentError(f"{type(self).__name__} drafts only where the host knows the text")
+
+    def went_on(self, texts: Sequence[list[int]]) -> None:  # noqa: B027  # some hold nothing
+        """Rounds have gone on by themselves; it has read these texts, which the last of them continued."""
+
     def _at_once(self, request: Request) -> Draft | None:
         """The whole draft as one step, whose length and distribution are known beforehand; None: nothing was done."""
         if isinstance(self.parents, GrownTree):
@@ -97,7 +134,7 @@ class DrawnDrafter(ABC):
         rows: list[Tensor] = []
         for step in range(coins.shape[1]):
             rows.append(request.to_probs(self._next(ids) if ids else logits, list))
-            ids.append(ops.sample(rows[-1], coins[:, step]))
+            ids.append(ops.sample(rows[-1], coins[:, step]).clamp(min=0))  # of NaN comes -1, which no model has
         return torch.stack(ids, dim=1), torch.stack(rows, dim=1)
 
     def _from(self, request: Request, logits: Tensor) -> Draft:

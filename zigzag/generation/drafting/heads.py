@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 from zigzag.generation.drafting.draft import Draft, Request, padded
-from zigzag.generation.drafting.drawn import DrawnDrafter
+from zigzag.generation.drafting.drawn import DrawnDrafter, Onset
 from zigzag.generation.drafting.grown import GrownTree, deepest
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.drafting.vocabulary import vocabulary_size
 from zigzag.models.draft_heads.placement import check_heads
 from zigzag.models.draft_heads.positions import PositionHeads
-from zigzag.reference.errors import ArgumentError
+from zigzag.reference.errors import ArgumentError, CacheError
 from zigzag.reference.trees import node_depths, path_to
 from zigzag.running.graphs import Steps
 from zigzag.running.host import Host
 from zigzag.running.stores import Drawn
 from zigzag.running.transfers import to_device
+from zigzag.running.weights import weights_state
 
 
 class HeadsDrafter(DrawnDrafter):
@@ -52,11 +53,18 @@ class HeadsDrafter(DrawnDrafter):
         self._state: Tensor | None = None  # [B, hidden] of this round
         self._last: Tensor | None = None  # [B, 1] tokens that those states said
         self._steps: Steps | None = None  # whole drafts, where they can be CUDA graphs
+        self._weights: tuple[int, int] | None = None  # with which they were captured
 
     def open(self, host: Host, vocabulary: int | None = None, stage: int = 0) -> None:
         check_heads(self.heads, host.model)
         self._states, self._state, self._last = [], None, None
-        self._steps = Steps() if host.may_capture else None
+        model: Any = host.model
+        weights = weights_state(self.heads), weights_state(model.lm_head)
+        if not host.may_capture:
+            self._steps = None
+        elif self._steps is None or weights != self._weights:
+            self._steps = Steps()
+        self._weights = weights
         self._draws(host.device, stage, vocabulary_size(host.model))
 
     def draft(self, request: Request) -> Draft:
@@ -69,6 +77,23 @@ class HeadsDrafter(DrawnDrafter):
         self._last = to_device(torch.tensor(last), self._state.device)
         return super().draft(request)
 
+    @property
+    def goes_onward(self) -> bool:
+        return type(self) is HeadsDrafter and self._steps is not None
+
+    @property
+    def state_of_steps(self) -> Any:
+        return self._weights
+
+    def may_go_onward(self, texts: Sequence[list[int]], news: Sequence[int], room: int) -> bool:
+        return min(news) > 0
+
+    def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
+        if onset.states is None:
+            raise CacheError("HeadsDrafter: the target's states are needed, the round has none")
+        self._state, self._last = onset.states[:, -1], onset.ids[:, -1:]
+        return self._drawn_from(request, self._start(request), coins)
+
     def _captured(self, request: Request, coins: Tensor) -> Drawn | None:
         """Heads hold nothing: all of a round hangs on a state, a token and its random numbers."""
         if self._steps is None:
@@ -79,7 +104,9 @@ class HeadsDrafter(DrawnDrafter):
             return self._drawn_from(request, self._start(request), coins)
 
         state, last = self._known()
-        found: Drawn = self._steps.run(tuple(coins.shape), work, state.device, state, last, coins)
+        found: Drawn = self._steps.run(
+            (*coins.shape, request.static, request.greedy), work, state.device, state, last, coins
+        )
         return found
 
     def _start(self, request: Request) -> Tensor:

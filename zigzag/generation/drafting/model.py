@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zigzag.generation.drafting.draft import Request
-from zigzag.generation.drafting.drawn import DrawnDrafter
+from zigzag.generation.drafting.drawn import DrawnDrafter, Onset
 from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.drafting.vocabulary import fitted, known, vocabulary_size
@@ -16,6 +16,7 @@ from zigzag.reference.errors import ArgumentError, CacheError
 from zigzag.running.changes import Changes
 from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host, Output
+from zigzag.running.onward import hold, run_program
 from zigzag.running.opening import open_runner
 from zigzag.running.runner import Runner
 from zigzag.running.stores import Drawn, Feeds, Program
@@ -81,11 +82,47 @@ class ModelDrafter(DrawnDrafter):
         self.runner.reserve(0, 0 if self.parents is None else self.longest)
         self._draws(self.runner.device, stage, self._target)
 
+    @property
+    def _is_small(self) -> bool:
+        return self.runner.host.layers.num_layers - len(self.changes.skip) <= FEW_LAYERS
+
+    @property
+    def _may_be_onward(self) -> bool:
+        return type(self) is ModelDrafter  # others draft in ways of their own
+
+    @property
+    def goes_onward(self) -> bool:
+        store = self.runner.store
+        fits = self._may_be_onward and self._is_small and self._own >= self._target
+        return fits and isinstance(store, FixedStore) and store.graphs and 2 * (self.longest + 1) <= store.spare
+
+    @property
+    def state_of_steps(self) -> Any:
+        store = self.runner.store
+        return store.steps.forgotten if isinstance(store, FixedStore) else None
+
+    def may_go_onward(self, texts: Sequence[list[int]], news: Sequence[int], room: int) -> bool:
+        self.runner.reserve(room)
+        known = bool(self.runner.tokens) and not self.runner.fed and min(map(len, texts)) > 1
+        return known and self.runner.missing(texts) <= 2  # all drafts may have been accepted, the last was not fed
+
+    def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
+        """The last two tokens are fed, whether or not the first of them is there already."""
+        positions = onset.lengths[:, None] + torch.arange(-2, 0, device=onset.lengths.device)
+        program = self._program(request)
+        return run_program(self.runner, program, onset.ids[:, -2:].contiguous(), positions, coins, None)
+
+    def went_on(self, texts: Sequence[list[int]]) -> None:
+        hold(self.runner, texts, 2 * (self.longest + 1))
+
     def _captured(self, request: Request, coins: Tensor) -> Drawn | None:
         """Of a small model; capturing the drafts of a large one takes longer than a call gains."""
-        if self.runner.host.layers.num_layers - len(self.changes.skip) > FEW_LAYERS:
+        if not self._is_small:
             return None
 
+        return self._run(request, self._program(request), coins)
+
+    def _program(self, request: Request) -> Program:
         def program(first: Output, feed: Feeds, coins: Tensor) -> Drawn:
             self._feeds = feed
             try:
@@ -93,7 +130,7 @@ class ModelDrafter(DrawnDrafter):
             finally:
                 self._feeds = None
 
-        return self._run(request, program, coins)
+        return program
 
     def _run(self, request: Request, program: Program, coins: Tensor) -> Drawn | None:
         texts = self._readable(request.sequences)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zigzag.generation.drafting.draft import Draft, Request, padded
+from zigzag.generation.drafting.drawn import Onset
 from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.model import ModelDrafter
 from zigzag.generation.drafting.termination import Fixed
@@ -14,6 +15,7 @@ from zigzag.models.state_head import StateHead
 from zigzag.plans.layers import LayerPlan
 from zigzag.reference.errors import CacheError
 from zigzag.running.host import Host, Output
+from zigzag.running.onward import run_program
 from zigzag.running.stores import Drawn, Program
 
 
@@ -64,6 +66,27 @@ class MtpDrafter(ModelDrafter):
         if found is not None:
             self._waiting = [[] for _ in rows]
         return found
+
+    @property
+    def _may_be_onward(self) -> bool:
+        return type(self) is MtpDrafter
+
+    def may_go_onward(self, texts: Sequence[list[int]], news: Sequence[int], room: int) -> bool:
+        """Pairs of all but the new tokens are in its cache."""
+        self.runner.reserve(room)
+        held = self.runner.tokens
+        if self.runner.fed or any(self._waiting) or not held or max(news) > self.longest + 1:
+            return False
+        return all(len(text) - 1 - new <= len(row) for text, new, row in zip(texts, news, held, strict=True))
+
+    def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
+        width = onset.ids.shape[1]
+        behind = onset.news[:, None] - width + torch.arange(width, device=onset.ids.device)
+        positions = torch.where(behind >= 0, (onset.lengths - 1 - onset.news)[:, None] + behind, -1)
+        return run_program(self.runner, self._program(request), onset.ids, positions, coins, onset.states)
+
+    def went_on(self, texts: Sequence[list[int]]) -> None:
+        super().went_on([text[1:] for text in texts])
 
     def _first(self, request: Request) -> Output:
         rows, pairs = self._pairs(request)

@@ -1,0 +1,226 @@
+"""Rounds that go on by themselves: what comes is what rounds one by one give, and all is left as after these.
+
+The graphs are functions that compute anew from a step's own buffers; tests/test_gpu_models.py has real ones.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+from draft_heads import random_head  # noqa: E402
+from generations import MIXED, PLANS, near, prompts, target  # noqa: E402
+from models import tiny_glm4_moe, tiny_llama  # noqa: E402
+from replays import FakeStep, replay_on_cpu  # noqa: E402
+from test_mtp import easy  # noqa: E402
+
+from zigzag import LayerPlan, ModelError, generate  # noqa: E402
+from zigzag.generation.drafting import Heuristic, LookupDrafter, ModelDrafter, MtpDrafter, drafter_of  # noqa: E402
+from zigzag.generation.onward import Onward  # noqa: E402
+from zigzag.reference.errors import CacheError  # noqa: E402
+
+SEQUENCE_OF = {"medusa": 3, "hydra": 2, "blockwise": 3, "eagle": 3}
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[FakeStep]:
+    return replay_on_cpu(monkeypatch)
+
+
+def drafters(model: Any) -> dict[str, Callable[[], Any]]:
+    heads = {kind: random_head(kind, model) for kind in SEQUENCE_OF}
+    made: dict[str, Callable[[], Any]] = {
+        kind: lambda head=head, kind=kind: drafter_of(head, SEQUENCE_OF[kind]) for kind, head in heads.items()
+    }
+    small = near(model)
+    return {**made, "model": lambda: ModelDrafter(small, stop=4), "one draft": lambda: ModelDrafter(small, stop=1)}
+
+
+def both(make: Callable[[], Any], model: Any, rows: Any, **options: Any) -> Any:
+    """The call whose rounds go on, equal to the one whose rounds go one by one in what it says of itself too."""
+    options = {"max_new_tokens": 60, "seed": 3, **options}
+    plain = generate(model, rows, drafter=make(), cuda_graphs=False, **options)
+    onward = generate(model, rows, drafter=make(), **options)
+    assert onward.sequences == plain.sequences and onward.finish_reasons == plain.finish_reasons
+    for name in ("drafted", "accepted", "reached", "rounds"):
+        assert getattr(onward.statistics, name) == getattr(plain.statistics, name), name
+    assert onward.statistics.onward > 4 and not plain.statistics.onward
+    return onward
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("kind", [*SEQUENCE_OF, "model", "one draft"])
+def test_the_same_tokens(captured: list[FakeStep], kind: str, plan: str, temperature: float) -> None:
+    """Of rows of several lengths, beyond where the rings begin again."""
+    model = target()
+    made = both(drafters(model)[kind], model, prompts(), plan=PLANS[plan], temperature=temperature, max_new_tokens=90)
+    assert made.statistics.onward > 0.7 * made.statistics.forwards
+    assert any(step.replays > 9 for step in captured)
+
+
+@pytest.mark.parametrize("plan", [None, LayerPlan(("streaming",), 2, 6)], ids=["full", "streaming"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_mtp(captured: list[FakeStep], plan: Any, temperature: float) -> None:
+    model, head = easy()
+    texts = [[5, 9, 17, 3], [8, 2, 40, 41, 42], [60, 7]]
+    made = both(lambda: MtpDrafter(head, stop=3, plan=plan), model, texts, temperature=temperature, max_new_tokens=120)
+    assert made.statistics.acceptance > 0.25
+
+
+@pytest.mark.parametrize("rule", ["residual", "block", "exact", "lenient"])
+def test_every_rule_for_chains(captured: list[FakeStep], rule: str) -> None:
+    model = target()
+    both(drafters(model)["model"], model, prompts(), rule=rule, temperature=1.0)
+    both(drafters(model)["model"], model, prompts(), rule=rule, temperature=0.7, top_k=9, top_p=0.95)
+
+
+def test_experts(captured: list[FakeStep]) -> None:
+    model = target(tiny_glm4_moe)
+    head = random_head("eagle", model)
+    both(lambda: drafter_of(head, 3), model, prompts(), plan=MIXED, temperature=0)
+
+
+def test_rows_that_end(captured: list[FakeStep]) -> None:
+    """By a stop token, drafted or not, by room, or since somebody says so; the others go on."""
+    model = target()
+    make = drafters(model)["model"]
+    free = generate(model, prompts(), drafter=make(), temperature=0, max_new_tokens=50, cuda_graphs=False)
+    ends = [free.new_tokens[0][17], free.new_tokens[2][30]]
+    for temperature in (0.0, 0.8):
+        for room in (50, 9, 3, 1):
+            options: dict[str, Any] = {"temperature": temperature, "seed": 3, "max_new_tokens": room}
+            plain = generate(model, prompts(), drafter=make(), cuda_graphs=False, eos_token_id=ends, **options)
+            onward = generate(model, prompts(), drafter=make(), eos_token_id=ends, **options)
+            assert (onward.sequences, onward.finish_reasons) == (plain.sequences, plain.finish_reasons)
+    assert "eos" in generate(model, prompts(), drafter=make(), temperature=0, eos_token_id=ends).finish_reasons
+
+
+@pytest.mark.parametrize("kind", ["eagle", "medusa", "model"])
+def test_told_in_order_and_cancelled(captured: list[FakeStep], kind: str) -> None:
+    """Each row's tokens come once; where somebody cancels, nothing of the round under way does."""
+    model, made = target(), None
+    make = drafters(model)[kind]
+    told: dict[int, list[int]] = {}
+
+    def hear(row: int, tokens: list[int]) -> bool:
+        assert tokens
+        told.setdefault(row, []).extend(tokens)
+        return len(told[row]) > 20
+
+    made = generate(model, prompts()[:3], drafter=make(), temperature=0, max_new_tokens=60, on_tokens=hear)
+    assert [told[row] for row in range(3)] == made.new_tokens and "cancelled" in made.finish_reasons
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_cache_that_comes_back_goes_on(captured: list[FakeStep], plan: str) -> None:
+    """After it was cancelled, at a stop token, and after an error of the user's."""
+    model, some = target(), prompts()[:1]
+    make, options = drafters(model)["model"], {"plan": PLANS[plan], "temperature": 0}
+    whole = generate(model, some, **options, max_new_tokens=90, cuda_graphs=False)
+    first = generate(model, some, drafter=make(), **options, max_new_tokens=90, eos_token_id=whole.new_tokens[0][40:41])
+    assert first.cache.tokens == [first.sequences[0][:-1]] and not first.cache.fed
+    left = 90 - len(first.new_tokens[0])
+    again = generate(model, first.sequences, drafter=make(), **options, max_new_tokens=left, cache=first.cache)
+    assert again.sequences == whole.sequences and again.statistics.onward
+
+    def broken(row: int, tokens: list[int]) -> None:
+        raise KeyboardInterrupt
+
+    held = [list(row) for row in again.cache.tokens]
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, again.sequences, drafter=make(), **options, cache=again.cache, on_tokens=broken)
+    assert again.cache.tokens == held
+    more = {"max_new_tokens": 20, **options}
+    after = generate(model, again.sequences, drafter=make(), cache=again.cache, **more)
+    assert after.sequences == generate(model, again.sequences, cuda_graphs=False, **more).sequences
+
+
+def test_captured_once_for_one_drafter(captured: list[FakeStep]) -> None:
+    """The second call replays; where the head's weights are others it captures anew, and drafts by these."""
+    model, some = target(), prompts()[:1]
+    head = random_head("medusa", model)
+    drafter = drafter_of(head, 3)
+    options: dict[str, Any] = {"temperature": 0.9, "seed": 3, "max_new_tokens": 40, "drafter": drafter}
+    first = generate(model, some, **options)
+    first.cache.reset()
+    again = generate(model, some, **options, cache=first.cache)
+    assert again.sequences == first.sequences
+    rounds = [step for step in captured if len(step.given) == 7]
+    assert len(rounds) == 1 and rounds[0].replays > again.statistics.onward
+    other = random_head("medusa", model, seed=5)
+    with torch.no_grad():
+        for weight, new in zip(head.parameters(), other.parameters(), strict=True):
+            weight.data = new.detach().clone()
+    again.cache.reset()
+    changed = generate(model, some, **options, cache=again.cache)
+    expected = generate(model, some, **{**options, "drafter": drafter_of(other, 3)}, cuda_graphs=False)
+    assert changed.sequences == expected.sequences != first.sequences
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logprobs": True},
+        {"spare": 9},
+        {"logits_processor": lambda ids, scores: scores},
+        {"stopping_criteria": type("Reads", (), {"reads_scores": True, "__call__": lambda *_: False})()},
+        {"cuda_graphs": False},
+        {"drafter": LookupDrafter(4)},
+        {"drafter": "tree"},
+        {"drafter": "longer"},
+        {"drafter": "of its own"},
+    ],
+    ids=lambda options: str(options.get("drafter", next(iter(options))))[:12],
+)
+def test_where_the_host_has_a_say(captured: list[FakeStep], options: Any) -> None:
+    """Rounds go one by one where something looks at each, or a draft has no length of its own."""
+    model = target()
+    small = near(model)
+    theirs = {
+        "tree": lambda: ModelDrafter(small, parents=(-1, -1, 0)),
+        "longer": lambda: ModelDrafter(small, stop=Heuristic(2, longest=4)),
+        "of its own": lambda: type("Own", (ModelDrafter,), {})(small, stop=4),
+    }
+    made = options.get("drafter", ModelDrafter(small, stop=4))
+    given = {**options, "drafter": theirs[made]() if isinstance(made, str) else made}
+    result = generate(model, prompts()[:2], temperature=0, max_new_tokens=30, **given)
+    assert not result.statistics.onward
+    assert result.sequences == generate(model, prompts()[:2], temperature=0, max_new_tokens=30).sequences
+
+
+def test_logits_that_are_no_numbers(captured: list[FakeStep]) -> None:
+    """They end the call; -1, which stands for no token, is fed to nobody by the round under way."""
+    model, seen = target(), []
+    make = drafters(model)["medusa"]
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, given: seen.append(int(given[0].min())))
+    model.lm_head.register_forward_hook(lambda module, given, output: output.fill_(torch.nan) if seen[9:] else None)
+    with pytest.raises(ModelError, match="NaN"):
+        generate(model, prompts()[:1], drafter=make(), temperature=0, max_new_tokens=40)
+    assert min(seen) >= 0
+
+
+def test_the_next_round_is_under_way_before_one_is_read(
+    captured: list[FakeStep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    launch, fetched = Onward.launch, Onward.fetched
+    monkeypatch.setattr(Onward, "launch", lambda self, *given: (order.append("begun"), launch(self, *given))[1])
+    monkeypatch.setattr(Onward, "fetched", lambda self, *given: (order.append("read"), fetched(self, *given))[1])
+    model = target()
+    generate(model, prompts()[:1], drafter=drafters(model)["model"](), temperature=0, max_new_tokens=60)
+    assert order[:5] == ["begun", "begun", "read", "begun", "read"] and order[-1] == "read"
+    assert order.count("begun") == order.count("read")
+
+
+def test_only_a_fixed_cache_goes_on() -> None:
+    from zigzag.running import onward
+    from zigzag.running.growing import GrowingStore
+    from zigzag.running.host import Host
+    from zigzag.running.runner import Runner
+
+    with Host(tiny_llama(2)) as host, pytest.raises(CacheError, match="fixed cache"):
+        onward.fed(Runner(host, GrowingStore(None, host.layers, host.device)), 1, 2)

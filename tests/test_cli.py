@@ -127,6 +127,7 @@ EARLY = [
     (["evidence", "--suite", "ruler", "--scores", "PLAN", "--shares", "0.5"], "holds a layer plan"),
     (["eval", "--tasks", "x", "--plan", "SCORES"], "holds head scores"),
     (["eval", "--tasks", "own_sum", "--include-path", "."], "did you mean own_sums?"),
+    (["conform", "tritn"], "did you mean triton?"),
     (["bench", "--model", "smolm2"], "did you mean smollm2?"),
     (["bench", "recipes", "--model", "smolm2"], "did you mean smollm2?"),
     (["calibrate", "--out", "x.json", "--method", "trained_gates", "--model", "tiny-glm", "--longest", "99999"],

@@ -19,7 +19,7 @@ from zigzag.cli.datastore import datastore as datastore_commands
 from zigzag.cli.evaluate import evaluate
 from zigzag.cli.evidence import evidence
 from zigzag.cli.load import load
-from zigzag.cli.maps import show_scores
+from zigzag.cli.maps import show_scores, show_windows
 from zigzag.cli.options import Device, OutFile, check_out, run, same_depth, then
 from zigzag.cli.recipes import recipes
 from zigzag.cli.recover import recover
@@ -145,8 +145,10 @@ def plan(
     saved = [] if engine is None else [f"{engine.value}: {told(made, tokens, BLOCK, CHUNK)}" for tokens in CONTEXTS]
     made.save(out)
     console.print(f"layers   {made.map()}", soft_wrap=True)
-    if len(given) == 1:  # else of each window
+    if len(given) == 1:
         show_scores(console, given[0], made)
+    else:
+        show_windows(console, given, made)
     console.print(cost)
     console.print(f"wrote {out}")
     for line in saved:

@@ -110,7 +110,9 @@ def plan(
     itemsize: ItemSize = 2,
     spare: Spare = defaults.SPARE,
     criterion: Annotated[Criterion | None, typer.Option(help="Default: the best measured for the method.")] = None,
-    heat_map: Annotated[Path | None, typer.Option(help="Also draw the scores with the chosen layers.")] = None,
+    heat_map: Annotated[
+        Path | None, typer.Option(help="Also draw the scores and the full layers, light and -dark.")
+    ] = None,
     model_config: Annotated[
         str | None, typer.Option(help="Instead: what a model needs on paper, as `zigzag sizes`.")
     ] = None,
@@ -156,8 +158,8 @@ def plan(
     if heat_map is not None:
         from zigzag.evidence import figures
 
-        figures.heat_map(given[0], made, heat_map)
-        console.print(f"wrote {heat_map}")
+        for path in figures.heat_map(given[0], made, heat_map):
+            console.print(f"wrote {path}")
     then(console, "prove", out)
 
 

@@ -29,7 +29,7 @@ from zigzag.cli.train_drafter import train_drafter
 from zigzag.generation.datastore import check_datastore
 from zigzag.generation.recipes import one_that_runs
 from zigzag.models.decoder import CausalLM, Decoder
-from zigzag.models.sources import check_source
+from zigzag.models.sources import check_source, source_of
 from zigzag.plans.layers import LayerPlan
 from zigzag.plans.opened import read_plan
 from zigzag.reference import CRITERIA, OPS, RULES
@@ -160,7 +160,7 @@ def plan(
 
         for path in figures.heat_map(given[0], made, heat_map):
             console.print(f"wrote {path}")
-    then(console, "prove", out)
+    then(console, "prove", out, model=source_of(given[0].model))
 
 
 Length = Annotated[list[int] | None, typer.Option(help="Tokens of the prompts; may be given several times.")]

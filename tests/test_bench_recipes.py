@@ -121,9 +121,9 @@ def test_the_picture(tmp_path: Path) -> None:
         Row("edit", 0.0, 1, "medusa", 20, 2.0, True, 3.0),
     ]
     assert plots.gains(rows) == {"sums": [(PLAIN, 1.0, 1.0), ("medusa", 1.5, 3.0)]}
-    assert plots.draw(rows, tmp_path / "p.png") and (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    assert not plots.draw(rows[1:], tmp_path / "none.png") and not (tmp_path / "none.png").exists()
-    assert "](p.png)" in page(FACTS, rows, "p.png")
+    assert plots.draw(rows, tmp_path / "p.png") and not plots.draw(rows[1:], tmp_path / "none.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p-dark.png", "p.png"]
+    assert all(f"{{image}} {name}\n" in page(FACTS, rows, "p.png") for name in ("p.png", "p-dark.png"))
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from zigzag.files.json_files import write_text
 from zigzag.generation.drafting.named import NAMED
 from zigzag.measuring.prompts import PasskeyPrompt
 from zigzag.models.draft_heads.kinds import KINDS
+from zigzag.models.sources import SMOLLM2_FILE
 from zigzag.plans.heads import HeadPlan
 from zigzag.plans.layers import LayerPlan
 from zigzag.plans.own_windows import make_window_plan
@@ -55,7 +56,20 @@ def test_plan_writes_what_it_says(scores: Path, tmp_path: Path) -> None:
     result = RUN.invoke(cli.app, ["plan", str(scores), "--out", str(out), "--num-full", "1"])
     assert result.exit_code == 0, result.output
     assert "sssF" in result.output and LayerPlan.load(out).map() == "sssF"
-    assert f"next: zigzag prove {out}" in result.output
+    assert f"next: zigzag prove {out}\n" in result.output
+
+
+@pytest.mark.parametrize(
+    ("model", "asked"),
+    [("tiny-glm", " --model tiny-glm"), (SMOLLM2_FILE, ""), ("", "")],
+    ids=["own", "default", "none"],
+)
+def test_plan_names_the_model_that_was_scored(model: str, asked: str, tmp_path: Path) -> None:
+    """In the command to type next, which would try the plan on another model without it."""
+    HeadScores(np.arange(4.0).reshape(4, 1), "gate_gradient", 4, 16, model=model).save(tmp_path / "scores.json")
+    out = tmp_path / "plan.json"
+    result = RUN.invoke(cli.app, ["plan", str(tmp_path / "scores.json"), "--out", str(out), "--num-full", "1"])
+    assert result.output.endswith(f"next: zigzag prove {out}{asked}\n"), result.output
 
 
 def test_a_plan_with_windows_of_their_own(scores: Path, tmp_path: Path) -> None:
@@ -127,6 +141,7 @@ EARLY = [
     (["evidence", "--suite", "ruler", "--scores", "PLAN", "--shares", "0.5"], "holds a layer plan"),
     (["eval", "--tasks", "x", "--plan", "SCORES"], "holds head scores"),
     (["eval", "--tasks", "own_sum", "--include-path", "."], "did you mean own_sums?"),
+    (["conform", "tritn"], "did you mean triton?"),
     (["bench", "--model", "smolm2"], "did you mean smollm2?"),
     (["bench", "recipes", "--model", "smolm2"], "did you mean smollm2?"),
     (["calibrate", "--out", "x.json", "--method", "trained_gates", "--model", "tiny-glm", "--longest", "99999"],

@@ -38,6 +38,9 @@ zigzag.register_backend("mine", Mine())
 """
 
 
+LAME = "import zigzag\n\nzigzag.register_backend('lame', 'a_module_that_is_not_there')\n"
+
+
 def run(folder: Path, command: Sequence[str], where: Path, *, width: int = 80) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "NO_COLOR": "1"}
     environment["COLUMNS"] = str(width)
@@ -127,20 +130,35 @@ def test_pytest_s_own_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mien", "--load", "my_backend"], "'mien' is not known; known: numpy, triton, torch, cupy, mine"),
-        (["mine", "--load", "nowhere"], "--load nowhere: No module named 'nowhere'"),
+        (["mien", "--load", "my_backend"], "error: conform: there is no backend 'mien'; did you mean mine?"),
+        (["tritn"], "error: conform: there is no backend 'tritn'; did you mean triton?"),
+        (["other"], "error: conform: there is no backend 'other'; known: numpy, triton, torch, cupy"),
+        (["lame", "--load", "lame"], "error: backend 'lame' could not be imported: No module named"),
+        (["mine", "--load", "nowhere"], "error: conform: --load nowhere: No module named 'nowhere'"),
         (["mine", "--load", "my_backend", "--only", "merge"], "no test ran on backend 'mine'; it has visible, lost"),
         (["mine", "--only", "visible,lost_mas"], "there is no 'lost_mas'; did you mean lost_mass?"),
         (["mine", "--only", "xyz"], "there is no 'xyz'; the ops are visible, attention"),
         (["mine", "--gaps", "none.toml"], "--gaps none.toml: [Errno 2]"),
         (["mine", "--json", "."], "--json must be a file"),
     ],
-    ids=["typo", "no module", "nothing ran", "near an op", "no op", "no gaps", "json"],
+    ids=[
+        "typo",
+        "typo of ours",
+        "unknown",
+        "lame",
+        "no module",
+        "nothing ran",
+        "near an op",
+        "no op",
+        "no gaps",
+        "json",
+    ],
 )
 def test_errors_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "my_backend.py").write_text(MODULE.format(factor=1.0))
+    (tmp_path / "lame.py").write_text(LAME)
     done = run(tmp_path, ["zigzag", "conform", *arguments], tmp_path)
-    assert done.returncode != 0 and message in done.stderr, done.stdout + done.stderr
+    assert done.returncode == 1 and message in done.stderr, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
 
 

@@ -139,6 +139,22 @@ def test_archives_that_differ_are_noticed() -> None:
     assert metadata_faults(WHEEL, other, PYPROJECT, "0.2.0") == ["Requires-Dist: the wheel and the sdist differ"]
 
 
+def test_links_that_lead_nowhere_on_pypi() -> None:
+    text = "[a](docs/a.md#x), [b](https://b.org), [c](#c), ![d](d.png), `x[0](y)`\n\n```python\nx[0](y)\n```\n"
+    assert shipped.relative_links(text) == ["docs/a.md#x", "d.png"]
+    assert shipped.relative_links('<source srcset="dark.png"><img src="https://b.org/d.png">') == ["dark.png"]
+    assert shipped.relative_links("[`code`](a.md)") == ["a.md"]
+
+
+def test_remarks_name_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run.Release(ROOT, ROOT / "out" / "none")
+    monkeypatch.setattr(run.Release, "archives", ("wheel", "sdist"))
+    for body, number in (("[a](a.md) ![b](b.png)", "2 of"), ("[a](https://a.org)", "")):
+        files = {f"{INFO}/METADATA": f"{METADATA.rstrip()}\n\n{body}\n".encode()}
+        monkeypatch.setattr(shipped, "members", lambda archive, files=files: files)
+        assert "".join(made.remarks())[: len(number) or None] == number
+
+
 @pytest.mark.parametrize(
     ("heading", "version", "tagged", "good"),
     [

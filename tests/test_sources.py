@@ -10,7 +10,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")  # i
 import huggingface_hub as hub
 from huggingface_hub import constants, errors
 
-from zigzag.models.sources import check_source
+from zigzag.models.sources import NAMES, SMOLLM2, SMOLLM2_FILE, check_source, source_of
 from zigzag.reference.errors import ModelError
 
 
@@ -92,3 +92,8 @@ def test_what_the_hub_says(raised: Any, words: str | None, monkeypatch: pytest.M
     with pytest.raises(ModelError) as said:
         check_source("someone/something")
     assert words in str(said.value)
+
+
+def test_what_scores_name_can_be_asked_for() -> None:
+    assert source_of(SMOLLM2_FILE) == source_of("") == source_of(None) == SMOLLM2
+    assert [source_of(name) for name in (*NAMES, "org/model")] == [*NAMES, "org/model"]

@@ -23,7 +23,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 knobs: Any = getattr(triton, "knobs", None)  # older versions have none
-READ = ("3.6.", "3.9.")  # versions of Triton in which `JITFunction.run` ends with the call that `Launch` makes
+# Versions of Triton in which `JITFunction.run` ends with the call that `Launch` makes. 3.8 ends as 3.9 does: the same
+# words in `run`, `compute_cache_key` but for where a helper stands, `CompiledKernel.run`, and the same C function that
+# takes pointers as numbers; its launcher differs in GSan alone, an instrumentation, under which Triton launches all.
+READ = ("3.6.", "3.8.", "3.9.")
 ALIGNMENT = 16  # bytes
 MOST = 1024  # plans and launches that are kept of a kind
 
@@ -31,12 +34,16 @@ Key = tuple[int, tuple[bool, ...]]  # current device, which arrays are aligned; 
 
 
 class Ready(NamedTuple):
-    """A compiled kernel as its C launcher is called, and what follows the arrays."""
+    """A compiled kernel as its C launcher is called, and what follows the arrays.
+
+    kernel: held, since from 3.8 on Triton unloads the function of one that nobody holds
+    """
 
     run: Callable[..., None]
     function: int
     metadata: Any
     rest: tuple[Any, ...]
+    kernel: CompiledKernel
 
 
 class Launch:
@@ -79,7 +86,7 @@ class Launch:
     def _kept(self, compiled: Any, arrays: int) -> Ready:
         constants = self.kernel.arg_names[arrays + len(self.numbers) :]
         rest = (*self.numbers, *(self.options[name] for name in constants))
-        return Ready(compiled.run, compiled.function, compiled.packed_metadata, rest)
+        return Ready(compiled.run, compiled.function, compiled.packed_metadata, rest, compiled)
 
 
 def _is_watched(kernel: Any) -> bool:

@@ -13,8 +13,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from zigzag.cli import app as cli
-from zigzag.cli.maps import FROM, PLAIN, SHADES, STYLES, level_of, score_map, show_scores
+from zigzag.cli.maps import FROM, PLAIN, SHADES, STYLES, level_of, score_map, show_scores, show_windows
 from zigzag.plans.layers import LayerPlan, make_plan
+from zigzag.plans.own_windows import make_window_plan
 from zigzag.plans.scores import HeadScores
 
 SCORES = HeadScores(np.array([[2.0, 1.2, 0.6], [0.3, 0.1, 0.099], [0.0, -5.0, 1.199]]), "gate_gradient", 4, 16)
@@ -45,10 +46,11 @@ def test_a_map_without_colours() -> None:
 
 def test_shades_begin_where_the_legend_says() -> None:
     each = HeadScores(np.array([[share, share - 1e-9] for share in (*FROM, 1.0)]), "gate_gradient", 4, 16)
-    found = [(level_of(each, layer, 0), level_of(each, layer, 1)) for layer in range(6)]
+    found = [tuple(level_of(value, 1.0) for value in layer) for layer in each.values]
     assert found == [(0, 0), (1, 0), (2, 1), (3, 2), (4, 3), (4, 4)]
+    assert shown(each)[1:3] == ["head 0  ·░▒▓██", "head 1  ··░▒▓█"]
     nothing = HeadScores(np.array([[0.0, -1.0]]), "gate_gradient", 4, 16)
-    assert [level_of(nothing, 0, head) for head in (0, 1)] == [0, 0]
+    assert shown(nothing)[1:3] == ["head 0  ·", "head 1  ·"]
     assert len(FROM) == len(STYLES) == len(SHADES) == len(PLAIN) == len({*SHADES, *PLAIN}) / 2
 
 
@@ -73,7 +75,7 @@ def test_a_narrow_terminal_has_pieces(width: int) -> None:
 def test_the_narrowest_still_shows_all() -> None:
     lines = score_map(MANY, width=9).plain.splitlines()
     assert "".join(line[8:] for line in lines if line.startswith("head 1")) == "".join(
-        SHADES[level_of(MANY, layer, 1)] for layer in range(46)
+        SHADES[level_of(MANY.values[layer, 1], 1.0)] for layer in range(46)
     )
 
 
@@ -92,6 +94,42 @@ def test_an_output_that_holds_ascii_only() -> None:
     show_scores(console, SCORES)
     console.file.flush()
     assert b"head 0  #+.\n" in console.file.buffer.getvalue()
+
+
+WINDOWS = [
+    HeadScores(np.array(values), "gate_gradient", 4, recent)
+    for recent, values in ((46, [[0.9, 0.1], [0.01, 0.0], [0.1, 0.2]]), (16, [[0.9, 1.0], [0.02, 0.0], [0.4, 0.5]]))
+]
+
+
+def windows_plan() -> LayerPlan:
+    """One layer of each kind: full, the narrow window, the wide one."""
+    return make_window_plan(WINDOWS, kv_bytes=4 * 170, context=100, head_size=1, itemsize=1, spare=0)
+
+
+def test_a_map_of_windows() -> None:
+    """By rising window whatever the order of the files, on one scale, with the largest score of each layer."""
+    made = windows_plan()
+    assert made.map() == "F 16 46" and made.criterion == "max"
+    console = screen()
+    show_windows(console, WINDOWS, made)
+    assert console.file.getvalue().splitlines() == [
+        "layer         0",
+        "1: recent 16  █·▓",
+        "2: recent 46  █·▒",
+        "plan          F12",
+        "· less, ░ 5%, ▒ 15%, ▓ 30%, █ 60% or more of the largest loss, 1",
+    ]
+
+
+def test_plan_shows_windows(tmp_path: Path) -> None:
+    """The second of several files counts as much as the first."""
+    names = [tmp_path / "wide.json", tmp_path / "near.json"]
+    for scores, path in zip(WINDOWS, names, strict=True):
+        scores.save(path)
+    budget = "--kv-bytes 680 --context 100 --head-size 1 --itemsize 1 --spare 0".split()
+    done = CliRunner().invoke(cli.app, ["plan", *map(str, names), "--out", str(tmp_path / "plan.json"), *budget])
+    assert done.exit_code == 0 and "1: recent 16  █·▓\n2: recent 46  █·▒\nplan          F12\n" in done.output
 
 
 def test_plan_and_calibrate_show_maps(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from zigzag.evidence import frontier, suites
 from zigzag.evidence.intervals import Interval
+from zigzag.files.markdown import light_and_dark
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +57,12 @@ def test_the_page_says_who_loses_and_by_how_much(tmp_path: Path) -> None:
     assert "| chance |  | 0.12 |  |  |" in page
     assert "less than 50% of hard at 500" in page
     assert "passkeys ({'lengths': [500]})" in page and "needles 8" in page
-    assert [path.name for path in paths] == ["frontier.md", "frontier_multi_key_500.png"]
+    assert [path.name for path in paths] == [
+        "frontier.md",
+        "frontier_multi_key_500.png",
+        "frontier_multi_key_500-dark.png",
+    ]
+    assert light_and_dark("frontier_multi_key_500", paths[1].name) in page
     assert all(path.stat().st_size > 0 for path in paths)
 
 

@@ -172,6 +172,13 @@ class Release:
         ]
         return archives if quick else archives + environment
 
+    def remarks(self) -> list[str]:
+        """What is no fault and is to be known before anything is uploaded."""
+        description = shipped.metadata_of(shipped.members(self.archives[0])).get_payload()
+        links = shipped.relative_links(str(description))
+        said = "of README.md's links lead nowhere on PyPI, which has no files beside it; see docs/releasing.md"
+        return [f"{len(links)} {said}"] if links else []
+
     def told(self) -> list[str]:
         """The files, and what to do with them."""
         lines = [f"zigzag-attention {self.version}, commit {git('rev-parse', '--short', 'HEAD', folder=self.clone)}"]
@@ -210,7 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         release = Release(clone, OUT)
         well = run(release.steps(given.quick))
         if well:
-            print("\n".join(release.told() if not given.quick else ["The archives are well; nothing was installed."]))
+            told = release.told() if not given.quick else ["The archives are well; nothing was installed."]
+            print("\n".join([*release.remarks(), *told]))
     return 0 if well else 1
 
 

@@ -119,6 +119,13 @@ def metadata_faults(wheel: Mapping[str, bytes], sdist: Mapping[str, bytes], pypr
     return wrong + [f"PyPI takes no address: {line}" for line in found.get_all("Requires-Dist", ()) if "@" in line]
 
 
+def relative_links(description: str) -> list[str]:
+    """What a description links to or shows by a path, which leads nowhere on PyPI: there is no such file beside it."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]+`(?!\])", "", description, flags=re.DOTALL | re.MULTILINE)  # code
+    found = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"", text)
+    return [link for pair in found for link in pair if link and not re.match(r"[a-z]+:|#", link)]
+
+
 def changelog_faults(changelog: str, version: str, tagged: bool) -> list[str]:
     """The first heading is the version's, with its date; without a tag it is of a later one, and says so."""
     first = next((line for line in changelog.splitlines() if line.startswith("## ")), "no heading")

@@ -1,6 +1,7 @@
-"""Pictures of rows: latency against context, log axes (matplotlib)."""
+"""Pictures of rows: latency against context, log axes, for light and for dark pages (matplotlib)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from zigzag.bench.cases import Row
 from zigzag.bench.report import is_peer, words
+from zigzag.files.pictures import Shade, draw_both
 
 CONTEXT = ("keys", "context", "tokens")  # labels that may be the horizontal axis, the first that there is
 COLUMNS = 2  # panels side by side
@@ -40,9 +42,12 @@ def latency(rows: Sequence[Row], path: Path) -> bool:
 
     False, and no file, if no shape has several contexts.
     """
-    made = panels(rows)
-    if not made:
-        return False
+    if made := panels(rows):
+        draw_both(path, partial(_latency, made), dpi=110)
+    return bool(made)
+
+
+def _latency(made: Mapping[str, Sequence[Row]], shade: Shade) -> Figure:
     across = min(COLUMNS, len(made))
     down = -(-len(made) // across)
     figure = Figure(figsize=(4.6 * across + 2.2, 3.9 * down), layout="constrained")
@@ -50,16 +55,14 @@ def latency(rows: Sequence[Row], path: Path) -> bool:
     methods = list(dict.fromkeys(row.method for some in made.values() for row in some))
     handles: dict[str, Any] = {}
     for axes, (title, some) in zip(grid, made.items(), strict=False):
-        handles |= _panel(axes, title, some, methods)
+        handles |= _panel(axes, title, some, methods, shade.ink)
     for axes in grid[len(made) :]:
         axes.set_axis_off()
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=9, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})  # the same rows give the same file
-    return True
+    return figure
 
 
-def _panel(axes: Axes, title: str, rows: Sequence[Row], methods: Sequence[str]) -> dict[str, Any]:
+def _panel(axes: Axes, title: str, rows: Sequence[Row], methods: Sequence[str], ink: str) -> dict[str, Any]:
     """Draws it; the lines by name."""
     lines: dict[str, Any] = {}
     for place, method in enumerate(methods):
@@ -68,7 +71,7 @@ def _panel(axes: Axes, title: str, rows: Sequence[Row], methods: Sequence[str]) 
             style: dict[str, Any] = {"color": f"C{place % 10}", "marker": STYLES[place % len(STYLES)], "ms": 4}
             (lines[method],) = axes.plot(*zip(*points, strict=True), lw=1 if is_peer(method) else 2, **style)
     floor = sorted({(context(row), row.floor) for row in rows})
-    (lines["floor"],) = axes.plot(*zip(*floor, strict=True), color="#222222", ls="--", lw=1.2)
+    (lines["floor"],) = axes.plot(*zip(*floor, strict=True), color=ink, ls="--", lw=1.2)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = sorted({context(row) for row in rows})

@@ -16,7 +16,7 @@ from zigzag.bench import report
 from zigzag.bench.speculation import prompt_ids
 from zigzag.bench.stock import greedy
 from zigzag.chat.thinking import chat_prompt
-from zigzag.files.markdown import table
+from zigzag.files.markdown import light_and_dark, table
 from zigzag.generation.drafting import AdaptiveDrafter, LookupDrafter, MtpDrafter, OnlineDrafter, drafter_of
 from zigzag.generation.drafting.drawn import DrawnDrafter
 from zigzag.generation.generate import generate
@@ -280,7 +280,7 @@ def page(facts: Made, rows: list[Row], picture: str = "") -> str:
     lines = [line for _, case in sorted(cases.items(), key=lambda one: _order(*one[0])) for line in _lines(case)]
     if picture:
         told = "Tokens a verification against its cost; above the line it is faster than plain decoding"
-        head += [f"![{told}]({picture})", ""]
+        head += [light_and_dark(told, picture), ""]
     return "\n".join([*head, *table(COLUMNS, lines), ""])
 
 

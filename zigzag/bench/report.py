@@ -12,7 +12,7 @@ import torch
 
 from zigzag.bench.cases import Row
 from zigzag.bench.timing import copy_rate, matrix_rate
-from zigzag.files.markdown import table
+from zigzag.files.markdown import light_and_dark, table
 from zigzag.reference.errors import ArgumentError
 from zigzag.version import __version__
 
@@ -210,7 +210,7 @@ def page(facts: dict[str, Any], rows: Sequence[Row], pictures: Mapping[str, str]
         if any(row.prompt is not None for row in rows if row.suite == suite):
             lines += [SAID[suite], ""]
         if pictures and suite in pictures:
-            lines += [f"![{suite}: latency against context, the floor dashed]({pictures[suite]})", ""]
+            lines += [light_and_dark(f"{suite}: latency against context, the floor dashed", pictures[suite]), ""]
         names, found = _shown(cells([row for row in rows if row.suite == suite]))
         lines += table(names, [[cell.replace("|", "\\|") for cell in line] for line in found])
     return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ from zigzag.cli.datastore import datastore as datastore_commands
 from zigzag.cli.evaluate import evaluate
 from zigzag.cli.evidence import evidence
 from zigzag.cli.load import load
-from zigzag.cli.maps import show_scores
+from zigzag.cli.maps import show_scores, show_windows
 from zigzag.cli.options import Device, OutFile, check_out, run, same_depth, then
 from zigzag.cli.recipes import recipes
 from zigzag.cli.recover import recover
@@ -29,7 +29,7 @@ from zigzag.cli.train_drafter import train_drafter
 from zigzag.generation.datastore import check_datastore
 from zigzag.generation.recipes import one_that_runs
 from zigzag.models.decoder import CausalLM, Decoder
-from zigzag.models.sources import check_source
+from zigzag.models.sources import check_source, source_of
 from zigzag.plans.layers import LayerPlan
 from zigzag.plans.opened import read_plan
 from zigzag.reference import CRITERIA, OPS, RULES
@@ -110,7 +110,9 @@ def plan(
     itemsize: ItemSize = 2,
     spare: Spare = defaults.SPARE,
     criterion: Annotated[Criterion | None, typer.Option(help="Default: the best measured for the method.")] = None,
-    heat_map: Annotated[Path | None, typer.Option(help="Also draw the scores with the chosen layers.")] = None,
+    heat_map: Annotated[
+        Path | None, typer.Option(help="Also draw the scores and the full layers, light and -dark.")
+    ] = None,
     model_config: Annotated[
         str | None, typer.Option(help="Instead: what a model needs on paper, as `zigzag sizes`.")
     ] = None,
@@ -145,8 +147,10 @@ def plan(
     saved = [] if engine is None else [f"{engine.value}: {told(made, tokens, BLOCK, CHUNK)}" for tokens in CONTEXTS]
     made.save(out)
     console.print(f"layers   {made.map()}", soft_wrap=True)
-    if len(given) == 1:  # else of each window
+    if len(given) == 1:
         show_scores(console, given[0], made)
+    else:
+        show_windows(console, given, made)
     console.print(cost)
     console.print(f"wrote {out}")
     for line in saved:
@@ -154,9 +158,9 @@ def plan(
     if heat_map is not None:
         from zigzag.evidence import figures
 
-        figures.heat_map(given[0], made, heat_map)
-        console.print(f"wrote {heat_map}")
-    then(console, "prove", out)
+        for path in figures.heat_map(given[0], made, heat_map):
+            console.print(f"wrote {path}")
+    then(console, "prove", out, model=source_of(given[0].model))
 
 
 Length = Annotated[list[int] | None, typer.Option(help="Tokens of the prompts; may be given several times.")]

@@ -56,10 +56,15 @@ def bench(
     resume: Annotated[bool, typer.Option("--resume", help="Measure what --out lacks; not for speculation.")] = False,
     cards: Annotated[int, typer.Option(min=1, help="For serving: GPUs on which engines run at the same time.")] = 1,
     parallel: Annotated[int, typer.Option(min=1, help="For serving: GPUs of an engine, tensor parallel.")] = 1,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Measure nothing; write the page and its pictures from --out.")
+    ] = False,
 ) -> None:
     """Measure kernels beside the best there are, or decoding with drafts beside transformers' own, in one run."""
     console = Console()
-    if suite.value == "speculation":
+    if report_only:
+        _again(console, out)
+    elif suite.value == "speculation":
         tasks = tuple(t.value for t in task or Task)
         _speculation(console, model, device, out, tuple(length) if length else None, tasks, new_tokens)
     elif suite.value == "recipes":
@@ -68,6 +73,26 @@ def bench(
         _serving(console, only, device, out, resume, max(cards, parallel), parallel)
     else:
         _kernels(console, suite.value, only, device, out, resume)
+
+
+def _again(console: Console, out: Path) -> None:
+    """The page and the pictures of what was measured, wherever and by whatever version, as they are written today."""
+    from zigzag.bench import recipes as of_recipes
+    from zigzag.bench import report
+    from zigzag.files.json_files import read_json, write_text
+
+    found = read_json(out, ArgumentError)
+    kind, facts = found.get("format"), found.get("conditions", {})
+    if kind == of_recipes.FORMAT:
+        tried = of_recipes.kept(found, facts)
+        page = of_recipes.page(facts, tried, _gains(console, tried, out))
+    elif kind == report.FORMAT:
+        rows = report.rows_to_keep(found, facts)
+        page = report.page(facts, rows, _pictures(console, rows, out))
+    else:
+        raise ArgumentError(f"bench: --report-only needs the numbers of kernels or recipes, {out} holds others")
+    write_text(out.with_suffix(".md"), page)
+    console.print(f"wrote {out.with_suffix('.md')}")
 
 
 def _speculation(

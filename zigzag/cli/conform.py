@@ -19,10 +19,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from zigzag.backends import list_backends
+from zigzag.backends import backend_names, get_backend, list_backends
 from zigzag.cli import cells as printing
 from zigzag.cli.options import Device, check_written
 from zigzag.cli.progress import activity
+from zigzag.files.near import meant
 from zigzag.reference import OPS
 from zigzag.reference.errors import ZigzagError
 from zigzag.version import __version__
@@ -71,8 +72,7 @@ def conform(
         raise ZigzagError(f"conform: --load takes the name of a module, {load.removesuffix('.py')}, not a file's")
     wanted = ops_of(only or [])
     known = import_module(f"{SUITE}.gaps").read_gaps(gaps) if gaps else {}
-    if load:
-        sys.path.insert(0, os.getcwd())
+    check_backend(name, load, device)
     given: dict[str, str | int | None] = {
         "--backend": name,
         "--device": device,
@@ -96,6 +96,23 @@ def conform(
     raise typer.Exit(int(bool(report.broken) or any(cell.result in bad for cell in found)))
 
 
+def check_backend(name: str, load: str | None, device: str) -> None:
+    """ZigzagError for a name that nothing has, found before a backend is imported, and for one that cannot run."""
+    sys.dont_write_bytecode = True  # into the user's folder, and pytest would into the installed package
+    if device == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before the module may import Triton
+    if load:
+        sys.path.insert(0, os.getcwd())
+        try:
+            import_module(load)
+        except ImportError as error:
+            raise ZigzagError(f"conform: --load {load}: {error}") from error
+    if name not in (known := backend_names()):
+        near = meant(name, known, lambda path: False) or f"; known: {', '.join(known)}"
+        raise ZigzagError(f"conform: there is no backend {name!r}{near}")
+    get_backend(name)  # why it cannot run, if it cannot
+
+
 def ops_of(only: Sequence[str]) -> tuple[str, ...]:
     """All ops where none is named; ZigzagError for a name that is none."""
     names = [name for part in only for name in part.replace(",", " ").split()]
@@ -117,7 +134,6 @@ def tell(found: Sequence[Any], broken: Sequence[str], summary: str) -> None:
 
 def judged(name: str, options: Sequence[str], verbose: bool) -> Any:
     """The suite's report; whatever the user's own pytest settings say, they play no part."""
-    sys.dont_write_bytecode = True  # pytest would write into the installed package
     suite, output = str(files(SUITE)), io.StringIO()
     with TemporaryDirectory() as scratch, advancing(Console(stderr=True), name, shown=not verbose) as advance:
         settings = Path(scratch, "pytest.ini")

@@ -117,6 +117,7 @@ def write(scores: HeadScores, plan: LayerPlan, out: Path, console: Console) -> N
     out.mkdir(parents=True, exist_ok=True)
     plan.save(out / "plan.json")
     formats.save_duo_attention(plan, out / "duo_attention")
-    heat_map(scores, plan, out / "heads.png")
-    for name in ("plan.json", "duo_attention/full_attention_heads.tsv", "duo_attention/config.json", "heads.png"):
-        console.print(f"wrote {out / name}")
+    pictures = heat_map(scores, plan, out / "heads.png")
+    files = ("plan.json", "duo_attention/full_attention_heads.tsv", "duo_attention/config.json")
+    for path in (*(out / name for name in files), *pictures):
+        console.print(f"wrote {path}")

@@ -10,7 +10,7 @@ from zigzag.evidence import figures
 from zigzag.evidence.intervals import Interval, mean_difference, share_difference, wilson
 from zigzag.evidence.suites import NEEDED, State, can_do, cell_name
 from zigzag.files.json_files import write_text
-from zigzag.files.markdown import table
+from zigzag.files.markdown import light_and_dark, table
 
 Row = dict[str, Any]
 Cell = dict[str, Any]
@@ -43,10 +43,10 @@ class Point(NamedTuple):
 def write_page(state: State, folder: Path) -> list[Path]:
     """Write `<suite>.md` and its pictures into `folder`; returns their paths."""
     name = state["suite"]
-    pictures = [(path, at) for at in places(state) if (path := _draw(state, at, folder)) is not None]
+    pictures = [paths for at in places(state) if (paths := _draw(state, at, folder))]
     page = folder / f"{name}.md"
-    write_text(page, "\n\n".join(_page(state, [path for path, _ in pictures])) + "\n")
-    return [page, *(path for path, _ in pictures)]
+    write_text(page, "\n\n".join(_page(state, [light for light, *_ in pictures])) + "\n")
+    return [page, *(path for paths in pictures for path in paths)]
 
 
 def places(state: State) -> list[tuple[str, int]]:
@@ -144,7 +144,7 @@ def _page(state: State, pictures: list[Path]) -> Iterable[str]:
         yield _table(state, (task, length))
     if pictures:
         yield "## Pictures"
-        yield "\n".join(f"![{path.stem}]({path.name})" for path in pictures)
+        yield from (light_and_dark(path.stem, path.name) for path in pictures)
 
 
 def _reading(state: State) -> str:
@@ -240,10 +240,11 @@ def _recovered(state: State, at: list[tuple[str, int]]) -> Iterator[str]:
                 yield f"- {task}, {length:,}: {after.name} against {before.name}: {said}"
 
 
-def _draw(state: State, at: tuple[str, int], folder: Path) -> Path | None:
+def _draw(state: State, at: tuple[str, int], folder: Path) -> list[Path]:
+    """The picture for light pages and the one for dark pages; nothing of what is in no conclusion."""
     found = points(state, at)
     if not counts(found):
-        return None
+        return []
     task, length = at
     path = folder / f"{state['suite']}_{task}_{length}.png"
     groups: dict[str, list[tuple[int, float, float, float]]] = {}
@@ -251,5 +252,5 @@ def _draw(state: State, at: tuple[str, int], folder: Path) -> Path | None:
         kind = f"{point.row['kind']}, recovered" if point.row["model"] else point.row["kind"]
         groups.setdefault(kind, []).append((point.num_bytes, *point.value))
     label = "share right" if "right" in found[0].cell else "loss"
-    figures.by_bytes(groups, path, ylabel=label, title=f"{task}, {length:,}", chance=state["tasks"][task]["chance"])
-    return path
+    chance = state["tasks"][task]["chance"]
+    return figures.by_bytes(groups, path, ylabel=label, title=f"{task}, {length:,}", chance=chance)

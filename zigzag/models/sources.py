@@ -8,6 +8,7 @@ from zigzag.models import tiny_glm
 from zigzag.reference.errors import ModelError
 
 SMOLLM2 = "smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAMES = (SMOLLM2, tiny_glm.NAME)
 CONFIG = "config.json"
 READ = (CONFIG, "generation_config.json", "tokenizer_config.json")  # transformers takes a damaged one for missing
@@ -32,6 +33,11 @@ def check_source(source: str) -> None:
         raise ModelError(f"load_model: there is no {source} here{near}")
     else:
         _check_hub(source)
+
+
+def source_of(name: str | None) -> str:
+    """How a model is asked for that scores or a plan name: a name of ours, a hub's, or of a folder lying somewhere."""
+    return SMOLLM2 if name in (None, "", SMOLLM2_FILE) else name
 
 
 def is_model(path: Path) -> bool:

@@ -1,10 +1,12 @@
 """Launches whose kernel is kept: what is launched by Triton itself, what directly, and that no key says too little."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +34,8 @@ class Compiled(CompiledKernel):
 
     @property
     def run(self):
-        return lambda *given: self.direct.append(given)
+        direct = self.direct  # and not the kernel, which Triton's launcher does not hold either
+        return lambda *given: direct.append(given)
 
 
 class Kernel(JITFunction):
@@ -184,17 +187,31 @@ def test_other_versions_launch_by_themselves(card: SimpleNamespace, monkeypatch:
     for version, counts in (
         ("3.3.1", (2, 0)),
         ("3.5.1", (2, 0)),
+        ("3.7.1", (2, 0)),
         ("3.10.0", (2, 0)),
         ("3.60.0", (2, 0)),
         ("3.6.0", (1, 1)),
+        ("3.8.0", (1, 1)),
+        ("3.9.0", (1, 1)),
     ):
         monkeypatch.setattr(kept.triton, "__version__", version)
-        monkeypatch.setattr(kept, "knobs", kept.triton.knobs if version == "3.6.0" else None)  # 3.3 has none
+        monkeypatch.setattr(kept, "knobs", kept.triton.knobs if counts == (1, 1) else None)  # 3.3 has none
         kernel = Kernel()
         launched = of(kernel)
         launched(*arrays())
         launched(*arrays())
         assert kernel.counts() == counts, version
+
+
+def test_what_is_kept_stays_loaded(card: SimpleNamespace) -> None:
+    """Though Triton forgets the kernel, which it unloads when nobody holds it."""
+    kernel = Kernel()
+    launched = of(kernel)
+    launched(*arrays())
+    held = weakref.ref(kernel.compiled.pop())
+    gc.collect()
+    launched(*arrays())
+    assert held() is not None and len(held().direct) == 1 and kernel.counts() == (0, 0)
 
 
 def test_what_is_no_kernel_is_not_kept(card: SimpleNamespace) -> None:

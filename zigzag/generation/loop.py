@@ -33,6 +33,7 @@ from zigzag.running.graphs import Steps
 from zigzag.running.host import Host
 from zigzag.running.memory import check_fits, told_what_helps
 from zigzag.running.opening import open_runner
+from zigzag.running.processes import Processes
 from zigzag.running.runner import Runner
 from zigzag.running.transfers import ToHost, to_device
 
@@ -59,6 +60,7 @@ class Loop:
     cache: Runner | None
     cuda_graphs: bool | None
     prefill_chunk_size: int | None
+    processes: Processes | None = None
     statistics: Statistics = field(default_factory=Statistics)
 
     def __post_init__(self) -> None:
@@ -86,6 +88,8 @@ class Loop:
                     own = Host(other, self.cuda_graphs, self.prefill_chunk_size)
                     of_models[id(other)] = hosts.enter_context(own)
                 stage.open(of_models[id(other)], self.vocabulary, place)
+            if self.processes is not None:
+                self.processes.gathered("")  # nobody begins to sum before all have found that they can
             self.stream.begin([row.tokens for row in self.rows])  # nothing is refused after it
             with told_what_helps(), self.target.as_before_on_error():
                 self._decode()
@@ -136,6 +140,8 @@ class Loop:
         round_ = 0
         while self.alive:
             self._round(round_)
+            if self.processes is not None:
+                self.processes.check()
             round_ += 1
         self.ahead.drop()
 

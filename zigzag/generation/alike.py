@@ -20,7 +20,7 @@ def agree(processes: Processes, loop: Loop, asked: Settings) -> None:
             "seed": [row.seed for row in loop.rows],
             "plan": repr(loop.plan),
             "rule": loop.rule,
-            "drafter": loop.drafter,
+            "drafter": (loop.drafter, 0 if loop.drafter is None else loop.drafter.longest),
             "temperature": loop.distribution.temperature,
             "top_k, top_p or min_p": (loop.distribution.top_k, loop.distribution.top_p, loop.distribution.min_p),
             "logits_processor": bool(loop.distribution.processors),

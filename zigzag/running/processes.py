@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from threading import Event, Thread
 from typing import Any
 
@@ -22,7 +23,8 @@ from zigzag.reference.errors import ProcessError
 from zigzag.running.shards import Group, group_of
 
 BEAT, DEAD = 1.0, 20.0  # seconds between signs of life, and without one until a process counts as dead
-GRACE, STUCK = 3.0, 15.0  # until those that wait for a failed one are freed, and then until they are ended
+PATIENCE = 40.0  # until gloo gives up a sum that somebody does not join: it cannot be ended from elsewhere
+GRACE, STUCK = 3.0, 45.0  # until NCCL's group is ended for those that wait, and until their process is
 OF_THE_GROUP = ("gloo", "nccl", "peer", "socket", "distributed", "communicator")  # in errors of a broken sum
 _known: dict[tuple[int, ...], "Processes"] = {}
 
@@ -50,6 +52,7 @@ class Processes:
         if store is None:
             default = torch.distributed.distributed_c10d._get_default_store()
             store = torch.distributed.PrefixStore(f"zigzag/{'-'.join(map(str, ranks))}", default)
+            _let_gloo_give_up(group)
         self.store = store
         self._call = self._told = 0
         self._failure = ""  # of another process, in this call
@@ -186,6 +189,12 @@ class Processes:
         if waited > GRACE + STUCK:
             print(f"zigzag: rank {self.rank} ends, since {self._failure}", file=sys.stderr, flush=True)
             os._exit(1)
+
+
+def _let_gloo_give_up(group: Group) -> None:
+    """A sum over gloo that somebody does not join raises after `PATIENCE`, not after half an hour."""
+    if "gloo" in torch.distributed.get_backend(group):
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=PATIENCE), group)
 
 
 def _abort(group: Group) -> None:

@@ -31,13 +31,20 @@ def parallel_config(kind: str, size: int) -> Any:
 
 
 def shared_slice(
-    device: torch.device, sizes: Sizes, *, layers: int = LAYERS, kind: str | None = None, size: int = 1
+    device: torch.device,
+    sizes: Sizes,
+    *,
+    layers: int = LAYERS,
+    kind: str | None = None,
+    size: int = 1,
+    dtype: torch.dtype | None = None,
 ) -> CausalLM:
-    """The first layer dense, the others with experts; random.
+    """The first layer dense, the others with experts; random, in bfloat16 on a GPU unless another dtype is given.
 
     kind: how it is split over `size` processes, each of which calls this; None: whole, in this process
     """
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     config = _config(sizes, layers)
     check_divides(config, size, size if kind == EXPERTS else 1)
     before = torch.get_default_dtype()
@@ -79,7 +86,8 @@ def _draw(model: Any, device: torch.device) -> None:
         if isinstance(bias := getattr(module, "e_score_correction_bias", None), Tensor):
             module.e_score_correction_bias = torch.zeros(bias.shape, dtype=torch.float32, device=device)
     decoder = model.model
-    decoder.rotary_emb = type(decoder.rotary_emb)(config=model.config, device=device)
+    with device:
+        decoder.rotary_emb = type(decoder.rotary_emb)(config=model.config)
 
 
 def _drawn(name: str, weight: Tensor, device: torch.device) -> Tensor:

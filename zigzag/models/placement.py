@@ -52,19 +52,14 @@ def check_divides(config: Any, tensors: int, experts: int = 1) -> None:
     """
     text = config.get_text_config(decoder=True)
     inner = getattr(text, "moe_intermediate_size", None) if experts == 1 else None
+    counted = next((count for name in EXPERTS if (count := getattr(text, name, None)) is not None), None)
     counts = {
-        "KV heads": (getattr(text, "num_key_value_heads", None), tensors, "tp_size"),
-        "heads": (text.num_attention_heads, tensors, "tp_size"),
-        "numbers inside an MLP": (getattr(text, "intermediate_size", None), tensors, "tp_size"),
-        "numbers inside an expert": (inner, tensors, "tp_size"),
-        "experts": (
-            next((c for name in EXPERTS if (c := getattr(text, name, None)) is not None), None),
-            experts,
-            "ep_size",
-        ),
+        "KV heads": (getattr(text, "num_key_value_heads", None), tensors),
+        "heads": (text.num_attention_heads, tensors),
+        "rows of an MLP": (getattr(text, "intermediate_size", None), tensors),
+        "rows of an expert": (inner, tensors),
+        "experts": (counted, experts),
     }
-    wrong = [
-        f"{count} {what} by {name}={by}" for what, (count, by, name) in counts.items() if count is not None and count % by
-    ]
+    wrong = [f"{count} {what} over {by}" for what, (count, by) in counts.items() if count is not None and count % by]
     if wrong:
         raise ArgumentError(f"{text.model_type}: what is split over processes must divide, got {', '.join(wrong)}")

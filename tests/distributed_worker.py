@@ -19,6 +19,8 @@ from replays import replay_on_cpu
 from transformers import AutoModelForCausalLM
 
 from zigzag import HeadPlan, LayerPlan, ZigzagError, cache_bytes, generate, use_backend
+from zigzag.bench.parallel import Bench, parallel
+from zigzag.bench.step import TINY
 from zigzag.generation.drafting import AdaptiveDrafter, LookupDrafter, MtpDrafter
 from zigzag.models.mtp_head import MtpHead
 from zigzag.running import processes
@@ -85,7 +87,7 @@ def fused(model: Any) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr("zigzag.running.fused_modules.MANY", 12)
         patch.setattr(torch.distributed, "all_reduce", counted)
-        for width in (1, 3, 17):
+        for width in (1, 17):
             ids = torch.tensor([PROMPTS[0][:width]])
             count = 0
             before = model(ids).logits
@@ -112,6 +114,14 @@ def mistakes(model: Any, rank: int) -> dict[str, Any]:
     shared: dict[str, Any] = {"input_ids": PROMPTS, "max_new_tokens": 3, "temperature": 0}
     found = {name: told(lambda given=given: generate(model, **shared | given[rank])) for name, given in WRONG.items()}
     return {"wrong": found, "after": generate(model, PROMPTS, temperature=0, max_new_tokens=12).new_tokens}
+
+
+def benched(rank: int) -> list[dict[str, Any]]:
+    """The first rows of the suite `parallel`, with a tiny slice."""
+    bench = Bench(torch.device("cpu"), rank, 2, TINY)
+    cases = [each for each in parallel(bench) if each.labels.get("rows") == 1 and each.labels["layers"] == "full"]
+    found = [case.measure() for case in cases]
+    return [row.as_dict() for rows in found for row in rows]
 
 
 def last_call(model: Any, rank: int, how: str) -> dict[str, Any]:
@@ -142,10 +152,12 @@ def main() -> None:
     begin = time.monotonic()
     result = run(model, torch.load(Path(folder) / "mtp.pt", weights_only=True)) | replayed(model)
     print("cases", time.monotonic() - begin)
-    result["fused"] = fused(model)
-    print("fused", time.monotonic() - begin)
     if how == "raise":
+        result["fused"] = fused(model)
         result |= mistakes(model, rank)
+    else:
+        result["bench"] = benched(rank)
+    print("before the last call", time.monotonic() - begin)
     result |= last_call(model, rank, how)
     Path(out, f"rank{rank}.json").write_text(json.dumps(result))
     sys.stdout.flush()

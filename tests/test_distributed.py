@@ -111,14 +111,26 @@ def test_steps_are_captured_and_replayed_alike(alone: dict[str, Any], ranks: lis
         assert (got["steps"], got["replays"]) == (ranks[0]["steps"], ranks[0]["replays"])
 
 
-def test_modules_are_fused_on_shards(tensors: list[dict[str, Any]], experts: list[dict[str, Any]]) -> None:
-    """The logits stay; experts and shared experts are summed over the processes at once, where both are split alike."""
-    for got in (*tensors, *experts):
+def test_modules_are_fused_on_shards(tensors: list[dict[str, Any]]) -> None:
+    """The logits stay; experts and shared experts are summed over the processes at once."""
+    plain, merged = 2 * DENSE + 3 * (LAYERS - DENSE), 2 * LAYERS
+    for got in tensors:
         for width, found in got["fused"].items():
             assert found["error"] < 2e-4, width
             assert found["modules"] == tensors[0]["fused"][width]["modules"] > 20
-    plain, few = 2 * DENSE + 3 * (LAYERS - DENSE), 2 * LAYERS
-    assert all(tuple(found["sums"]) == (plain, few) for got in tensors for found in got["fused"].values())
+            assert tuple(found["sums"]) == (plain, merged)
+
+
+def test_a_slice_is_measured_beside_one_process(experts: list[dict[str, Any]]) -> None:
+    """Its logits are those of one process, split by tensors and by experts; the other ranks note no error."""
+    (first,) = experts  # the other was killed afterwards
+    rows = {(row["labels"]["job"], row["method"]): row for row in first["bench"]}
+    assert len(rows) == 5
+    for job, kind in (("step", "tensor parallel"), ("step, experts as wholes", "expert parallel")):
+        row = rows[job, f"2 processes, {kind}"]
+        assert row["error"] < 1e-5 and not row["note"] and "1 of 1 as one process" in row["remark"]
+        assert row["floor"] < 0.6 * rows["step", "1 process"]["floor"]
+        assert "sums of" in rows[job, "sums over processes alone"]["note"]
 
 
 def test_calls_that_differ_are_refused_everywhere(alone: dict[str, Any], tensors: list[dict[str, Any]]) -> None:

@@ -151,7 +151,7 @@ def _of_step(
             time = timed(lambda: _fed(runner, ids), bench.device, runs=1, rounds=3)
     error, said = _beside(bench, logits, key, sums is not None)
     floor = 1e6 * step_bytes(model, labels["context"], plan, 1, rows) / copy_rate(bench.device)
-    times = {"graph": time} if bench.gpu else {"eager": time}
+    times: dict[str, Any] = {"graph": time} if bench.gpu else {"eager": time}
     wrong = f"wrong: logits differ by {error:.2g} > {CLOSE}" if error is not None and error > CLOSE else ""
     return Row(**shared, method=method, floor=floor, error=error, note=wrong, remark=said, **times)
 
@@ -242,7 +242,7 @@ class Sums:
             self.found.append((tensor.shape, tensor.dtype, options.get("group")))
             return own(tensor, *args, **options)
 
-        torch.distributed.all_reduce = noted  # type: ignore[assignment]
+        torch.distributed.all_reduce = noted
 
     def rest(self) -> None:
         torch.distributed.all_reduce = self._own

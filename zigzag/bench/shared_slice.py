@@ -21,7 +21,7 @@ TENSORS, EXPERTS = "tensor parallel", "expert parallel"
 
 def parallel_config(kind: str, size: int) -> Any:
     """transformers' configuration: everything split over `size` processes, or the experts as wholes."""
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     if kind == TENSORS:
         return DistributedConfig(tp_size=size)
@@ -55,11 +55,20 @@ def shared_slice(
     finally:
         torch.set_default_dtype(before)
     if kind is not None:
+        if kind == EXPERTS:
+            _split_the_rest(model)
         asked, _, mesh = Glm4MoeForCausalLM.prepare_distribute_model(parallel_config(kind, size))
         model = Glm4MoeForCausalLM.maybe_distribute_model(model, asked, mesh)
     _draw(model, device)
     made: CausalLM = model.eval()
     return made
+
+
+def _split_the_rest(model: Any) -> None:
+    """Have attention and dense layers split too where the experts are wholes, as transformers 5.21 and later do."""
+    rest = {name: style for name, style in model._tp_plan.items() if ".mlp.experts" not in name}
+    if "ep_router" in model._ep_plan.values():
+        model._ep_plan = rest | model._ep_plan
 
 
 def _config(sizes: Sizes, layers: int) -> Glm4MoeConfig:

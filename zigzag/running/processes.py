@@ -35,8 +35,9 @@ def processes_of(model: Any) -> "Processes | None":
     if group is None:
         return None
     ranks = tuple(torch.distributed.get_process_group_ranks(group))
-    if ranks not in _known or _known[ranks].group is not group:
+    if ranks not in _known:
         _known[ranks] = Processes(group, ranks)
+    _known[ranks].meets_in(group)
     return _known[ranks]
 
 
@@ -47,12 +48,12 @@ class Processes:
     """
 
     def __init__(self, group: Group, ranks: tuple[int, ...], store: Any = None) -> None:
-        self.group, self.size = group, len(ranks)
+        self.group: Group | None = None
+        self.size = len(ranks)
         self.rank = ranks.index(torch.distributed.get_rank()) if store is None else ranks[0]
         if store is None:
             default = torch.distributed.distributed_c10d._get_default_store()
-            store = torch.distributed.PrefixStore(f"zigzag/{'-'.join(map(str, ranks))}", default)
-            _let_gloo_give_up(group)
+            store = torch.distributed.distributed_c10d.PrefixStore(f"zigzag/{'-'.join(map(str, ranks))}", default)
         self.store = store
         self._call = self._told = 0
         self._failure = ""  # of another process, in this call
@@ -61,6 +62,13 @@ class Processes:
         self._beats: dict[int, tuple[bytes, float]] = {}  # of the others: the last sign of life, and when it came
         self._watch: Thread | None = None
         self._stop = Event()
+        self.meets_in(group)
+
+    def meets_in(self, group: Group) -> None:
+        """Sums of the next call are over this group: models of the same processes may have one each."""
+        if group is not self.group:
+            self.group, self._ended = group, ""
+            _let_gloo_give_up(group)
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -193,7 +201,7 @@ class Processes:
 
 def _let_gloo_give_up(group: Group) -> None:
     """A sum over gloo that somebody does not join raises after `PATIENCE`, not after half an hour."""
-    if "gloo" in torch.distributed.get_backend(group):
+    if group is not None and "gloo" in torch.distributed.get_backend(group):
         torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=PATIENCE), group)
 
 

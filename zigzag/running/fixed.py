@@ -22,7 +22,7 @@ from zigzag.running.attention import Attention, FullHeads
 from zigzag.running.graphs import Step, Steps
 from zigzag.running.host import Output
 from zigzag.running.model_layers import ModelLayers, check_plan, place
-from zigzag.running.shards import Group
+from zigzag.running.shards import Group, agreed
 from zigzag.running.stores import Call, Counts, Drawn, Feed, Program, RunnerCache, too_many
 from zigzag.running.transfers import to_device
 
@@ -266,10 +266,17 @@ class FixedStore:
         """
         if tokens <= self.capacity:
             return
-        try:
-            self._grow(tokens + max(256, tokens // 4))
-        except torch.OutOfMemoryError:
+        if not self._could_grow(tokens + max(256, tokens // 4)):
             self._grow(tokens)
+
+    def _could_grow(self, capacity: int) -> bool:
+        """Whether there was memory, in every process that has a share: all of them capture anew at the same step."""
+        try:
+            self._grow(capacity)
+            fits = True
+        except torch.OutOfMemoryError:
+            fits = False
+        return fits if self.steps.group is None else all(agreed([fits], self.steps.group, self.device))
 
     def _grow(self, capacity: int) -> None:
         for layer in self.layers:

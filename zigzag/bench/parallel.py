@@ -92,6 +92,8 @@ def parallel(bench: Bench) -> Iterator[Later]:
     """Steps of one row, of more, prompts, whole calls, and experts as wholes."""
     context = CONTEXT if bench.gpu else FEW_CONTEXT
     for rows in ROWS:
+        if rows > 1:
+            bench.__dict__.pop("experts", None)  # its memory is for larger batches
         for name in PLANS:
             labels = {"job": "step", "context": context, "rows": rows, "layers": name}
             yield Later("parallel", labels, partial(_steps, bench, labels))

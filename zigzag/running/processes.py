@@ -181,6 +181,9 @@ class Processes:
                 self.store.set(f"beat/{self.rank}", str(number))
                 found = self._dead() or self._told_failure()
             except RuntimeError as error:
+                if not self._inside:  # nobody is left to live for; a call that comes begins anew
+                    self._watch = None
+                    return
                 found = f"rank 0, or who started the processes, is gone ({str(error).splitlines()[0][:100]})"
             if not found or not self._inside or call != self._call:
                 since = 0.0

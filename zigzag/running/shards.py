@@ -53,14 +53,15 @@ def summed(product: Tensor, group: Group | None) -> Tensor:
 
 def group_of(model: Any) -> Group | None:
     """The processes over which a model's heads or experts are spread; None where each process has a whole model."""
-    meshes = (parameter.device_mesh for parameter in model.parameters() if is_shared(parameter))
+    parameters = getattr(model, "parameters", tuple)()  # what is no model is refused elsewhere
+    meshes = (parameter.device_mesh for parameter in parameters if is_shared(parameter))
     mesh = next(meshes, None)
     return None if mesh is None or mesh.ndim != 1 or mesh.size() < 2 else mesh.get_group()
 
 
 def share_of_heads(model: Any) -> tuple[int, int]:
     """(which share of the KV heads this process holds, of how many); (0, 1) where it holds all."""
-    for module in model.modules():
+    for module in getattr(model, "modules", tuple)():
         weight = getattr(getattr(module, "k_proj", None), "weight", None)
         if weight is not None and is_shared(weight) and _is_split(weight, 0):
             return int(weight.device_mesh.get_local_rank()), int(weight.device_mesh.size())

@@ -53,7 +53,7 @@ def summed(product: Tensor, group: Group | None) -> Tensor:
 
 def group_of(model: Any) -> Group | None:
     """The processes over which a model's heads or experts are spread; None where each process has a whole model."""
-    parameters = getattr(model, "parameters", tuple)()  # what is no model is refused elsewhere
+    parameters: Any = getattr(model, "parameters", tuple)()  # what is no model is refused elsewhere
     meshes = (parameter.device_mesh for parameter in parameters if is_shared(parameter))
     mesh = next(meshes, None)
     return None if mesh is None or mesh.ndim != 1 or mesh.size() < 2 else mesh.get_group()

@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from zigzag import HeadPlan, LayerPlan, ProcessError, generate
 from zigzag.bench.shared_slice import EXPERTS, TENSORS, shared_slice
+from zigzag.running.fused_experts import fused_experts
 from zigzag.running.fused_modules import fused_modules
 from zigzag.running.shards import local
 
@@ -85,7 +87,8 @@ def fused(model: Any, kind: str, gpu: bool) -> None:
         count += 1
         return own(*args, **options)
 
-    with torch.inference_mode(), fused_modules(model) as replaced:
+    experts = fused_experts(model) if gpu else nullcontext()  # transformers' grouped_mm need not take float32
+    with torch.inference_mode(), experts, fused_modules(model) as replaced:
         kinds = sorted({type(module).__name__ for module in model.modules() if "zigzag" in forward_of(module)})
         torch.distributed.all_reduce = counted
         model(torch.tensor([[5]], device=model.device))

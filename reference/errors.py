@@ -34,3 +34,7 @@ class ModelError(ZigzagError, ValueError):
 
 class OutOfMemoryError(ZigzagError, MemoryError):
     """The device has too little memory for what was asked; nothing has been computed."""
+
+
+class ProcessError(ZigzagError, RuntimeError):
+    """Processes that run a model together were given different things, or one of them failed."""

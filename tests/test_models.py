@@ -15,7 +15,7 @@ from zigzag.models.checkpoint import read_config
 from zigzag.models.folder import save_folder
 from zigzag.models.glm import load_both
 from zigzag.models.load import check_weights
-from zigzag.models.placement import DTYPES
+from zigzag.models.placement import DTYPES, check_divides
 from zigzag.models.tiny_glm import folder as folder_of_tiny_glm
 from zigzag.reference.glm import GlmConfig
 from zigzag.training.model import TrainingModel
@@ -289,3 +289,23 @@ def test_a_folder_that_cannot_be_written(of_gguf: Any, tmp_path: Path, monkeypat
     with pytest.raises(ZeroDivisionError):
         save_folder(model, tokenizer, tmp_path / "model")
     assert model.config.quantization_config is quantized and model.hf_quantizer is quantizer
+
+
+@pytest.mark.parametrize(
+    ("tensors", "experts", "said"),
+    [
+        (2, 1, ""),
+        (2, 4, ""),
+        (3, 1, "2 KV heads over 3, 4 heads over 3, 16 rows of an expert over 3"),
+        (4, 1, "2 KV heads over 4"),
+        (1, 3, "4 experts over 3"),
+    ],
+)
+def test_what_does_not_divide_is_refused_from_the_configuration(tensors: int, experts: int, said: str) -> None:
+    """Whole experts need not have rows that divide."""
+    config = tiny_glm4_moe().config
+    if not said:
+        check_divides(config, tensors, experts)
+        return
+    with pytest.raises(ArgumentError, match=said):
+        check_divides(config, tensors, experts)

@@ -21,6 +21,7 @@ from zigzag.reference.errors import (
     ModelError,
     OutOfMemoryError,
     PlanError,
+    ProcessError,
     ZigzagError,
 )
 from zigzag.version import __version__
@@ -66,6 +67,7 @@ __all__ = [
     "ModelError",
     "OutOfMemoryError",
     "PlanError",
+    "ProcessError",
     "Window",
     "ZigzagError",
     "__version__",

@@ -48,7 +48,17 @@ BEHIND_A_PROMPT = (
     "*Prompt* is how long a real prompt of as many tokens takes under the same plan, before such steps; the steps "
     "themselves read keys and values that were drawn."
 )
-SAID = {"prompts": WHOLE_CALLS, "step": BEHIND_A_PROMPT}  # of the suites whose rows have prompts
+OVER_PROCESSES = (
+    "A slice over several processes beside the same in one, which the first process measures while the others wait. "
+    "*Sums over processes alone* are those of one step, of the same sizes and as many, captured as a step is; the "
+    "gathering of the logits is not among them. *Floor* of a step is what a process reads, of a prompt its share "
+    "of the operations. *Error* is that of the logits beside one process's."
+)
+SAID = {
+    "parallel": OVER_PROCESSES,
+    "prompts": WHOLE_CALLS,
+    "step": BEHIND_A_PROMPT,
+}  # of the suites whose rows have prompts
 PEERS = (
     "SDPA",
     "FlashAttention 3",

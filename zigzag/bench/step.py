@@ -28,6 +28,7 @@ from zigzag.plans.layers import LayerPlan
 from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host
 from zigzag.running.runner import Runner
+from zigzag.running.shards import local, share_of_heads
 
 Sizes = dict[str, Any]  # of Glm4MoeConfig
 
@@ -159,18 +160,22 @@ class RealPrompt:
 
 
 def step_bytes(model: Decoder, context: int, plan: LayerPlan | None, tokens: int, rows: int = 1) -> int:
-    """Weights that `tokens` tokens a row use, each once, experts as independent draws would hit them; and the cache."""
+    """Weights that `tokens` tokens a row use, each once, experts as independent draws would hit them; and the cache.
+
+    Of a model over several processes, what this one reads.
+    """
     config, width = model.config, model.dtype.itemsize
     experts, used = config.n_routed_experts, config.num_experts_per_tok
     share = 1 - (1 - used / experts) ** (rows * tokens)
     weights = sum(
-        int(weight.numel() * (share if ".experts." in name else 1))
+        int(local(weight).numel() * (share if ".experts." in name else 1))
         for name, weight in model.named_parameters()
         if "embed_tokens" not in name
     )
     streams = 0 if plan is None else plan.num_layers - plan.num_full
     kept = streams * min(context, SINK + RECENT) + (config.num_hidden_layers - streams) * context
-    return int(width * (weights + 2 * rows * kept * config.num_key_value_heads * config.head_dim))
+    heads = config.num_key_value_heads // share_of_heads(model)[1]
+    return int(width * (weights + 2 * rows * kept * heads * config.head_dim))
 
 
 def _one_step(model: CausalLM, cache: RandomCache, prompt: RealPrompt, labels: dict[str, Any]) -> list[Row]:

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from zigzag.cli import parallel as processes
 from zigzag.cli.load import load
 from zigzag.cli.options import Device, check_out, print_whole
 from zigzag.models.sources import check_source
@@ -32,7 +34,7 @@ KERNELS = {  # suite: where the function of that name gives its cases, or rows t
     "slices": "zigzag.bench.slices",
     "prompts": "zigzag.bench.prompts",
 }
-Suite = Enum("Suite", {s: s for s in ("speculation", "recipes", *KERNELS, "serving", "all")}, type=str)
+Suite = Enum("Suite", {s: s for s in ("speculation", "recipes", *KERNELS, "parallel", "serving", "all")}, type=str)
 SPECULATION = Suite("speculation")
 Task = Enum("Task", {t: t for t in ("edit", "summary", "continue")}, type=str)
 
@@ -69,6 +71,10 @@ def bench(
         _speculation(console, model, device, out, tuple(length) if length else None, tasks, new_tokens)
     elif suite.value == "recipes":
         _recipes(console, model, device, only, out, resume, new_tokens, calls)
+    elif suite.value == "parallel":
+        processes.run(
+            device, only, out, resume, partial(_write, None, out), lambda rows: _show(console, "parallel", rows)
+        )
     elif suite.value == "serving":
         _serving(console, only, device, out, resume, max(cards, parallel), parallel)
     else:

@@ -1,12 +1,14 @@
 """`zigzag.generate`: what is asked, checked and put together before the loop begins."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from zigzag.defaults import RULE, SEED, SPARE
+from zigzag.generation.alike import agree
 from zigzag.generation.callables import listed
 from zigzag.generation.configured import Place, configured
 from zigzag.generation.criteria import Criteria
@@ -29,6 +31,7 @@ from zigzag.plans.heads import Plan
 from zigzag.plans.opened import opened
 from zigzag.running.host import execution_device
 from zigzag.running.interception import attachment_of
+from zigzag.running.processes import processes_of
 from zigzag.running.runner import Runner
 
 
@@ -104,9 +107,12 @@ def generate(
     prefill_chunk_size: most prompt tokens computed at once, all rows together; None: what generation_config says, else
         as many as keep the memory for it, beside weights and cache, under a bound (docs/prompts.md)
 
-    Raises ArgumentError, CacheError or ModelError where the result would not be right. docs/generation.md says more.
+    Raises ArgumentError, CacheError or ModelError where the result would not be right, ProcessError where processes
+    that run the model together were not given the same, or one of them failed. docs/generation.md says more.
     """
-    with Stream(streamer) as stream:
+    processes = processes_of(model)
+    together = nullcontext() if processes is None else processes.call()
+    with Stream(streamer) as stream, together:
         check_options(tokenizer, logprobs, on_tokens, on_prefill, cuda_graphs)
         if recipe is not None:
             drafter, rule, logits_processor = cooked(recipe, model, drafter, rule, logits_processor)
@@ -160,6 +166,9 @@ def generate(
             cache=cache,
             cuda_graphs=cuda_graphs,
             prefill_chunk_size=asked.prefill_chunk_size,
+            processes=processes,
         )
+        if processes is not None:
+            agree(processes, loop, asked)
         with torch.inference_mode():
             return loop.run()

@@ -35,6 +35,7 @@ from zigzag.running.host import Host
 from zigzag.running.memory import check_fits, told_what_helps
 from zigzag.running.onward import fed
 from zigzag.running.opening import open_runner
+from zigzag.running.processes import Processes
 from zigzag.running.runner import Runner
 from zigzag.running.transfers import ToHost, to_device
 
@@ -61,6 +62,7 @@ class Loop:
     cache: Runner | None
     cuda_graphs: bool | None
     prefill_chunk_size: int | None
+    processes: Processes | None = None
     statistics: Statistics = field(default_factory=Statistics)
 
     def __post_init__(self) -> None:
@@ -88,6 +90,8 @@ class Loop:
                     own = Host(other, self.cuda_graphs, self.prefill_chunk_size)
                     of_models[id(other)] = hosts.enter_context(own)
                 stage.open(of_models[id(other)], self.vocabulary, place)
+            if self.processes is not None:
+                self.processes.gathered("")  # nobody begins to sum before all have found that they can
             self.stream.begin([row.tokens for row in self.rows])  # nothing is refused after it
             with told_what_helps(), self.target.as_before_on_error():
                 self._decode()
@@ -143,7 +147,13 @@ class Loop:
             else:
                 self._round(round_)
                 round_ += 1
+            self._check_processes()
         self.ahead.drop()
+
+    def _check_processes(self) -> None:
+        """After a round: whether the others that run the model still do."""
+        if self.processes is not None:
+            self.processes.check()
 
     def _prefill(self) -> None:
         begin = time.perf_counter()
@@ -197,6 +207,7 @@ class Loop:
             self._commit(*onward.fetched(len(self.alive)), None)
             round_ += 1
             self.statistics.went_on(time.perf_counter() - begin)
+            self._check_processes()
             if all(row.reason for row in self.alive):
                 self.alive = []
                 return round_

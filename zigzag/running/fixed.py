@@ -22,6 +22,7 @@ from zigzag.running.attention import Attention, FullHeads
 from zigzag.running.graphs import Step, Steps
 from zigzag.running.host import Output
 from zigzag.running.model_layers import ModelLayers, check_plan, place
+from zigzag.running.shards import Group, agreed
 from zigzag.running.stores import Call, Counts, Drawn, Feed, Program, RunnerCache, too_many
 from zigzag.running.transfers import to_device
 
@@ -34,7 +35,7 @@ class FixedStore:
     plan: None where every layer is full; layers: of the model
     spare: most tokens that streaming layers can take back
     capacity: tokens of a row that the full layers have room for; they move, and steps are captured again, beyond it
-    graphs: capture steps of at most `spare` tokens, or of a tree; needs a CUDA device; must: as of `Steps`
+    graphs: capture steps of at most `spare` tokens, or of a tree; needs a CUDA device; must, group: as of `Steps`
     """
 
     groups_rows = True
@@ -49,6 +50,7 @@ class FixedStore:
         capacity: int = 1024,
         graphs: bool = True,
         must: bool = False,
+        group: Group | None = None,
     ) -> None:
         check_plan("FixedStore", plan, layers)
         self.plan, self.device, self.spare, self.capacity, self.graphs = plan, device, spare, capacity, graphs
@@ -62,7 +64,7 @@ class FixedStore:
             FixedLayer(self.slots, capacity) if window is None else RingLayer(self.rings[window]) for window in windows
         ]
         self.cache = RunnerCache(layers=self.layers)
-        self.steps = Steps(must=must)
+        self.steps = Steps(must=must, group=group)
         self.restart(0)
 
     def restart(self, rows: int) -> None:
@@ -306,10 +308,17 @@ class FixedStore:
         """
         if tokens <= self.capacity:
             return
-        try:
-            self._grow(tokens + max(256, tokens // 4))
-        except torch.OutOfMemoryError:
+        if not self._could_grow(tokens + max(256, tokens // 4)):
             self._grow(tokens)
+
+    def _could_grow(self, capacity: int) -> bool:
+        """Whether there was memory, in every process that has a share: all of them capture anew at the same step."""
+        try:
+            self._grow(capacity)
+            fits = True
+        except torch.OutOfMemoryError:
+            fits = False
+        return fits if self.steps.group is None else all(agreed([fits], self.steps.group, self.device))
 
     def _grow(self, capacity: int) -> None:
         for layer in self.layers:

@@ -6,20 +6,19 @@ of fixed addresses is written in the same launch, any other by its own `update`.
 queries, keys and values are one launch, `several`.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from copy import copy
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from zigzag.caches.fixed import FixedLayer
-from zigzag.running.fused_checks import are_few, is_close, is_plain, kernels_serve, kernels_take, may_be_read
+from zigzag.running.fused_checks import alone, are_few, is_close, kernels_serve, kernels_take, may_be_read, plain_part
+from zigzag.running.shards import local, summed
 
 Forward = Callable[..., tuple[Tensor, Tensor | None]]
 NOTING = "zigzag_noting"
@@ -96,13 +95,19 @@ def _forward(module: Any) -> Forward:
 
 
 def _projected(states: Tensor, projections: Sequence[Any]) -> list[Tensor]:
-    """What the projections give, in one launch where there are few tokens and nothing but weights and biases."""
-    if are_few(states) and all(is_plain(each, states.dtype) for each in projections):
-        matrices = [(each.weight, each.bias) for each in projections]
+    """What the projections give, in one launch where there are few tokens and nothing but weights and biases.
+
+    Of projections that are spread over processes the shards of this one; sums over all of them are summed.
+    """
+    parts = [plain_part(each, states.dtype) for each in projections] if are_few(states) else []
+    known = [part for part in parts if part is not None]
+    if known and len(known) == len(projections):
+        matrices = [(part.weight, part.bias) for part in known]
         if len({bias is None for _, bias in matrices}) == 1 and kernels_take(states, *(w for w, _ in matrices)):
             from zigzag.backends.triton.linear import several
 
-            return several(states, matrices)
+            products = several(states, matrices)
+            return [summed(product, part.group) for product, part in zip(products, known, strict=True)]
     return [project(states) for project in projections]
 
 
@@ -118,7 +123,7 @@ def is_same_attention(module: Any, made: Forward) -> bool:
 
     Both run on a stand-in with the module's projections and norms, whose attention notes what it is given.
     """
-    weight = module.q_proj.weight
+    weight = local(module.q_proj.weight)
     draw = torch.Generator(weight.device).manual_seed(0)
     rope = getattr(module.config, "rope_parameters", None) or {}
     size = int(module.head_dim * rope.get("partial_rotary_factor", 1.0))
@@ -139,19 +144,10 @@ def is_same_attention(module: Any, made: Forward) -> bool:
 def _stand_in(module: Any) -> Any:
     """What the forwards read of the module, without its hooks."""
     own = {name: getattr(module, name) for name in (*ATTRIBUTES, *NORMS) if hasattr(module, name)}
-    projections = {name: _without_hooks(getattr(module, name)) for name in PROJECTIONS}
+    projections = {name: alone(getattr(module, name)) for name in PROJECTIONS}
     window = getattr(module.config, "sliding_window", None)
     config = SimpleNamespace(_attn_implementation=NOTING, sliding_window=window)
     return SimpleNamespace(**own, **projections, config=config, training=False)
-
-
-def _without_hooks(projection: Any) -> Any:
-    """The same weights in a module that nobody listens to; the forward alone of what is no plain linear layer."""
-    if type(projection) is not nn.Linear:
-        return projection.forward
-    other = copy(projection)
-    other._forward_hooks, other._forward_pre_hooks = OrderedDict(), OrderedDict()
-    return other
 
 
 class _Twice:

@@ -1,5 +1,7 @@
 """What must hold for a module of a model to be computed by other code: asked when it is replaced, and in each call."""
 
+from collections import OrderedDict
+from copy import copy
 from typing import Any
 
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 
 from zigzag.backends import lookup
 from zigzag.reference.errors import BackendError
+from zigzag.running.shards import Part, is_shared, local, part_of
 
 ROUNDINGS = 4  # of the model's dtype, that a replacement may be off by
 
@@ -46,19 +49,45 @@ def has_hooks(module: nn.Module) -> bool:
 def is_plain(linear: Any, dtype: torch.dtype) -> bool:
     """Whether this is a linear layer that another module may compute from its weight, stored as kernels read it.
 
-    Not a quantised one, an adapter's, one whose weight is computed or spread over processes.
+    Not a quantised one, an adapter's, one whose weight is computed or spread over processes in a way we do not know.
     """
-    if type(linear) is not nn.Linear or not is_bare(linear):
-        return False
-    arrays = [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
+    return plain_part(linear, dtype) is not None
+
+
+def plain_part(linear: Any, dtype: torch.dtype) -> Part | None:
+    """What this process holds of a layer that `is_plain`; None for another."""
+    if type(linear) is not nn.Linear or has_hooks(linear):
+        return None
+    part = part_of(linear)
+    if part is None:
+        return None
+    arrays = [part.weight] if part.bias is None else [part.weight, part.bias]
     plain = all(type(array) in (nn.Parameter, Tensor) and array.dtype == dtype for array in arrays)
-    return plain and all(array.is_contiguous() for array in arrays)
+    return part if plain and all(array.is_contiguous() for array in arrays) else None
+
+
+def alone(projection: Any) -> Any:
+    """The same weights in a module that nobody listens to; the forward alone of what is no plain linear layer.
+
+    Of one that is spread over processes this one's shard, whose product nobody sums: both forwards then give a part.
+    """
+    if type(projection) is not nn.Linear:
+        return projection.forward
+    other: Any = copy(projection)
+    other._forward_hooks, other._forward_pre_hooks = OrderedDict(), OrderedDict()
+    if is_shared(projection.weight):
+        part = part_of(projection)
+        if part is None:
+            raise ValueError("a projection is spread over processes in a way that is not known here")
+        del other.forward
+        other._parameters = {"weight": part.weight, "bias": part.bias}
+    return other
 
 
 def kernels_serve(weight: Tensor) -> bool:
     """Whether Triton's kernels are chosen for arrays like this one, as they are for the ops of `zigzag.ops`."""
     try:
-        chosen = lookup("attention", "auto", weight)
+        chosen = lookup("attention", "auto", local(weight))
     except BackendError:  # another backend was asked for, which does not take torch's arrays
         return False
     if not chosen.__module__.startswith("zigzag.backends.triton"):

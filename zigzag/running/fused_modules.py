@@ -24,6 +24,7 @@ from zigzag.running.fused_attention import fused_attention, is_same_attention
 from zigzag.running.fused_checks import are_few, is_close, is_norm, kernels_serve, kernels_take
 from zigzag.running.fused_layers import fused_layer, is_same_layer
 from zigzag.running.fused_mlp import fused_mlp, fused_shared_experts, is_same_mlp, is_same_shared_experts
+from zigzag.running.shards import Group, agreed, group_of, local
 
 log = logging.getLogger("zigzag")
 MANY = 300  # rows, more than any kernel for few of them takes
@@ -34,11 +35,27 @@ _compared: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether a
 def fused_modules(model: Decoder) -> Iterator[int]:
     """Replace what can be replaced inside the block; gives how many modules were."""
     replaced = [module for module in model.modules() if _replace(module)]
+    if (group := group_of(model)) is not None:
+        replaced = _replaced_everywhere(model, replaced, group)
     try:
         yield len(replaced)
     finally:
         for module in replaced:
             del module.forward
+
+
+def _replaced_everywhere(model: Decoder, replaced: list[Any], group: Group) -> list[Any]:
+    """Those that every process replaced; the others have their own forward back.
+
+    A module may sum over the processes once where its replacement sums twice: all must run the same.
+    """
+    here, modules = {id(module) for module in replaced}, list(model.modules())
+    everywhere = agreed([id(module) in here for module in modules], group, local(next(model.parameters())).device)
+    kept = [module for module, everyone in zip(modules, everywhere, strict=True) if everyone]
+    for module in replaced:
+        if not any(module is each for each in kept):
+            del module.forward
+    return kept
 
 
 def _replace(module: Any) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zigzag.reference.errors import CacheError, ModelError
+from zigzag.running.shards import Group, agreed
 from zigzag.running.transfers import pinned, to_device
 
 log = logging.getLogger("zigzag")
@@ -32,16 +33,17 @@ class Steps:
 
     must: work that cannot be captured, as what waits for the device, is an error; else it runs as it is, told once at
         INFO, and `cannot` is True from then on
+    group: processes over which the work sums: what one of them cannot capture, none replays
     """
 
-    def __init__(self, *, must: bool = False) -> None:
-        self.must, self.cannot = must, False
+    def __init__(self, *, must: bool = False, group: Group | None = None) -> None:
+        self.must, self.cannot, self.group = must, False, group
         self.forgotten = 0  # how often: what was captured elsewhere over the same buffers is void too
         self._steps: dict[Hashable, Step | None] = {}  # None: ran once, to be captured
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Steps":
         """None: a copied store has buffers of its own."""
-        return Steps(must=self.must)
+        return Steps(must=self.must, group=self.group)
 
     def forget(self) -> None:
         """Capture anew: buffers that the graphs read have moved."""
@@ -86,7 +88,7 @@ class Steps:
         step = self._steps[what] = self._steps.pop(what)
         if step is None:
             try:
-                self._steps[what] = _captured(work, device, given)
+                self._steps[what] = self._captured_everywhere(work, device, given)
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0]
                 if self.must:
@@ -99,6 +101,19 @@ class Steps:
                 log.info("no CUDA graphs: a step cannot be captured (%s)", reason)
                 return None
         return self._steps[what]
+
+    def _captured_everywhere(self, work: Callable[..., Any], device: torch.device, given: tuple[Given, ...]) -> Step:
+        """RuntimeError in every process where one cannot capture: one that replays would wait for one that runs."""
+        if self.group is None:
+            return _captured(work, device, given)
+        step, failure = None, RuntimeError("another process could not capture it")
+        try:
+            step = _captured(work, device, given)
+        except RuntimeError as error:
+            failure = error
+        if not all(agreed([step is not None], self.group, device)) or step is None:
+            raise failure
+        return step
 
 
 def _sent(given: Given, device: torch.device) -> Given:

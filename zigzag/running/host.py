@@ -59,7 +59,7 @@ class Host:
         with ExitStack() as stack:
             self._take(stack)
             self._thread = get_ident()
-            if self.device.type in fused_experts.DEVICES and not is_spread():
+            if self.device.type in fused_experts.DEVICES:
                 stack.enter_context(fused_modules(self.model))
                 try:
                     stack.enter_context(fused_experts.fused_experts(self.model))
@@ -152,8 +152,3 @@ def execution_device(model: Decoder) -> torch.device:
     if found is None:
         raise ModelError("the model's weights are on the meta device: load them before it is run")
     return torch.device(found)
-
-
-def is_spread() -> bool:
-    """Whether this is one of several processes, over which a model may be spread."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

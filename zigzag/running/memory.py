@@ -113,11 +113,12 @@ def need_of(
 def row_bytes(host: Host, placement: Placement, tokens: int, spare: int) -> int:
     """Keys and values of one row of all layers."""
     layers, slots = host.layers, 0
+    heads = layers.num_kv_heads // layers.share[1]
     for window, groups in zip(placement.windows, placement.groups, strict=True):
-        full = layers.num_kv_heads if groups is True else 0 if groups is False else sum(groups)
+        full = heads if groups is True else 0 if groups is False else sum(groups)
         slots += full * tokens
         if window is not None:
-            slots += (layers.num_kv_heads - full) * min(tokens, window.size + spare)
+            slots += (heads - full) * min(tokens, window.size + spare)
     return 2 * slots * layers.head_size * host.model.dtype.itemsize
 
 

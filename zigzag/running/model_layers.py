@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from zigzag.plans.heads import Plan
 from zigzag.plans.window import Window
 from zigzag.reference.errors import ModelError, PlanError
+from zigzag.running.shards import share_of_heads
 
 Groups = bool | tuple[bool, ...]
 
@@ -26,6 +27,7 @@ class ModelLayers:
     others: {index: kind} of layers that are neither, as "linear_attention"
     num_kv_heads, head_size: G and D of the full layers
     is_latent: whether they cache a latent instead of keys and values of G heads (multi-head latent attention)
+    share: (i, n) where this process computes the i-th of n equal runs of the KV heads, and others the rest
     """
 
     name: str
@@ -35,6 +37,13 @@ class ModelLayers:
     num_kv_heads: int
     head_size: int
     is_latent: bool
+    share: tuple[int, int] = (0, 1)
+
+    @property
+    def heads_here(self) -> slice:
+        """Which of the KV heads this process computes."""
+        each = self.num_kv_heads // self.share[1]
+        return slice(self.share[0] * each, (self.share[0] + 1) * each)
 
     @property
     def num_layers(self) -> int:
@@ -52,7 +61,7 @@ class Placement:
     """A plan on a model's layers.
 
     windows: [L] of each layer the window of its streaming heads, None where none streams
-    groups: [L] which KV heads are full: all (True), none (False), or [G] of them
+    groups: [L] which of this process's KV heads are full: all (True), none (False), or [G] of them
     """
 
     windows: tuple[Window | None, ...]
@@ -69,8 +78,18 @@ def place(plan: Plan | None, layers: ModelLayers, *, own_windows: bool) -> Place
     groups: list[Groups] = [window is None for window in windows]
     if plan is not None:
         for own, index in enumerate(layers.full):
-            windows[index], groups[index] = plan.window(own), plan.full_groups(own)
+            windows[index], groups[index] = _here(plan.window(own), plan.full_groups(own), layers.heads_here)
     return Placement(tuple(windows), tuple(groups))
+
+
+def _here(window: Window | None, groups: Groups, heads: slice) -> tuple[Window | None, Groups]:
+    """What a layer does in this process, which has these KV heads of it."""
+    if isinstance(groups, bool):
+        return window, groups
+    mine = tuple(groups[heads])
+    if len(mine) == len(groups) or len(set(mine)) > 1:
+        return window, mine
+    return (None, True) if mine[0] else (window, False)
 
 
 def decoder_of(model: Any) -> nn.Module:
@@ -101,8 +120,9 @@ def layers_of(model: Any) -> ModelLayers:
             others[index] = kind
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    is_latent = bool(getattr(config, "kv_lora_rank", None))
-    return ModelLayers(name, tuple(full), tuple(windows), others, config.num_key_value_heads, size, is_latent)
+    is_latent, share = bool(getattr(config, "kv_lora_rank", None)), share_of_heads(model)
+    heads = config.num_key_value_heads
+    return ModelLayers(name, tuple(full), tuple(windows), others, heads, size, is_latent, share)
 
 
 def check_plan(op: str, plan: Plan | None, layers: ModelLayers) -> None:

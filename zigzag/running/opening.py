@@ -11,9 +11,10 @@ from zigzag.running.changes import NONE, Changes, check_skip
 from zigzag.running.fixed import FixedStore
 from zigzag.running.fused_experts import has_eager_experts
 from zigzag.running.growing import GrowingStore
-from zigzag.running.host import Host, is_spread
+from zigzag.running.host import Host
 from zigzag.running.model_layers import ModelLayers, check_plan
 from zigzag.running.runner import Runner, Store
+from zigzag.running.shards import group_of, unlike_tensor_parallelism
 
 log = logging.getLogger("zigzag")
 
@@ -53,7 +54,8 @@ def open_runner(
         store = GrowingStore(plan, host.layers, host.device, spare=spare)
     else:
         must = host.cuda_graphs is True
-        store = FixedStore(plan, host.layers, host.device, spare=spare, capacity=capacity, must=must)
+        group = group_of(host.model)
+        store = FixedStore(plan, host.layers, host.device, spare=spare, capacity=capacity, must=must, group=group)
     if reason and host.cuda_graphs is None and host.model.device.type == "cuda":
         log.info("no CUDA graphs: %s", reason)
     return Runner(host, store, keep_hidden=keep_hidden, changes=changes)
@@ -75,8 +77,8 @@ def _no_graphs(host: Host, plan: Plan | None) -> str:
         return f"the model is on {model.device}, not on a CUDA device"
     if len(devices) > 1:
         return f"the model is spread over {len(devices)} devices"
-    if is_spread():
-        return "the model may be spread over several processes"
+    if reason := unlike_tensor_parallelism(model):
+        return reason
     if isinstance(plan, HeadPlan):
         return "a HeadPlan splits layers"
     if host.layers.is_latent:

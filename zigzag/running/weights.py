@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from zigzag.models.decoder import Decoder
+from zigzag.running.shards import local
 
 _ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")  # of PEFT's layers
 
@@ -17,7 +18,9 @@ def weights_state(model: Any) -> int:
     """
     own = [each for module in model.modules() for each in module.named_buffers(recurse=False)]
     buffers = [buffer for name, buffer in own if not name.endswith("inv_freq")]
-    weights = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in [*model.parameters(), *buffers]]
+    weights = [
+        (w.data_ptr(), 0 if w.is_inference() else w._version) for w in map(local, [*model.parameters(), *buffers])
+    ]
     layers = [module for module in model.modules() if isinstance(getattr(module, "disable_adapters", None), bool)]
     adapters = [[repr(getattr(layer, name, None)) for name in _ADAPTERS] for layer in layers]
     return hash((tuple(weights), repr(adapters)))

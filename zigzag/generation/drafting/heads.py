@@ -17,6 +17,7 @@ from zigzag.reference.errors import ArgumentError, CacheError
 from zigzag.reference.trees import node_depths, path_to
 from zigzag.running.graphs import Steps
 from zigzag.running.host import Host
+from zigzag.running.shards import group_of
 from zigzag.running.stores import Drawn
 from zigzag.running.transfers import to_device
 from zigzag.running.weights import weights_state
@@ -63,7 +64,7 @@ class HeadsDrafter(DrawnDrafter):
         if not host.may_capture:
             self._steps = None
         elif self._steps is None or weights != self._weights:
-            self._steps = Steps()
+            self._steps = Steps(group=group_of(host.model))
         self._weights = weights
         self._draws(host.device, stage, vocabulary_size(host.model))
 

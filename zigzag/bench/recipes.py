@@ -207,29 +207,33 @@ def _timed(
     """
     made, cache = None if ours is None else ours(), None
 
-    def call(most: int) -> tuple[list[list[int]], Statistics | None]:
+    def call(most: int) -> tuple[list[list[int]], float, Statistics | None]:
         nonlocal made, cache
         if ours is None or made is None:
-            return [greedy(model, ids[0], min(most, THEIRS), **(stock or {}))], None
+            begin = time.perf_counter()
+            return [greedy(model, ids[0], min(most, THEIRS), **(stock or {}))], time.perf_counter() - begin, None
         if cache is not None:
             cache.reset()
         made = made if keeps and _forgets(made.get("drafter")) else ours()
         more: Made = {"temperature": temperature, "max_new_tokens": most, "eos_token_id": [], "seed": 0}
+        begin = time.perf_counter()
         result = generate(model, ids, **made, cache=cache, **more)
+        seconds = time.perf_counter() - begin
         cache = result.cache if keeps else None
-        return result.new_tokens, result.statistics
+        return result.new_tokens, seconds, result.statistics
 
     call(new if keeps and ours is not None else min(new, 12))
     seconds = []
     for _ in range(calls):
-        begin = time.perf_counter()
-        tokens, numbers = call(new)
-        seconds.append(time.perf_counter() - begin)
+        tokens, each, numbers = call(new)
+        seconds.append(each)
     return tokens, median(seconds), numbers
 
 
 def _forgets(drafter: Any) -> bool:
-    """Whether a drafter drafts the same in a second call as in the first."""
+    """Whether a drafter remembers no text; what it has measured it may know."""
+    if isinstance(drafter, AdaptiveDrafter):
+        return all(map(_forgets, drafter.drafters))
     return isinstance(drafter, DrawnDrafter | LookupDrafter) and not isinstance(drafter, OnlineDrafter)
 
 
@@ -237,7 +241,7 @@ def _said(numbers: Statistics | None) -> tuple[Any, ...]:
     if numbers is None:
         return None, (), None
     accepted = tuple(round(a, 4) if a == a else None for a in numbers.conditional_acceptance)
-    return numbers.tokens_per_verification, accepted, numbers.draft_cost
+    return numbers.tokens_per_verification, accepted, None if numbers.onward else numbers.draft_cost
 
 
 def conditions(model: Any, command: str) -> Made:

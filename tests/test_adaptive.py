@@ -71,13 +71,17 @@ def scripted(drafter: AdaptiveDrafter, choices: Sequence[tuple[int, int]]) -> Ad
     script, choose = cycle(choices), drafter.bandit.choose
     coming = [Choice(*next(script))]
 
-    def chosen(tokens: int, *, rests: bool = False) -> Choice:
-        choose(tokens, rests=rests)
+    def chosen(tokens: int, *, rests: bool = False, onward: Choice | None = None) -> Choice:
+        choose(tokens, rests=rests, onward=onward)
         coming.append(Choice(*next(script)))
-        return coming.pop(0)
+        now = coming.pop(0)
+        known = now == NOTHING or now.length in drafter.lengths[now.drafter]
+        drafter.bandit._last = now if known else drafter.bandit._last
+        return now
 
     drafter.bandit.choose = chosen  # type: ignore[method-assign]
     drafter.bandit.rests = lambda tokens: coming[0] == NOTHING  # type: ignore[method-assign]
+    drafter.bandit.again = lambda choice, tokens: coming[0] == choice  # type: ignore[method-assign]
     return drafter
 
 
@@ -278,6 +282,30 @@ def test_drafts_of_any_length_are_few_captured_shapes(monkeypatch: pytest.Monkey
     assert {width for _, width in shapes} == {1, 2, 4, 5, 8, 16} and len(captured) < 10
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_what_it_has_chosen_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    """Rounds of one kind behind one another; the tokens are those of rounds one by one, whoever drafts."""
+    replay_on_cpu(monkeypatch)
+    model, head = easy()
+    small, texts = near(model), [[5, 9, 17, 3], [8, 2, 40, 41, 42], [60, 7]]
+    options: dict[str, Any] = {"temperature": temperature, "seed": 3, "max_new_tokens": 90}
+    script = [(0, 2)] * 9 + [NOTHING] * 3 + [(1, 3)] * 2 + [(0, 1)] * 7 + [(0, 2), NOTHING]
+
+    def made(graphs: bool | None, *arms: Any) -> Any:
+        drafter = scripted(AdaptiveDrafter(*arms), script)
+        return generate(model, texts, drafter=drafter, cuda_graphs=graphs, **options)
+
+    for arm in (MtpDrafter(head, stop=2), ModelDrafter(small, stop=2)):
+        arms = (arm, (1, 2)), LookupDrafter(3)
+        plain, onward = made(False, *arms), made(None, *arms)
+        assert onward.sequences == plain.sequences
+        assert onward.statistics.accepted == plain.statistics.accepted
+        assert 10 < onward.statistics.onward < onward.statistics.forwards - 8
+    two = (MtpDrafter(head, stop=2), (1, 2)), MtpDrafter(head, stop=3)  # each wants the states of all rounds
+    both = made(None, *two)
+    assert not both.statistics.onward and both.sequences == made(False, *two).sequences
+
+
 def test_with_one_clock_sampled_tokens_are_the_same() -> None:
     model = target()
 
@@ -355,7 +383,7 @@ def test_a_drafter_that_missed_too_much_is_out(monkeypatch: pytest.MonkeyPatch) 
     options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 40}
     plain = generate(model, [[5, 9, 17]], **options).sequences
     drafter = AdaptiveDrafter(MtpDrafter(head, stop=2), clock=Ticks([1.0]))
-    choose, drafter.bandit.choose = drafter.bandit.choose, lambda tokens, rests: NOTHING  # type: ignore[method-assign]
+    choose, drafter.bandit.choose = drafter.bandit.choose, lambda tokens, **_: NOTHING  # type: ignore[method-assign]
     assert generate(model, [[5, 9, 17]], drafter=drafter, **options).sequences == plain
     assert drafter.bandit.records[0].out and not drafter._missed
     drafter.bandit.choose = choose  # type: ignore[method-assign]

@@ -277,6 +277,30 @@ def test_rounds_that_begin_late_are_no_measure() -> None:
     assert bandit.records[0].lost == pytest.approx(lost + 0.5)  # behind a round without a draft nobody pays
 
 
+def test_rounds_that_go_on_by_themselves_are_the_measure() -> None:
+    """Of a choice whose rounds do, the first, which goes one by one, is paid for and not measured."""
+    bandit = Bandit([(2,)])
+    bandit.begin(1)
+    rounds(bandit, BEGINNING, lambda choice: 1.0)
+    choice = Choice(0, 2)
+
+    def drafted(seconds: float, onward: bool) -> None:
+        assert bandit.choose(10, onward=choice if onward else None) == choice
+        bandit.gave([2], [2])
+        bandit.took(seconds)
+
+    drafted(3.0, onward=False)  # no measure, as every first one
+    for _ in range(4):
+        assert bandit.again(choice, 10)
+        drafted(1.2, onward=True)
+    assert bandit.records[0].times[2].usual == pytest.approx(1.2)
+    before = bandit.records[0].lost
+    drafted(3.4, onward=False)
+    assert bandit.records[0].times[2].usual == pytest.approx(1.2) and bandit.records[0].lost > before
+    bandit.retire(0)
+    assert not bandit.again(choice, 10)
+
+
 def test_what_is_out_is_not_chosen() -> None:
     bandit = Bandit([(2,), (3,)])
     bandit.begin(1)

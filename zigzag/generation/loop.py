@@ -139,11 +139,11 @@ class Loop:
         fixed = self.drafts_trees and not isinstance(getattr(self.drafter, "parents", None), GrownTree)
         self.verdicts = Steps() if fixed and self.target.host.may_capture else None
         round_ = 0
-        parts = self.target, self.drafter, self.rule, self.distribution, self.uniforms, self.eos
-        self.onward = None if reads_logits else onward_of(*parts)
+        self.onwards: dict[Any, Onward | None] = {}  # by drafter and length
         while self.alive:
-            if round_ and self.onward is not None and self._may_go_onward(self.onward):
-                round_ = self._go_onward(self.onward, round_)
+            onward = None if reads_logits or not round_ else self._onward()
+            if onward is not None and self._may_go_onward(onward):
+                round_ = self._go_onward(onward, round_)
             else:
                 self._round(round_)
                 round_ += 1
@@ -186,6 +186,17 @@ class Loop:
         clock.append(time.perf_counter())
         self.statistics.spent(*np.diff(clock).tolist())
 
+    def _onward(self) -> Onward | None:
+        """What goes on from here by itself: the drafter, or the one that it has just chosen."""
+        going = getattr(self.drafter, "going", None)
+        what = (self.drafter, None) if going is None else going(max(len(row.tokens) for row in self.alive))
+        if what is None:
+            return None
+        if what not in self.onwards:
+            of_call = self.rule, self.distribution, self.uniforms, self.eos
+            self.onwards[what] = onward_of(self.target, what[0], what[1], *of_call)
+        return self.onwards[what]
+
     def _may_go_onward(self, onward: Onward) -> bool:
         """Where rows have room for a round and the one behind it, and the drafter knows them."""
         news = self.target.fresh if self.wants_hidden else [1] * len(self.alive)
@@ -197,10 +208,12 @@ class Loop:
         seeds = [row.seed for row in self.alive]
         onward.begin([row.tokens for row in self.alive], self.target.take_hidden() if self.wants_hidden else None)
         onward.launch(seeds, round_)
+        chooses = getattr(self.drafter, "goes_on", None)
         while onward.under_way:
             begin = time.perf_counter()
-            room = min(row.room for row in self.alive)
-            if room > 2 * onward.length + 1 and not any(row.reason for row in self.alive):
+            again = chooses is None or chooses(len(self.alive), max(len(row.tokens) for row in self.alive))
+            room = min(row.room for row in self.alive) > 2 * onward.length + 1
+            if again and room and not any(row.reason for row in self.alive):
                 onward.launch(seeds, round_ + 1)
             fed(self.target, onward.length + 1, onward.in_advance)
             before = [len(row.tokens) for row in self.alive]

@@ -39,20 +39,21 @@ class UnderWay(NamedTuple):
 class Onward:
     """The rounds of one call that may go on by themselves.
 
-    uniforms: of the verification; stops: tokens behind which no draft counts
+    length: of each draft; uniforms: of the verification; stops: tokens behind which no draft counts
     """
 
     def __init__(
         self,
         target: Runner,
         drafter: DrawnDrafter,
+        length: int,
         rule: Rule,
         distribution: Distribution,
         uniforms: UniformBlocks,
         stops: frozenset[int],
     ) -> None:
         self.target, self.drafter, self.rule, self.distribution = target, drafter, rule, distribution
-        self.uniforms, self.length, self.stops = uniforms, drafter.stop.length, stops
+        self.uniforms, self.length, self.stops = uniforms, length, stops
         self._stops = to_device(torch.tensor(sorted(stops)), target.device) if stops else None
         self._onset: Onset | None = None  # of the next round
         self._rounds: list[UnderWay] = []
@@ -152,9 +153,18 @@ def _counted(drafts: Tensor, stops: Tensor | None) -> Tensor:
 
 
 def onward_of(
-    target: Runner, drafter: Any, rule: Any, distribution: Distribution, uniforms: UniformBlocks, stops: frozenset[int]
+    target: Runner,
+    drafter: Any,
+    length: int | None,
+    rule: Any,
+    distribution: Distribution,
+    uniforms: UniformBlocks,
+    stops: frozenset[int],
 ) -> Onward | None:
-    """What a call's rounds go on with, for as long as its rows have room; None where they go one by one."""
+    """What rounds with this drafter go on with, while rows have room; None where they go one by one.
+
+    length: of the drafts; None: the drafter's
+    """
     if not isinstance(drafter, DrawnDrafter) or not isinstance(rule, Rule) or distribution.static is None:
         return None
     store = target.store
@@ -162,4 +172,4 @@ def onward_of(
         return None
     if drafter.parents is not None or type(drafter.stop) is not Fixed or not drafter.goes_onward:
         return None
-    return Onward(target, drafter, rule, distribution, uniforms, stops)
+    return Onward(target, drafter, length or drafter.stop.length, rule, distribution, uniforms, stops)

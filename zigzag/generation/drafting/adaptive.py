@@ -62,6 +62,7 @@ class AdaptiveDrafter:
         self.clock, self.bandit = clock, Bandit(self.lengths, loss=loss)
         self._began: float | None = None
         self._choice: Choice | None = None  # of a draft that has not been judged
+        self._last = NOTHING  # the last choice
         self._resting = False  # it is decided that the coming round has no draft
         self._limits: list[int] = []
         self._knows: set[int] = set()  # drafters that know the rows of this call
@@ -112,6 +113,7 @@ class AdaptiveDrafter:
         self._hold(request)
         self._choice = choice = self.bandit.choose(max(map(len, request.sequences)), rests=self._resting)
         self._resting = False
+        self._last = choice
         self._limits = [min(most, choice.length) for most in request.most]
         if choice == NOTHING:
             return Draft(*padded([[] for _ in self._limits]))
@@ -130,8 +132,33 @@ class AdaptiveDrafter:
         self._resting = self.bandit.rests(tokens)
         return self._resting
 
+    def going(self, tokens: int) -> tuple[Drafter, int] | None:
+        """The drafter and the length of the last draft, if the next one is best of that kind and may go on by itself.
+
+        tokens: of the longest row
+        """
+        choice = self._last
+        others = any(place != choice.drafter for place in self._missed)  # they would not see the target's states
+        if choice == NOTHING or others or not self.bandit.again(choice, tokens):
+            return None
+        return self.drafters[choice.drafter], choice.length
+
+    def goes_on(self, rows: int, tokens: int) -> bool:
+        """Told of a round of the last kind that went on by itself, before it is read; whether the next one should too.
+
+        tokens: of the longest row
+        """
+        now = self.clock()
+        if self._began is not None:
+            self.bandit.took(now - self._began)
+        self._began = now
+        self._choice = self.bandit.choose(tokens, onward=self._last)
+        self._limits = [self._last.length] * rows
+        return self.bandit.again(self._last, tokens)
+
     def _begin(self, rows: int) -> None:
         self.bandit.begin(rows)
+        self._last = NOTHING
         self._resting = False
         self._knows.clear()
         self._asked.clear()

@@ -136,6 +136,8 @@ class Bandit:
         self._last: Choice | None = None  # of the round that is not over
         self._gave: tuple[Sequence[int], Sequence[int]] | None = None
         self._before = NOTHING
+        self._onward: set[Choice] = set()  # whose rounds go on by themselves, but for the first of them
+        self._one_by_one = False  # the round that is not over is such a first one
         self._may_rest = self._late = False  # rounds without drafts may begin early; the one that is not over did not
         self._in_proportion = True  # when this has been measured, all times are taken in proportion to it
         self._missed = 0  # tokens that came while others drafted than the last choice
@@ -168,12 +170,22 @@ class Bandit:
         """Whether no draft is best for the round behind this one too, which has none, by what is known so far."""
         return self._last == NOTHING and self._best(tokens) == NOTHING
 
-    def choose(self, tokens: int, *, rests: bool = False) -> Choice:
-        """For the coming round. tokens: of the longest row; rests: no draft, as `rests` said: the round has begun"""
+    def again(self, choice: Choice, tokens: int) -> bool:
+        """Whether this choice is best for the round behind one that is under way too, by what is known so far."""
+        return self._best(tokens) == choice
+
+    def choose(self, tokens: int, *, rests: bool = False, onward: Choice | None = None) -> Choice:
+        """For the coming round. tokens: of the longest row
+
+        rests: no draft, as `rests` said: the round has begun; onward: a choice whose round goes on by itself
+        """
         self._round += 1
-        self._last, self._gave = NOTHING if rests else self._best(tokens), None
+        self._last, self._gave = onward or (NOTHING if rests else self._best(tokens)), None
         self._late = self._may_rest and not rests
         self._may_rest |= rests
+        self._one_by_one = self._last in self._onward and onward is None
+        if onward is not None:
+            self._onward.add(onward)
         self.chosen[self._last] += 1
         if self._last != NOTHING:
             record = self.records[self._last.drafter]
@@ -202,7 +214,8 @@ class Bandit:
         record.acceptance.add(self._round, *gave)
         if not self._warming(record, last.length, seconds):
             self._charge(last, seconds, 1 + sum(gave[1]) / len(gave[1]))
-            self._time(record, last.length, seconds)
+            if not self._one_by_one:
+                self._time(record, last.length, seconds)
 
     def _pay(self, before: Choice, seconds: float) -> None:
         """A round without drafts that began late, behind one with a draft, which pays for it: no measure of others."""

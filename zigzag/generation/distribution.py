@@ -31,9 +31,14 @@ class Distribution:
         return self.top_k == 0 and self.top_p == 1 and self.min_p == 0
 
     @property
+    def cuts(self) -> tuple[float, ...]:
+        """Two equal ones make the same probabilities of processed logits."""
+        return self.temperature, self.top_k, self.top_p, self.min_p
+
+    @property
     def static(self) -> tuple[float, ...] | None:
         """Two equal ones give the same probabilities for logits; None where these hang on the text too."""
-        return None if self.processors else (self.temperature, self.top_k, self.top_p, self.min_p)
+        return None if self.processors else self.cuts
 
     def probs(self, logits: Tensor) -> Tensor:
         """[..., V] probabilities of processed logits, at least float32."""

@@ -30,7 +30,7 @@ from zigzag.plans.heads import Plan
 from zigzag.reference.errors import ModelError
 from zigzag.reference.trees import below_root, node_depths
 from zigzag.running.attach import cache_bytes
-from zigzag.running.graphs import Steps
+from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host
 from zigzag.running.memory import check_fits, told_what_helps
 from zigzag.running.onward import fed
@@ -136,8 +136,9 @@ class Loop:
         self.uniforms = UniformBlocks("verify", self.target.device, slots=longest + 1, rounds=rounds)
         reads_logits = self.criteria.read_scores or self.logprobs is not None  # behind a round
         self.ahead = Ahead(self.target, wanted=not self.distribution.processors and not reads_logits)
-        fixed = self.drafts_trees and not isinstance(getattr(self.drafter, "parents", None), GrownTree)
-        self.verdicts = Steps() if fixed and self.target.host.may_capture else None
+        grows = isinstance(getattr(self.drafter, "parents", None), GrownTree)  # each tree would be captured anew
+        store = self.target.store
+        self.verdicts = store.steps if isinstance(store, FixedStore) and store.graphs and not grows else None
         round_ = 0
         self.onwards: dict[Any, Onward | None] = {}  # by drafter and length
         while self.alive:

@@ -82,7 +82,7 @@ def judge(
     ids: [B, K] the drafts on the device; counts: [B] how many these are; coins: [B, K + 1]
     logits: [B, K + 1, V] of the target, processed
     drafter: its name, for errors
-    steps: for verdicts on trees, which are many small kernels; those of one rule, distribution and tree are captured
+    steps: for verdicts on drafts, which are many small kernels; those of one rule, distribution and tree are captured
     """
     parts, first = [], None
     for rule in {id(r): r for r in rules}.values():
@@ -91,10 +91,11 @@ def judge(
         some = slice(None) if all_of_them else torch.tensor(mine, device=ids.device)
         given = ids[some], None if draft.probs is None else draft.probs[some], logits[some], coins[some], counts[some]
         work = partial(answers_of, rule, distribution, draft.parents, draft.replacement)
-        if steps is None or draft.parents is None:
+        if steps is None or not ids.shape[1]:
             answers, tokens, nodes, checked = work(*given)
         else:
-            what = id(rule), tuple(given[0].shape), given[1] is None, draft.parents, draft.replacement
+            law = rule.name, tuple(sorted(rule.options.items())), distribution.cuts, given[2].dtype
+            what = ("verdict", *law, tuple(given[0].shape), given[1] is None, draft.parents, draft.replacement)
             answers, tokens, nodes, checked = steps.run(what, work, ids.device, *given)
         parts.append(Part(mine, ToHost(answers), nodes, checked))
         if all_of_them:

@@ -18,8 +18,9 @@ from replays import FakeStep, replay_on_cpu  # noqa: E402
 from test_mtp import easy  # noqa: E402
 
 from zigzag import LayerPlan, ModelError, generate  # noqa: E402
-from zigzag.generation.drafting import Heuristic, LookupDrafter, ModelDrafter, MtpDrafter, drafter_of  # noqa: E402
+from zigzag.generation.drafting import GrownTree, Heuristic, LookupDrafter, ModelDrafter, MtpDrafter, drafter_of  # noqa: E402
 from zigzag.generation.onward import Onward  # noqa: E402
+from zigzag.reference import best_tree  # noqa: E402
 from zigzag.reference.errors import CacheError  # noqa: E402
 
 SEQUENCE_OF = {"medusa": 3, "hydra": 2, "blockwise": 3, "eagle": 3}
@@ -52,14 +53,47 @@ def both(make: Callable[[], Any], model: Any, rows: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("kind", [*SEQUENCE_OF, "model", "one draft"])
+@pytest.mark.parametrize(
+    ("kind", "plan"), [*((kind, "mixed") for kind in (*SEQUENCE_OF, "model")), ("model", "full"), ("one draft", "full")]
+)
 def test_the_same_tokens(captured: list[FakeStep], kind: str, plan: str, temperature: float) -> None:
     """Of rows of several lengths, beyond where the rings begin again."""
     model = target()
     made = both(drafters(model)[kind], model, prompts(), plan=PLANS[plan], temperature=temperature, max_new_tokens=90)
     assert made.statistics.onward > 0.7 * made.statistics.forwards
     assert any(step.replays > 9 for step in captured)
+
+
+TREE = tuple(best_tree([0.6, 0.2, 0.1], 8)[0])
+SIBLINGS = ("top", "without replacement", "with replacement")
+
+
+@pytest.mark.parametrize(
+    ("kind", "siblings", "temperature"),
+    [
+        *(("student", siblings, temperature) for siblings in SIBLINGS for temperature in (0.0, 0.9)),
+        *((kind, "top", 0.9) for kind in ("medusa", "hydra", "eagle")),
+        *((kind, "without replacement", 0.9) for kind in ("medusa", "hydra", "eagle")),
+    ],
+)
+def test_trees(captured: list[FakeStep], kind: str, siblings: str, temperature: float) -> None:
+    """Nodes that are kept move to their slots within the step, in full layers and rings."""
+    model = target()
+    small = near(model)
+    make: dict[str, Callable[[], Any]] = {"student": lambda: ModelDrafter(small, parents=TREE, siblings=siblings)}
+    if kind != "student":
+        head = random_head(kind, model)
+        make[kind] = lambda: drafter_of(head, parents=TREE if kind != "hydra" else TREE[:3], siblings=siblings)
+    both(make[kind], model, prompts()[:3], plan=MIXED, temperature=temperature, max_new_tokens=90)
+
+
+@pytest.mark.parametrize("rule", ["residual", "traversal", "k_seq"])
+def test_every_rule_for_trees(captured: list[FakeStep], rule: str) -> None:
+    model = target()
+    small = near(model)
+    siblings = "with replacement" if rule in ("k_seq",) else "without replacement"
+    make = lambda: ModelDrafter(small, parents=TREE, siblings=siblings)  # noqa: E731
+    both(make, model, prompts(), rule=rule, temperature=1.0, plan=MIXED)
 
 
 @pytest.mark.parametrize("plan", [None, LayerPlan(("streaming",), 2, 6)], ids=["full", "streaming"])
@@ -149,7 +183,7 @@ def test_captured_once_for_one_drafter(captured: list[FakeStep]) -> None:
     first.cache.reset()
     again = generate(model, some, **options, cache=first.cache)
     assert again.sequences == first.sequences
-    rounds = [step for step in captured if len(step.given) == 7]
+    rounds = [step for step in captured if len(step.given) == 9]
     assert len(rounds) == 1 and rounds[0].replays > again.statistics.onward
     other = random_head("medusa", model, seed=5)
     with torch.no_grad():
@@ -170,7 +204,7 @@ def test_captured_once_for_one_drafter(captured: list[FakeStep]) -> None:
         {"stopping_criteria": type("Reads", (), {"reads_scores": True, "__call__": lambda *_: False})()},
         {"cuda_graphs": False},
         {"drafter": LookupDrafter(4)},
-        {"drafter": "tree"},
+        {"drafter": "grown"},
         {"drafter": "longer"},
         {"drafter": "of its own"},
     ],
@@ -181,7 +215,7 @@ def test_where_the_host_has_a_say(captured: list[FakeStep], options: Any) -> Non
     model = target()
     small = near(model)
     theirs = {
-        "tree": lambda: ModelDrafter(small, parents=(-1, -1, 0)),
+        "grown": lambda: ModelDrafter(small, parents=GrownTree(4, 2, 2)),
         "longer": lambda: ModelDrafter(small, stop=Heuristic(2, longest=4)),
         "of its own": lambda: type("Own", (ModelDrafter,), {})(small, stop=4),
     }

@@ -143,8 +143,9 @@ class Loop:
         self.onwards: dict[Any, Onward | None] = {}  # by drafter and length
         while self.alive:
             onward = None if reads_logits or not round_ else self._onward()
-            if onward is not None and self._may_go_onward(onward):
-                round_ = self._go_onward(onward, round_)
+            news = None if onward is None else self._news(onward)
+            if onward is not None and news is not None:
+                round_ = self._go_onward(onward, news, round_)
             else:
                 self._round(round_)
                 round_ += 1
@@ -198,25 +199,29 @@ class Loop:
             self.onwards[what] = onward_of(self.target, what[0], what[1], *of_call)
         return self.onwards[what]
 
-    def _may_go_onward(self, onward: Onward) -> bool:
-        """Where rows have room for a round and the one behind it, and the drafter knows them."""
-        news = self.target.fresh if self.wants_hidden else [1] * len(self.alive)
-        known = max(news) <= onward.length + 1 and min(row.room for row in self.alive) > 2 * onward.length + 1
-        return known and onward.drafter.may_go_onward([row.tokens for row in self.alive], news, self._longest)
+    def _news(self, onward: Onward) -> list[int] | None:
+        """What each row's drafter does not know; None unless there is room for a round and the one behind it."""
+        states = self.target.fresh if self.wants_hidden else [0] * len(self.alive)
+        if min(row.room for row in self.alive) <= 2 * onward.depth + 1:
+            return None
+        news = onward.drafter.news([row.tokens for row in self.alive], states)
+        return news if news is not None and max(news) <= onward.depth + 1 else None
 
-    def _go_onward(self, onward: Onward, round_: int) -> int:
+    def _go_onward(self, onward: Onward, news: list[int], round_: int) -> int:
         """Rounds by themselves, each read while the next one is under way, until a row ends; the round behind them."""
         seeds = [row.seed for row in self.alive]
-        onward.begin([row.tokens for row in self.alive], self.target.take_hidden() if self.wants_hidden else None)
+        onward.drafter.make_room(self._longest)
+        hidden = self.target.take_hidden() if self.wants_hidden else None
+        onward.begin([row.tokens for row in self.alive], news, hidden)
         onward.launch(seeds, round_)
         chooses = getattr(self.drafter, "goes_on", None)
         while onward.under_way:
             begin = time.perf_counter()
             again = chooses is None or chooses(len(self.alive), max(len(row.tokens) for row in self.alive))
-            room = min(row.room for row in self.alive) > 2 * onward.length + 1
+            room = min(row.room for row in self.alive) > 2 * onward.depth + 1
             if again and room and not any(row.reason for row in self.alive):
                 onward.launch(seeds, round_ + 1)
-            fed(self.target, onward.length + 1, onward.in_advance)
+            fed(self.target, onward.depth + 1, onward.in_advance)
             before = [len(row.tokens) for row in self.alive]
             self._commit(*onward.fetched(len(self.alive)), None)
             round_ += 1
@@ -312,7 +317,7 @@ class Loop:
                 scores = self.distribution.log_probs(logits[b, path])
                 self.criteria.remember(row.index, scores, row.new)
             tokens = judged.emitted[b][: self._cut(row, judged.emitted[b])]
-            nodes.append(path[: len(tokens)])
+            nodes.append(path[: len(tokens)] if logits is not None else list(range(len(tokens))))
             held.append([row.tokens[-1], *tokens[:-1]])
             row.inside = self.rule.enters(row.inside, tokens)
             row.tokens += tokens

@@ -1,10 +1,10 @@
 """Rounds that go on by themselves on the device: each begins before the host has read what the one before it gave.
 
 What the host decides between two rounds is how many drafts were accepted, which token comes last, and where the next
-ones go. Of chains of one length and one law a device can find all of that out from the verdict itself, so a draft, its
-verification and the verdict are one step, whose output is the next one's input. The host reads a round while the next
-one is under way, and commits it as any other: the tokens are those of rounds one by one, in `Loop._round`.
-docs/generation.md says when.
+ones go. Of chains of one length, or trees of one shape, and of one law a device finds all of that out from the verdict
+itself. So a draft, its verification and the verdict are one step, whose output is the next one's input. The host reads
+a round while the next one is under way, and commits it as any other: the tokens are those of rounds one by one, in
+`Loop._round`. docs/generation.md says when.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,22 @@ from torch import Tensor
 from zigzag.generation.distribution import Distribution
 from zigzag.generation.drafting.draft import Draft, Request, until_stop
 from zigzag.generation.drafting.drawn import DrawnDrafter, Onset
+from zigzag.generation.drafting.grown import GrownTree, deepest
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.rules import Rule
 from zigzag.generation.uniform_blocks import UniformBlocks
 from zigzag.generation.verdict import Judged, Part, Pending, answers_of
+from zigzag.reference.errors import CacheError
+from zigzag.reference.trees import Tree, below_root, node_depths, related_nodes
 from zigzag.running.fixed import FixedStore
-from zigzag.running.onward import feed, on_device
+from zigzag.running.onward import feed, on_device, settle
 from zigzag.running.pieces import joined
 from zigzag.running.runner import Runner
 from zigzag.running.transfers import ToHost, to_device
 
 
 class UnderWay(NamedTuple):
-    """A round that the host has not read: its verdict, its drafts [B, K], and the texts' lengths before it."""
+    """A round that the host has not read: its verdict, and its drafts [B, N]."""
 
     pending: Pending
     drafts: ToHost
@@ -39,7 +42,8 @@ class UnderWay(NamedTuple):
 class Onward:
     """The rounds of one call that may go on by themselves.
 
-    length: of each draft; uniforms: of the verification; stops: tokens behind which no draft counts
+    count: drafts of a round; depth: of a tree its levels, of a chain as many; uniforms: of the verification
+    stops: tokens behind which no draft of a chain counts
     """
 
     def __init__(
@@ -53,49 +57,54 @@ class Onward:
         stops: frozenset[int],
     ) -> None:
         self.target, self.drafter, self.rule, self.distribution = target, drafter, rule, distribution
-        self.uniforms, self.length, self.stops = uniforms, length, stops
-        self._stops = to_device(torch.tensor(sorted(stops)), target.device) if stops else None
+        self.uniforms, self.stops = uniforms, stops
+        self.tree = drafter.parents if isinstance(drafter.parents, tuple) else None
+        self.count, self.depth = (length, length) if self.tree is None else (len(self.tree), deepest(self.tree))
+        self.replacement = drafter.draws_again and distribution.temperature > 0
+        device = target.device
+        self._stops = to_device(torch.tensor(sorted(stops)), device) if stops and self.tree is None else None
+        self._levels = self._related = None  # of a tree's nodes, the last token before them
+        if self.tree is not None:
+            below = below_root(self.tree)
+            self._levels = to_device(torch.from_numpy(node_depths(below) - 1), device)
+            self._related = to_device(torch.from_numpy(related_nodes(below).astype(np.uint8)), device)
         self._onset: Onset | None = None  # of the next round
         self._rounds: list[UnderWay] = []
 
     @property
     def in_advance(self) -> int:
         """Tokens of a row that rounds which nobody has read may have written, and one that is read now."""
-        return (self.length + 1) * (len(self._rounds) + 1)
+        return (self.depth + 1) * (len(self._rounds) + 1)
 
     @property
     def under_way(self) -> bool:
         return bool(self._rounds)
 
-    def begin(self, texts: Sequence[list[int]], hidden: Sequence[Tensor] | None) -> None:
-        """From here on; `may_begin` was asked. hidden: as a `Request` has it"""
-        width = self.length + 1
+    def begin(self, texts: Sequence[list[int]], news: Sequence[int], hidden: Sequence[Tensor] | None) -> None:
+        """From here on. news: how many tokens of each text the drafter does not know; hidden: as a `Request` has it"""
+        width = self.depth + 1
         last = np.array([[0] * (width - len(text)) + text[-width:] for text in texts])
-        news = [1] * len(texts) if hidden is None else [len(row) for row in hidden]
-        numbers = np.column_stack([last, news, [len(text) for text in texts]])
+        numbers = np.column_stack([last, list(news), [len(text) for text in texts]])
         sent = to_device(torch.from_numpy(numbers), self.target.device)
         states = joined(hidden, width)
         self._onset = Onset(sent[:, :-2].contiguous(), sent[:, -2].contiguous(), sent[:, -1].contiguous(), states)
 
     def launch(self, seeds: list[int], round_: int) -> None:
         """Give a round to the device."""
-        onset = self._onset
-        assert onset is not None, "begin comes first"
-        coins = self.uniforms(seeds, round_, self.length + 1)
-        drawn = self.drafter.uniforms(seeds, round_, self.length)
-        greedy = self.distribution.temperature == 0
+        onset = self._known()
+        coins, drawn = self.uniforms(seeds, round_, self.count + 1), self.drafter.uniforms(seeds, round_, self.count)
         options = tuple(sorted(self.rule.options.items()))
-        law = self.distribution.static, self.rule.name, options, len(self.stops)
+        law = self.distribution.cuts, self.rule.name, options, len(self.stops)
         what = ("round", self.drafter, self.drafter.state_of_steps, *law, *onset.ids.shape)
-        found = on_device(self.target, what, partial(self._round, greedy), *onset, coins, drawn, self._stops)
-        drafts, answers, checked, *following = found
+        constants = self._stops, self._levels, self._related
+        found = on_device(self.target, what, self._round, *onset, coins, drawn, *constants)
+        drafts, answers, nodes, checked, *following = found
         self._onset = Onset(*following)
-        part = Part(list(range(len(seeds))), ToHost(answers), 0, checked)
+        part = Part(list(range(len(seeds))), ToHost(answers), nodes, checked)
         self._rounds.append(UnderWay(Pending([part], None, type(self.drafter).__name__), ToHost(drafts)))
 
     def _round(
         self,
-        greedy: bool,
         ids: Tensor,
         news: Tensor,
         lengths: Tensor,
@@ -103,44 +112,55 @@ class Onward:
         coins: Tensor,
         drawn: Tensor,
         stops: Tensor | None,
+        levels: Tensor | None,
+        related: Tensor | None,
     ) -> tuple[Any, ...]:
         """Draft, verify, judge; and the onset of the round after it. Nothing here waits for the device."""
-        probs_of = partial(self.distribution.next_token, [])
+        greedy, probs_of = self.distribution.temperature == 0, partial(self.distribution.next_token, [])
         request = Request([], [], [], 0, probs_of, static=self.distribution.static, greedy=greedy)
         drafts, probs = self.drafter.onward(request, Onset(ids, news, lengths, states), drawn)
-        fed = torch.cat([ids[:, -1:], drafts], dim=1)
-        width = fed.shape[1]
-        positions = lengths[:, None] - 1 + torch.arange(width, device=fed.device)
-        output = feed(self.target, fed, positions)
-        counts = _counted(drafts, stops)
-        answers, _, _, checked = answers_of(
-            self.rule, self.distribution, None, True, drafts, probs, output.logits, coins, counts
-        )
-        emitted, news = answers[:, :width].clamp(min=0), answers[:, width] + 1
-        columns = torch.arange(width, device=fed.device)
+        drafts = drafts.clamp(min=0)
+        fed, columns = torch.cat([ids[:, -1:], drafts], dim=1), torch.arange(self.depth + 1, device=ids.device)
+        places = lengths[:, None] - 1 + (columns if levels is None else levels)
+        tree = None if self.tree is None or related is None else Tree(below_root(self.tree), related)
+        output = feed(self.target, fed, places, tree)
+        law = self.tree, self.replacement, drafts, probs, output.logits, coins, _counted(drafts, stops)
+        answers, _, nodes, checked = answers_of(self.rule, self.distribution, *law)
+        width = answers.shape[1] - nodes - 1 - checked
+        emitted, news = answers[:, :width].clamp(min=0), answers[:, width + nodes] + 1
+        path = columns.expand(len(ids), -1)
+        if tree is not None:
+            path = torch.cat([path[:, :1], answers[:, width : width + nodes].clamp(min=0) + 1], dim=1)
+            kept = torch.where(columns < news[:, None], lengths[:, None] - 1 + columns, -1)
+            settle(self.target, path, kept, lengths - 1 + news)
         later = torch.cat([ids, emitted], dim=1).gather(1, news[:, None] + columns)
         if states is not None:
-            rows = (columns - width + news[:, None]).clamp(min=0)[..., None]
-            states = output.states.gather(1, rows.expand(-1, -1, output.states.shape[-1]))
-        return drafts, answers, checked, later, news, lengths + news, states
+            last = path.gather(1, (columns - self.depth - 1 + news[:, None]).clamp(min=0))[..., None]
+            states = output.states.gather(1, last.expand(-1, -1, output.states.shape[-1]))
+        return drafts, answers, nodes, checked, later, news, lengths + news, states
 
     def fetched(self, rows: int) -> tuple[Draft, Judged]:
         """The round that was given to the device first, of so many rows."""
         first = self._rounds.pop(0)
-        ids = np.array(first.drafts.fetched(), dtype=np.int64).reshape(rows, self.length)
-        return until_stop(Draft(ids, np.full(rows, self.length)), self.stops), first.pending.fetched()
+        ids = np.array(first.drafts.fetched(), dtype=np.int64).reshape(rows, self.count)
+        draft = Draft(ids, np.full(rows, self.count), None, self.tree, self.replacement)
+        return draft if self.tree is not None else until_stop(draft, self.stops), first.pending.fetched()
 
     def end(self, texts: Sequence[list[int]], news: Sequence[int]) -> None:
         """Give back what caches and drafter would hold after rounds one by one.
 
         texts: of the rows before the last round; news: tokens that it gave each
         """
-        onset, self._onset, self._rounds = self._onset, None, []
-        assert onset is not None, "begin comes first"
+        onset, self._onset, self._rounds = self._known(), None, []
         self.drafter.went_on(texts)
         if onset.states is not None:
             width = onset.states.shape[1]
             self.target.collect([row[width - new :].clone() for row, new in zip(onset.states, news, strict=True)])
+
+    def _known(self) -> Onset:
+        if self._onset is None:
+            raise CacheError("rounds go on from where `begin` said")
+        return self._onset
 
 
 def _counted(drafts: Tensor, stops: Tensor | None) -> Tensor:
@@ -168,8 +188,8 @@ def onward_of(
     if not isinstance(drafter, DrawnDrafter) or not isinstance(rule, Rule) or distribution.static is None:
         return None
     store = target.store
-    if not isinstance(store, FixedStore) or not store.graphs or 2 * (drafter.longest + 1) > store.spare:
+    if not isinstance(store, FixedStore) or not store.graphs or 2 * (drafter.depth + 1) > store.spare:
         return None
-    if drafter.parents is not None or type(drafter.stop) is not Fixed or not drafter.goes_onward:
+    if isinstance(drafter.parents, GrownTree) or type(drafter.stop) is not Fixed or not drafter.goes_onward:
         return None
     return Onward(target, drafter, length or drafter.stop.length, rule, distribution, uniforms, stops)

@@ -65,6 +65,7 @@ class FixedStore:
         ]
         self.cache = RunnerCache(layers=self.layers)
         self.steps = Steps(must=must, group=group)
+        self._levels: dict[tuple[int, ...], Tensor] = {}
         self.restart(0)
 
     def restart(self, rows: int) -> None:
@@ -140,10 +141,12 @@ class FixedStore:
             tree = None if related is None or parents is None else Tree(parents, related)
             return self._few(call, ids, places, hidden, feed.keep_logits, tree)
 
-        related = None if parents is None else torch.from_numpy(related_nodes(parents).astype(np.uint8))
-        places = self._places(feed.positions, feed.lengths) if parents is None else self._tree_places(feed.positions)
+        related, places = None, None if parents is not None else self._places(feed.positions, feed.lengths)
+        if parents is not None:
+            related = torch.from_numpy(related_nodes(parents).astype(np.uint8))
+            places = self._tree_places(torch.from_numpy(feed.positions))
         what = (*feed.ids.shape, feed.keep_logits, parents is not None)
-        output: Output = self._replayed(what, forward, feed.ids, places, related, feed.hidden)
+        output: Output = self.replayed(what, forward, feed.ids, places, related, feed.hidden)
         return output._replace(states=output.states.clone()) if feed.keep_states and self.graphs else output
 
     def captured(self, rows: int, tokens: int) -> Step:
@@ -167,13 +170,13 @@ class FixedStore:
             places.append(self._places(last + np.arange(1, count), feed.lengths))
         else:
             self.make_room(count)
-            places.append(self._tree_places(last + node_depths(tree)))
+            places.append(self._tree_places(torch.from_numpy(last + node_depths(tree))))
 
         def work(ids: Tensor, places: Tensor, coins: Tensor, hidden: Tensor | None) -> Drawn:
             return self._programmed(call, program, ids, places, coins, hidden, tree)
 
         what = ("program", *feed.ids.shape, count, None if tree is None else tuple(tree), law)
-        found: Drawn = self._replayed(what, work, feed.ids, torch.cat(places, dim=2), coins, feed.hidden)
+        found: Drawn = self.replayed(what, work, feed.ids, torch.cat(places, dim=2), coins, feed.hidden)
         return found
 
     def _programmed(
@@ -199,29 +202,43 @@ class FixedStore:
 
         return program(first, more, coins)
 
-    def on_device(self, what: Hashable, work: Callable[..., Any], *given: Tensor | None) -> Any:
-        """Work that calls `feed_onward` and `program_onward`, as a step: where tokens go is known on the device alone.
-
-        The caller has reserved memory, and says afterwards by `written` how far it may have come.
-        """
-        return self._replayed(what, work, *given)
-
-    def feed_onward(self, call: Call, ids: Tensor, positions: Tensor) -> Output:
-        """Logits and states of a chain of every row at positions [B, T] on the device."""
+    def feed_onward(self, call: Call, ids: Tensor, positions: Tensor, tree: Tree | None) -> Output:
+        """Logits and states of a chain of every row at positions [B, T] on the device, or of a tree's nodes."""
         self._take_few()
-        places = self._places_there(positions, positions[:, -1] + 1)
-        return self._few(call, ids, places, None, ids.shape[1], None)
+        chain = self._places_there(positions, positions[:, -1] + 1) if tree is None else None
+        places = self._tree_places(positions) if chain is None else chain
+        return self._few(call, ids, places, None, ids.shape[1], tree)
+
+    def settle_onward(self, nodes: Tensor, positions: Tensor, lengths: Tensor) -> None:
+        """Of the tree fed last `nodes` [B, n] stay at `positions`, -1 for none."""
+        self._moved(nodes, self._places_there(positions, lengths))
 
     def program_onward(
-        self, call: Call, program: Program, ids: Tensor, positions: Tensor, coins: Tensor, hidden: Tensor | None
+        self,
+        call: Call,
+        program: Program,
+        ids: Tensor,
+        positions: Tensor,
+        coins: Tensor,
+        hidden: Tensor | None,
+        tree: tuple[int, ...] | None,
     ) -> Drawn:
-        """As `run_program` with a chain, its given tokens at positions [B, T] on the device, -1 for padding."""
+        """As `run_program`, its given tokens at positions [B, T] on the device, -1 for padding."""
         self._take_few()
-        count = coins.shape[1]
-        more = positions[:, -1:] + torch.arange(1, count, device=positions.device)
-        lengths = positions[:, -1] + count
-        places = [self._places_there(each, lengths) for each in (positions, more)]
-        return self._programmed(call, program, ids, torch.cat(places, dim=2), coins, hidden, None)
+        last, count = positions[:, -1:], coins.shape[1]
+        lengths = last[:, 0] + (count if tree is None else 1)
+        if tree is not None:
+            more = self._tree_places(last + self._levels_of(tree))
+        else:
+            more = self._places_there(last + torch.arange(1, count, device=last.device), lengths)
+        places = torch.cat([self._places_there(positions, lengths), more], dim=2)
+        return self._programmed(call, program, ids, places, coins, hidden, tree)
+
+    def _levels_of(self, tree: tuple[int, ...]) -> Tensor:
+        """[N] depths of its nodes, on the device for as long as steps may read them."""
+        if tree not in self._levels:
+            self._levels[tree] = to_device(torch.from_numpy(node_depths(tree)), self.device)
+        return self._levels[tree]
 
     def _take_few(self) -> None:
         self._order(None)
@@ -235,7 +252,7 @@ class FixedStore:
         columns = None if tree is None else self._columns(places[0])
         return call(ids, places[0], self._attention(places[0], columns, tree), keep_logits, hidden)
 
-    def _replayed(self, what: Any, work: Callable[..., Any], *given: Tensor | None) -> Any:
+    def replayed(self, what: Any, work: Callable[..., Any], *given: Tensor | None) -> Any:
         return self.steps.run(what, work, self.device, *given) if self.graphs else work(*self._sent(*given))
 
     def _sent(self, *given: Tensor | None) -> list[Any]:
@@ -282,11 +299,11 @@ class FixedStore:
         full = torch.where(positions < 0, self.capacity, positions)
         return torch.stack([positions, full, *(ring.slots_of(positions, lengths) for ring in self.rings.values())])
 
-    def _tree_places(self, positions: Counts) -> Tensor:
-        """As `_places`, of a tree's nodes: behind all slots, one after another."""
-        nodes = np.broadcast_to(np.arange(positions.shape[1]), positions.shape)
+    def _tree_places(self, positions: Tensor) -> Tensor:
+        """As `_places`, of a tree's nodes: behind all slots, one after another; on the host or the device."""
+        nodes = torch.arange(positions.shape[1], device=positions.device).expand(positions.shape)
         sizes = [self.capacity, *(ring.size for ring in self.rings.values())]
-        return torch.from_numpy(np.stack([positions, *(size + 1 + nodes for size in sizes)]))
+        return torch.stack([positions, *(size + 1 + nodes for size in sizes)])
 
     def _columns(self, positions: Tensor) -> Tensor:
         """[B, capacity + 1 + T] positions of what full layers hold beside a tree of nodes at `positions` [B, T]."""
@@ -358,7 +375,7 @@ class FixedStore:
         for b, row in enumerate(nodes):
             chosen[b, : len(row)], positions[b, : len(row)] = row, tree[b, list(row)]
         places = self._places(positions, lengths)
-        self._replayed(("settle", *chosen.shape), self._moved, torch.from_numpy(chosen), places)
+        self.replayed(("settle", *chosen.shape), self._moved, torch.from_numpy(chosen), places)
 
     def _moved(self, nodes: Tensor, places: Tensor) -> None:
         self._receive(places, from_start=False)

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from zigzag.reference.errors import CacheError
+from zigzag.reference.trees import Tree
 from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Output
 from zigzag.running.runner import Runner
@@ -28,19 +29,30 @@ def on_device(runner: Runner, what: Hashable, work: Callable[..., Any], *given: 
     """What `work` gives for these tensors, as one step that is captured in its second run. what: see `Steps.run`"""
     runner.check_valid()
     with runner.void_on_error():
-        return fixed(runner).on_device(what, work, *given)
+        return fixed(runner).replayed(what, work, *given)
 
 
-def feed(runner: Runner, ids: Tensor, positions: Tensor) -> Output:
-    """Within such work: logits and states of a chain of every row at positions [B, T]."""
-    return fixed(runner).feed_onward(runner.call, ids, positions)
+def feed(runner: Runner, ids: Tensor, positions: Tensor, tree: Tree | None = None) -> Output:
+    """Within such work: logits and states of a chain of every row at positions [B, T], or of a tree's nodes."""
+    return fixed(runner).feed_onward(runner.call, ids, positions, tree)
+
+
+def settle(runner: Runner, nodes: Tensor, positions: Tensor, lengths: Tensor) -> None:
+    """Within such work: of the tree fed last bring `nodes` to positions [B, n], -1 for none; rows then hold lengths."""
+    fixed(runner).settle_onward(nodes, positions, lengths)
 
 
 def run_program(
-    runner: Runner, program: Program, ids: Tensor, positions: Tensor, coins: Tensor, hidden: Tensor | None
+    runner: Runner,
+    program: Program,
+    ids: Tensor,
+    positions: Tensor,
+    coins: Tensor,
+    hidden: Tensor | None,
+    tree: tuple[int, ...] | None = None,
 ) -> Drawn:
-    """Within such work: as `Runner.at_once` with a chain, given tokens at positions [B, T], -1 for padding."""
-    return fixed(runner).program_onward(runner.call, program, ids, positions, coins, hidden)
+    """Within such work: as `Runner.at_once`, given tokens at positions [B, T], -1 for padding."""
+    return fixed(runner).program_onward(runner.call, program, ids, positions, coins, hidden, tree)
 
 
 def fed(runner: Runner, count: int, most: int) -> None:

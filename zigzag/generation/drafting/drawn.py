@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zigzag import ops
 from zigzag.generation.drafting.draft import Draft, Law, Request
-from zigzag.generation.drafting.grown import GrownTree
+from zigzag.generation.drafting.grown import GrownTree, deepest
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.uniform_blocks import UniformBlocks
 from zigzag.reference.checks import as_whole
@@ -87,6 +87,16 @@ class DrawnDrafter(ABC):
         return self._from(request, self._start(request)) if made is None else made
 
     @property
+    def depth(self) -> int:
+        """Most tokens of a draft that can be accepted."""
+        return self.stop.longest if self.parents is None else deepest(self.parents)
+
+    @property
+    def draws_again(self) -> bool:
+        """Whether siblings are drawn with replacement."""
+        return self.siblings == "with replacement"
+
+    @property
     def goes_onward(self) -> bool:
         """Whether it drafts where the device alone knows the text, by `onward`; asked once it is open."""
         return False
@@ -96,12 +106,18 @@ class DrawnDrafter(ABC):
         """Another one where steps that call `onward` must be captured again."""
         return None
 
-    def may_go_onward(self, texts: Sequence[list[int]], news: Sequence[int], room: int) -> bool:
-        """Whether it knows these texts but for what came last; then it has memory for `room` tokens of a row."""
-        return False
+    def news(self, texts: Sequence[list[int]], states: Sequence[int]) -> list[int] | None:
+        """How many last tokens of each text it does not know; None where it cannot go on from there.
+
+        states: the target's that are new to it
+        """
+        return list(states)
+
+    def make_room(self, tokens: int) -> None:  # noqa: B027  # some hold nothing
+        """Have memory for so many tokens of a row."""
 
     def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
-        """A chain of as many tokens as coins [B, K], and what they were drawn from; nothing waits for the device.
+        """As many tokens as coins [B, N], and what they were drawn from; nothing waits for the device.
 
         request: of which the law alone is read
         """
@@ -230,7 +246,7 @@ class DrawnDrafter(ABC):
         tokens, depths = chosen.cpu().numpy(), node_depths(parents)
         counts = np.searchsorted(depths, request.most, side="right")  # all levels that there is room for
         tokens[np.arange(len(parents)) >= counts[:, None]] = -1
-        return Draft(tokens, counts, probs, parents, self.siblings == "with replacement" and not request.greedy)
+        return Draft(tokens, counts, probs, parents, self.draws_again and not request.greedy)
 
     def _levels(self, request: Request, logits: Tensor, parents: tuple[int, ...], coins: Tensor) -> Drawn:
         """Level by level: tokens [B, N], and what they were drawn from; nothing here waits for the device."""

@@ -86,8 +86,8 @@ class HeadsDrafter(DrawnDrafter):
     def state_of_steps(self) -> Any:
         return self._weights
 
-    def may_go_onward(self, texts: Sequence[list[int]], news: Sequence[int], room: int) -> bool:
-        return min(news) > 0
+    def news(self, texts: Sequence[list[int]], states: Sequence[int]) -> list[int] | None:
+        return list(states) if min(states) else None
 
     def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
         if onset.states is None:
@@ -131,6 +131,7 @@ class HeadsDrafter(DrawnDrafter):
         if not self.heads.reads_tokens:  # then all paths have the same
             return self.heads(k, state, last)[:, None].expand(-1, len(paths), -1)
         tokens = torch.stack([torch.cat([last, torch.stack(list(path), dim=1)], dim=1) for path in paths], dim=1)
+        tokens = tokens.clamp(min=0)  # of NaN comes -1, and nobody can look
         return self.heads(k, state[:, None].expand(-1, len(paths), -1), tokens)
 
     def _known(self) -> tuple[Tensor, Tensor]:

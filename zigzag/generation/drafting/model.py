@@ -18,6 +18,7 @@ from zigzag.running.fixed import FixedStore
 from zigzag.running.host import Host, Output
 from zigzag.running.onward import hold, run_program
 from zigzag.running.opening import open_runner
+from zigzag.running.prefix import shared_prefix
 from zigzag.running.runner import Runner
 from zigzag.running.stores import Drawn, Feeds, Program
 
@@ -94,26 +95,36 @@ class ModelDrafter(DrawnDrafter):
     def goes_onward(self) -> bool:
         store = self.runner.store
         fits = self._may_be_onward and self._is_small and self._own >= self._target
-        return fits and isinstance(store, FixedStore) and store.graphs and 2 * (self.longest + 1) <= store.spare
+        return fits and isinstance(store, FixedStore) and store.graphs and 2 * (self.depth + 1) <= store.spare
 
     @property
     def state_of_steps(self) -> Any:
+        """The store too: what was captured over its buffers keeps them, and is of no other."""
         store = self.runner.store
-        return store.steps.forgotten if isinstance(store, FixedStore) else None
+        return store, store.steps.forgotten if isinstance(store, FixedStore) else None
 
-    def may_go_onward(self, texts: Sequence[list[int]], news: Sequence[int], room: int) -> bool:
-        self.runner.reserve(room)
-        known = bool(self.runner.tokens) and not self.runner.fed and min(map(len, texts)) > 1
-        return known and self.runner.missing(texts) <= 2  # all drafts may have been accepted, the last was not fed
+    def make_room(self, tokens: int) -> None:
+        self.runner.reserve(tokens)
+
+    def news(self, texts: Sequence[list[int]], states: Sequence[int]) -> list[int] | None:
+        held = self.runner.tokens
+        if self.runner.fed or not held or min(map(len, texts)) < 2:
+            return None
+        news = [len(text) - shared_prefix(row, text) for text, row in zip(texts, held, strict=True)]
+        return news if self._same_tree or max(news) <= 2 else None
 
     def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
-        """The last two tokens are fed, whether or not the first of them is there already."""
-        positions = onset.lengths[:, None] + torch.arange(-2, 0, device=onset.lengths.device)
-        program = self._program(request)
-        return run_program(self.runner, program, onset.ids[:, -2:].contiguous(), positions, coins, None)
+        """The new tokens are fed; of a chain always two, since of its drafts, all accepted, the last was not fed."""
+        width = onset.ids.shape[1] if self._same_tree else 2
+        columns = torch.arange(width, device=onset.ids.device) - width
+        positions = onset.lengths[:, None] + columns
+        if self._same_tree:
+            positions = torch.where(columns >= -onset.news[:, None], positions, -1)
+        ids, program = onset.ids[:, -width:].contiguous(), self._program(request)
+        return run_program(self.runner, program, ids, positions, coins, None, self._same_tree)
 
     def went_on(self, texts: Sequence[list[int]]) -> None:
-        hold(self.runner, texts, 2 * (self.longest + 1))
+        hold(self.runner, texts, 2 * (self.depth + 1))
 
     def _captured(self, request: Request, coins: Tensor) -> Drawn | None:
         """Of a small model; capturing the drafts of a large one takes longer than a call gains."""
@@ -173,7 +184,7 @@ class ModelDrafter(DrawnDrafter):
         if self._own < self._target:
             tokens = tokens.clamp(max=self._own - 1)
         if self._feeds is not None:
-            return self._feeds(tokens, hidden)
+            return self._feeds(tokens.clamp(min=0), hidden)  # of NaN comes -1, and nobody can look
         return self.runner.feed(tokens, parents=parents, hidden=hidden)
 
     def _readable(self, sequences: Sequence[list[int]]) -> Sequence[list[int]]:

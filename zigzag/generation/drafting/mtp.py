@@ -71,19 +71,21 @@ class MtpDrafter(ModelDrafter):
     def _may_be_onward(self) -> bool:
         return type(self) is MtpDrafter
 
-    def may_go_onward(self, texts: Sequence[list[int]], news: Sequence[int], room: int) -> bool:
-        """Pairs of all but the new tokens are in its cache."""
-        self.runner.reserve(room)
+    def news(self, texts: Sequence[list[int]], states: Sequence[int]) -> list[int] | None:
+        """Pairs of all tokens but those whose states are new are in its cache."""
         held = self.runner.tokens
-        if self.runner.fed or any(self._waiting) or not held or max(news) > self.longest + 1:
-            return False
-        return all(len(text) - 1 - new <= len(row) for text, new, row in zip(texts, news, held, strict=True))
+        if self.runner.fed or any(self._waiting) or not held:
+            return None
+        known = all(len(text) - 1 - new <= len(row) for text, new, row in zip(texts, states, held, strict=True))
+        return list(states) if known else None
 
     def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
         width = onset.ids.shape[1]
         behind = onset.news[:, None] - width + torch.arange(width, device=onset.ids.device)
         positions = torch.where(behind >= 0, (onset.lengths - 1 - onset.news)[:, None] + behind, -1)
-        return run_program(self.runner, self._program(request), onset.ids, positions, coins, onset.states)
+        return run_program(
+            self.runner, self._program(request), onset.ids, positions, coins, onset.states, self._same_tree
+        )
 
     def went_on(self, texts: Sequence[list[int]]) -> None:
         super().went_on([text[1:] for text in texts])

@@ -319,10 +319,7 @@ class FixedStore:
             self.steps.forget()
 
     def reserve(self, tokens: int) -> None:
-        """Have room for so many tokens of a row, and for some later ones where there is memory for these too.
-
-        Buffers move, and steps are captured again.
-        """
+        """Have room for so many tokens of a row, and some more; buffers move, and steps are captured again."""
         if tokens <= self.capacity:
             return
         if not self._could_grow(tokens + max(256, tokens // 4)):

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from zigzag import generate
 from zigzag.generation.drafting import AdaptiveDrafter, LookupDrafter, drafter_of
 from zigzag.models.draft_heads.kinds import make_head
+from zigzag.reference import best_tree
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 576,
@@ -34,6 +35,8 @@ def drafters(model: Any) -> dict[str, Any]:
         "eagle 3": drafter_of(eagle, 3),
         "eagle 6": drafter_of(eagle, 6),
         "medusa 3": drafter_of(medusa, 3),
+        "eagle, tree of 16": drafter_of(eagle, parents=best_tree([0.6, 0.2, 0.1], 16)[0]),
+        "medusa, tree of 16": drafter_of(medusa, parents=best_tree([0.45, 0.2, 0.12, 0.08], 16)[0]),
         "student 4": drafter_of(student, 4),
         "llma": LookupDrafter(10),
         "adaptive": AdaptiveDrafter((LookupDrafter(10), (3, 10)), (drafter_of(eagle, 4), (2, 4))),

@@ -274,14 +274,13 @@ class Runner:
         self.check_valid()
         with self.void_on_error():
             self.store.keep(nodes, self.fed, self.lengths + np.array(counts, dtype=np.int64))
-        later = []
-        if self._states:
-            states = torch.cat(self._states, dim=1)
+        states = torch.cat(self._states, dim=1) if self._states else None
+        if states is not None:
             for b, row in enumerate(nodes):
                 self._fresh[b].append(states[b, list(row)])
-            later = [states[:, self.fed - ahead :]] if ahead else []
         self._settle(tokens)
-        self.fed, self._states = ahead, later
+        if ahead:
+            self.fed, self._states = ahead, [] if states is None else [states[:, -ahead:]]
 
     def reset(self) -> None:
         """Hold nothing, as a new runner; also after something broke off. Else buffers and captured steps stay."""

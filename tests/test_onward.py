@@ -46,7 +46,7 @@ def both(make: Callable[[], Any], model: Any, rows: Any, **options: Any) -> Any:
     plain = generate(model, rows, drafter=make(), cuda_graphs=False, **options)
     onward = generate(model, rows, drafter=make(), **options)
     assert onward.sequences == plain.sequences and onward.finish_reasons == plain.finish_reasons
-    for name in ("drafted", "accepted", "reached", "rounds"):
+    for name in ("drafted", "accepted", "reached", "rounds", "forwards", "draft_steps"):
         assert getattr(onward.statistics, name) == getattr(plain.statistics, name), name
     assert onward.statistics.onward > 4 and not plain.statistics.onward
     return onward
@@ -60,7 +60,7 @@ def test_the_same_tokens(captured: list[FakeStep], kind: str, plan: str, tempera
     """Of rows of several lengths, beyond where the rings begin again."""
     model = target()
     made = both(drafters(model)[kind], model, prompts(), plan=PLANS[plan], temperature=temperature)
-    assert made.statistics.onward > 0.7 * made.statistics.forwards
+    assert made.statistics.onward > 0.5 * made.statistics.forwards
     assert any(step.replays > 9 for step in captured)
 
 

@@ -116,3 +116,11 @@ def test_the_prompt_is_waited_for_before_its_seconds_are_read(monkeypatch) -> No
     monkeypatch.setattr(loop.time, "perf_counter", lambda: (order.append("clock"), clock())[1])
     generate(target(), [[1, 2, 3]], max_new_tokens=3, temperature=0)
     assert order[:4] == ["clock", "fill", "wait", "clock"] and order.count("wait") == 1
+
+
+def test_rounds_that_went_on_by_themselves() -> None:
+    """They count, and no part of them has a time of its own."""
+    numbers = Statistics(draft_steps=4, forwards=2, seconds_draft=1.0, seconds_verify=2.0)
+    numbers.went_on(3, 0.5)
+    assert (numbers.draft_steps, numbers.forwards, numbers.onward, numbers.seconds_rest) == (7, 3, 1, 0.5)
+    assert numbers.draft_cost == 0 and Statistics().onward == 0

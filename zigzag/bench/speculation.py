@@ -136,7 +136,7 @@ def run(
 def _rates(numbers: Statistics | None) -> tuple[float | None, ...]:
     if numbers is None:
         return (None,) * 4
-    loop = 1000 * numbers.seconds_rest / max(1, numbers.rounds)
+    loop = None if numbers.onward else 1000 * numbers.seconds_rest / max(1, numbers.rounds)
     return numbers.acceptance, numbers.tokens_per_verification, loop, numbers.tokens_per_second
 
 

@@ -225,7 +225,7 @@ class Loop:
             before = [len(row.tokens) for row in self.alive]
             self._commit(*onward.fetched(len(self.alive)), None)
             round_ += 1
-            self.statistics.went_on(time.perf_counter() - begin)
+            self.statistics.went_on(onward.count, time.perf_counter() - begin)
             self._check_processes()
             if all(row.reason for row in self.alive):
                 self.alive = []

@@ -47,8 +47,9 @@ class Statistics:
         self.seconds_rest += judging + committing
         self.forwards += 1
 
-    def went_on(self, seconds: float) -> None:
-        """A round that went on by itself."""
+    def went_on(self, drafts: int, seconds: float) -> None:
+        """A round that went on by itself, with so many drafts."""
+        self.draft_steps += drafts
         self.seconds_rest += seconds
         self.forwards += 1
         self.onward += 1

@@ -18,7 +18,15 @@ from replays import FakeStep, replay_on_cpu  # noqa: E402
 from test_mtp import easy  # noqa: E402
 
 from zigzag import LayerPlan, ModelError, generate  # noqa: E402
-from zigzag.generation.drafting import GrownTree, Heuristic, LookupDrafter, ModelDrafter, MtpDrafter, drafter_of  # noqa: E402
+from zigzag.generation.drafting import (  # noqa: E402
+    GrownTree,
+    Heuristic,
+    LookupDrafter,
+    ModelDrafter,
+    MtpDrafter,
+    drafter_of,
+    streaming_drafter,
+)
 from zigzag.generation.onward import Onward  # noqa: E402
 from zigzag.reference import best_tree  # noqa: E402
 from zigzag.reference.errors import CacheError  # noqa: E402
@@ -37,7 +45,13 @@ def drafters(model: Any) -> dict[str, Callable[[], Any]]:
         kind: lambda head=head, kind=kind: drafter_of(head, SEQUENCE_OF[kind]) for kind, head in heads.items()
     }
     small = near(model)
-    return {**made, "model": lambda: ModelDrafter(small, stop=4), "one draft": lambda: ModelDrafter(small, stop=1)}
+    return {
+        **made,
+        "model": lambda: ModelDrafter(small, stop=4),
+        "one draft": lambda: ModelDrafter(small, stop=1),
+        "itself, streaming": lambda: streaming_drafter(4, sink=2, recent=8, stop=3),
+        "itself, skipping": lambda: ModelDrafter(skip=(1, 2), stop=3),
+    }
 
 
 def both(make: Callable[[], Any], model: Any, rows: Any, **options: Any) -> Any:
@@ -54,7 +68,14 @@ def both(make: Callable[[], Any], model: Any, rows: Any, **options: Any) -> Any:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize(
-    ("kind", "plan"), [*((kind, "mixed") for kind in (*SEQUENCE_OF, "model")), ("model", "full"), ("one draft", "full")]
+    ("kind", "plan"),
+    [
+        *((kind, "mixed") for kind in (*SEQUENCE_OF, "model")),
+        ("model", "full"),
+        ("one draft", "full"),
+        ("itself, streaming", "mixed"),
+        ("itself, skipping", "full"),
+    ],
 )
 def test_the_same_tokens(captured: list[FakeStep], kind: str, plan: str, temperature: float) -> None:
     """Of rows of several lengths, beyond where the rings begin again."""

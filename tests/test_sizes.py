@@ -525,6 +525,21 @@ def test_seconds_by_hand() -> None:
     assert cost.expected_seconds(hardware) == cost.seconds(hardware)  # where all is reached and kernels are free
     real = replace(hardware, memory_share=0.5, flop_share=0.25, kernel_seconds=3)
     assert Cost((Part("a", 20, 100, kernels=2), Part("b", 10, 1000))).expected_seconds(real) == 4 + 2 * 3 + 40
+    far = replace(real, sum_seconds=7)
+    parts = Part("a", 20, 100, kernels=2), Part("c", sent_bytes=4, sums=3)
+    assert Cost(parts).expected_seconds(far) == 4 + 6 + 2 + 21
+    assert Part("c", sums=3).times(2, "two").sums == 6 and Part("c", sums=3).seconds(far) == 0
+
+
+def test_sums_of_a_step() -> None:
+    """Two a layer, one for the embedding, one for the logits; where experts are far, there and back besides."""
+    shape = replace(AIR, num_layers=3, num_dense_layers=1)
+
+    def sums(**layout: int) -> int:
+        case = Case(shape, streaming_plan(shape, 0), 1000, batch=2, layout=Layout(**layout))
+        return sum(part.sums for part in case.decode().parts)
+
+    assert (sums(), sums(tp=2), sums(tp=2, ep=2), sums(tp=1, ep=2)) == (0, 8, 8, 4)
 
 
 def test_kernels_of_a_step() -> None:

@@ -12,9 +12,10 @@ from zigzag.sizes.shape import RECENT, SINK, ModelShape, streaming_plan
 ASSUMPTIONS = """\
 - **Nothing here is measured on these models.** It is arithmetic on a model's configuration: *step* from a data sheet
   alone, a bound; *expected* with the rates that one H100 reaches and the cost of its kernels. Slices of Air took 0.94
-  to 1.14 of it on one H100 (docs/benchmarks/slices_h100.md). Sampling, activations in memory, uneven experts and the
-  latency of each transfer between GPUs cost nothing in either; at batch 1 on many GPUs the last alone can be as long
-  as the step.
+  to 1.14 of it on one H100 (docs/benchmarks/slices_h100.md); of eight layers on one and two H200s, behind 32,768 tokens
+  (docs/benchmarks/parallel_h200.md), 0.72 to 0.80 with one sequence, since modules have been fused since kernels were
+  counted, 0.96 to 1.00 with 8, 1.19 to 1.30 with 32. Sampling, activations in memory and uneven experts cost nothing in
+  either.
 - **Models.** glm4_moe, llama, mistral, qwen2, qwen3, with full attention in every layer. Of a vision-language model the
   text part: the weights and the time of its vision part are not counted, an image's tokens are context. Anything else
   is refused, multi-head latent attention and attention windows too.
@@ -35,9 +36,10 @@ ASSUMPTIONS = """\
   larger of bytes / memory rate and FLOPs / bf16 rate, also with 8-bit weights; the parts and the transfers between GPUs
   follow each other. In a prefill weights are read and keys and values written once; nothing else moves.
 - **Expected time.** The same by 0.89 of the memory rate and 0.79 of the bf16 rate, what a large copy and a large
-  matrix product reach on one H100, and 2.5 µs for each kernel that waits for the one before. A rate given as measured
-  (`--memory-rate`, `--flop-rate`) is taken as it is, also for *step*. Kernels are counted as zigzag's decode step in
-  a CUDA graph has them: 37 in an expert layer, 29 in a dense one, 9 around them.
+  matrix product reach on one H100, 2.5 µs for each kernel that waits for the one before, and 10.6 µs for each transfer
+  between GPUs, two a layer, what an all-reduce between two H200s takes; between more it may be longer. A rate given as
+  measured (`--memory-rate`, `--flop-rate`) is taken as it is, also for *step*. Kernels are counted as zigzag's decode
+  step in a CUDA graph had them before modules were fused: 37 in an expert layer, 29 in a dense one, 9 around them.
 - **GPUs.** max(tp, ep) of them. Split by tp: heads, dense and shared feed-forward, embedding, head, the MTP layer
   likewise, as engines do; `zigzag`'s own run on several GPUs holds the MTP layer whole, so with drafts each of its GPUs
   needs more than is said here. KV heads are split while there are enough, then copied. Copied: routers and norms.

@@ -23,6 +23,7 @@ class Hardware:
 
     memory_share, flop_share: of the rates, what a large copy and a large matrix product reach
     kernel_seconds: what a kernel costs, beside its bytes, that waits for the one before in a CUDA graph
+    sum_seconds: what a transfer between GPUs costs there, beside its bytes
     """
 
     name: str
@@ -33,11 +34,12 @@ class Hardware:
     memory_share: float = 1.0
     flop_share: float = 1.0
     kernel_seconds: float = 0.0
+    sum_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
-            if not (value > 0 or (field.name == "kernel_seconds" and value == 0)):
+            if not (value > 0 or (field.name.endswith("_seconds") and value == 0)):
                 raise ArgumentError(f"Hardware: {field.name} must be above 0, got {value}")
 
     @property
@@ -55,8 +57,9 @@ class Hardware:
 # Rates from NVIDIA's datasheets of the SXM cards: dense bf16 is half of the figure "with sparsity", a direction of
 # NVLink half of the figure for both. Shares: what `zigzag bench` measured on one H100, 2.99 of 3.35 TB/s and 783 of
 # 989.5 TFLOP/s. kernel_seconds: there, a decode step's time beyond its bytes over its kernels. The H200 has the same
-# processor; its memory was not measured for this.
-_REACHED = {"memory_share": 0.89, "flop_share": 0.79, "kernel_seconds": 2.5e-6}
+# processor; its memory was not measured for this. sum_seconds: an all-reduce of 8 KiB by NCCL between two H200s, in a
+# CUDA graph (docs/benchmarks/parallel_h200.md).
+_REACHED = {"memory_share": 0.89, "flop_share": 0.79, "kernel_seconds": 2.5e-6, "sum_seconds": 10.6e-6}
 HARDWARE = {
     "H100": Hardware("H100", 3.35e12, 989.5e12, 80e9, 450e9, **_REACHED),
     "H200": Hardware("H200", 4.8e12, 989.5e12, 141e9, 450e9, **_REACHED),
@@ -128,13 +131,17 @@ ONE_GPU = Layout()
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a step on one GPU: bytes read from its memory, FLOPs, bytes sent to others, kernels in a row."""
+    """A part of a step on one GPU: bytes read from its memory, FLOPs, bytes sent to others, kernels in a row.
+
+    sums: transfers between GPUs, each of which waits for all of them
+    """
 
     name: str
     read_bytes: float = 0.0
     flops: float = 0.0
     sent_bytes: float = 0.0
     kernels: int = 0
+    sums: int = 0
 
     def times(self, count: int, name: str) -> "Part":
         return Part(
@@ -143,6 +150,7 @@ class Part:
             count * self.flops,
             count * self.sent_bytes,
             count * self.kernels,
+            count * self.sums,
         )
 
     def seconds(self, hardware: Hardware) -> float:
@@ -153,8 +161,9 @@ class Part:
         )
 
     def expected_seconds(self, hardware: Hardware) -> float:
-        """By the rates that are reached, with the fixed cost of the kernels."""
-        return self.seconds(hardware.reached) + self.kernels * hardware.kernel_seconds
+        """By the rates that are reached, with the fixed cost of kernels and transfers."""
+        fixed = self.kernels * hardware.kernel_seconds + self.sums * hardware.sum_seconds
+        return self.seconds(hardware.reached) + fixed
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,7 @@ class Cost:
         return sum(part.seconds(hardware) for part in self.parts)
 
     def expected_seconds(self, hardware: Hardware) -> float:
-        """To expect of zigzag's kernels in a CUDA graph, over all parts; transfers count by their bytes alone."""
+        """To expect of zigzag's kernels in a CUDA graph, over all parts."""
         return sum(part.expected_seconds(hardware) for part in self.parts)
 
 
@@ -314,7 +323,8 @@ class Case:
         sums = 2 * (dense + experts) * _all_reduce(state, layout.tp)
         away = (layout.ep - 1) / layout.ep if layout.ep > layout.tp else 0.0  # else the sums above carry it
         sent = 2 * experts * shape.experts_per_token * state / layout.tp * away
-        yield Part("between GPUs", sent_bytes=sums + sent)
+        counted = 2 * (dense + experts) * (layout.tp > 1) + 2 * experts * (away > 0)
+        yield Part("between GPUs", sent_bytes=sums + sent, sums=counted)
 
     def _flops(self, name: str, parameters: float, experts: int, tokens: int) -> float:
         if name != "routed experts":
@@ -330,12 +340,11 @@ class Case:
         """The embedding's sum over GPUs, then the last norm and the head, with logits gathered."""
         shape, tp = self.shape, self.layout.tp
         summed = _all_reduce(self.rows * embedded * shape.hidden_size * _ACTIVATION, tp)
-        yield Part("embedding", sent_bytes=summed, kernels=KERNELS["embedding"])
+        yield Part("embedding", sent_bytes=summed, kernels=KERNELS["embedding"], sums=int(tp > 1))
         parameters = shape.embedding_parameters / tp + shape.hidden_size
         gathered = self.rows * scored * shape.vocab_size * _ACTIVATION * (tp - 1) / tp
-        yield Part(
-            "head", parameters * self.weight_itemsize, 2 * self.rows * scored * parameters, gathered, KERNELS["head"]
-        )
+        read, flops = parameters * self.weight_itemsize, 2 * self.rows * scored * parameters
+        yield Part("head", read, flops, gathered, KERNELS["head"], int(tp > 1))
 
     def _draft(self) -> Iterable[Part]:
         """One token of every sequence through an MTP layer with full attention, and the head."""

@@ -58,7 +58,7 @@ def test_every_recipe_that_can_be_on_every_text(model: Any) -> None:
 
 def test_the_median_of_several_calls(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """After one that is not counted."""
-    moments = iter([0, 5, 10, 11, 20, 23])
+    moments = iter([0, 9, 0, 5, 10, 11, 20, 23])
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(moments))
     monkeypatch.setattr(bench, "generate", lambda *a, **o: type("Made", (), {"new_tokens": [[1]], "statistics": None}))
     assert bench._timed(model, [[1]], dict, None, 0.0, 4, 3, keeps=False) == ([[1]], 3, None)
@@ -146,7 +146,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("name", [PLAIN, "medusa", "suffix-decoding", "adaptive"])
 def test_what_a_call_has_of_the_one_before(model: Any, name: str, keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its cache, emptied, and its drafter, but for those that remember what was written; on a CPU nothing."""
+    """Its cache, emptied, and its drafter, but for those that remember what was written (what was measured may be known); on a CPU nothing."""
     seen: list[dict[str, Any]] = []
     plain = bench.generate
 
@@ -163,7 +163,7 @@ def test_what_a_call_has_of_the_one_before(model: Any, name: str, keeps: bool, m
     first, second = seen
     assert (second["cache"] is not None) == keeps and second["held"] == []
     drafters = first.get("drafter"), second.get("drafter")
-    assert (drafters[0] is drafters[1]) == (name == PLAIN or (keeps and name == "medusa"))
+    assert (drafters[0] is drafters[1]) == (name == PLAIN or (keeps and name in ("medusa", "adaptive")))
     assert first["max_new_tokens"] == (20 if keeps else 12)
     theirs = bench._timed(model, [[1, 2, 3]], None, {}, 0.0, 200, keeps=keeps)[0]
     assert list(map(len, theirs)) == [bench.THEIRS]

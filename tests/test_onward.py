@@ -3,6 +3,7 @@
 The graphs are functions that compute anew from a step's own buffers; tests/test_gpu_models.py has real ones.
 """
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ from zigzag.generation.drafting import (  # noqa: E402
     drafter_of,
     streaming_drafter,
 )
+from zigzag.generation.drafting.draft import Request  # noqa: E402
+from zigzag.generation.drafting.matching import copied, latest_place  # noqa: E402
 from zigzag.generation.onward import Onward  # noqa: E402
 from zigzag.reference import best_tree  # noqa: E402
 from zigzag.reference.errors import CacheError  # noqa: E402
@@ -49,6 +52,7 @@ def drafters(model: Any) -> dict[str, Callable[[], Any]]:
         **made,
         "model": lambda: ModelDrafter(small, stop=4),
         "one draft": lambda: ModelDrafter(small, stop=1),
+        "copies": lambda: LookupDrafter(5),
         "itself, streaming": lambda: streaming_drafter(4, sink=2, recent=8, stop=3),
         "itself, skipping": lambda: ModelDrafter(skip=(1, 2), stop=3),
     }
@@ -73,6 +77,7 @@ def both(make: Callable[[], Any], model: Any, rows: Any, **options: Any) -> Any:
         *((kind, "mixed") for kind in (*SEQUENCE_OF, "model")),
         ("model", "full"),
         ("one draft", "full"),
+        ("copies", "mixed"),
         ("itself, streaming", "mixed"),
         ("itself, skipping", "full"),
     ],
@@ -224,7 +229,7 @@ def test_captured_once_for_one_drafter(captured: list[FakeStep]) -> None:
         {"logits_processor": lambda ids, scores: scores},
         {"stopping_criteria": type("Reads", (), {"reads_scores": True, "__call__": lambda *_: False})()},
         {"cuda_graphs": False},
-        {"drafter": LookupDrafter(4)},
+        {"drafter": LookupDrafter(Heuristic(2, longest=4))},
         {"drafter": "grown"},
         {"drafter": "longer"},
         {"drafter": "of its own"},
@@ -279,3 +284,34 @@ def test_only_a_fixed_cache_goes_on() -> None:
 
     with Host(tiny_llama(2)) as host, pytest.raises(CacheError, match="fixed cache"):
         onward.fed(Runner(host, GrowingStore(None, host.layers, host.device)), 1, 2)
+
+
+@pytest.mark.parametrize("longest", [1, 3, 5])
+def test_copies_found_on_the_device(longest: int) -> None:
+    """As on the host: the longest n first, then the latest place; nothing of what lies behind a text's end."""
+    rng = random.Random(longest)
+    rows = [[rng.randrange(4) for _ in range(n)] for n in (1, 2, 3, 7, 40, 63, 64)] + [[5, 6, 7], [3, 3]]
+    text = torch.full((len(rows), 64), 3)
+    for kept, row in zip(text, rows, strict=True):
+        kept[: len(row)] = torch.tensor(row)
+    lengths = torch.tensor([len(row) for row in rows])
+    found = copied(text, lengths, latest_place(text, lengths, longest), 6)
+    for row, copies in zip(rows, found.tolist(), strict=True):
+        expected = LookupDrafter(6, longest_ngram=longest).draft(Request([row], [6], [0], 0, None)).rows[0]
+        assert copies == [*expected, *[-1] * (6 - len(expected))]
+    assert 2 <= found[:, 0].tolist().count(-1) < len(rows) and (found[:, -1] < 0).any()
+
+
+def test_a_buffer_of_texts_is_used_again(captured: list[FakeStep]) -> None:
+    """By calls of about one length; where it moves, steps are captured again."""
+    model, drafter, cache = target(), LookupDrafter(4), None
+    for count, new in ((30, 60), (50, 60), (900, 200), (30, 60)):
+        text = [[5, 9, 17, 3, 8] * (count // 5)]
+        options: dict[str, Any] = {"temperature": 0, "max_new_tokens": new}
+        plain = generate(model, text, drafter=LookupDrafter(4), cuda_graphs=False, **options)
+        if cache is not None:
+            cache.reset()
+        made = generate(model, text, drafter=drafter, cache=cache, **options)
+        cache = made.cache
+        assert made.sequences == plain.sequences and made.statistics.accepted == plain.statistics.accepted
+    assert drafter._moved == 2

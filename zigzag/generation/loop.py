@@ -210,7 +210,7 @@ class Loop:
     def _go_onward(self, onward: Onward, news: list[int], round_: int) -> int:
         """Rounds by themselves, each read while the next one is under way, until a row ends; the round behind them."""
         seeds = [row.seed for row in self.alive]
-        onward.drafter.make_room(self._longest)
+        onward.drafter.begin_onward([row.tokens for row in self.alive], self._longest, self.target.device)
         hidden = self.target.take_hidden() if self.wants_hidden else None
         onward.begin([row.tokens for row in self.alive], news, hidden)
         onward.launch(seeds, round_)
@@ -223,9 +223,10 @@ class Loop:
                 onward.launch(seeds, round_ + 1)
             fed(self.target, onward.depth + 1, onward.in_advance)
             before = [len(row.tokens) for row in self.alive]
-            self._commit(*onward.fetched(len(self.alive)), None)
+            draft, judged = onward.fetched(len(self.alive))
+            self._commit(draft if draft.parents is not None else until_stop(draft, self.eos), judged, None)
             round_ += 1
-            self.statistics.went_on(onward.count, time.perf_counter() - begin)
+            self.statistics.went_on(int(draft.counts.max()), time.perf_counter() - begin)
             self._check_processes()
             if all(row.reason for row in self.alive):
                 self.alive = []

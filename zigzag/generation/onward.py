@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from zigzag.generation.distribution import Distribution
-from zigzag.generation.drafting.draft import Draft, Request, until_stop
-from zigzag.generation.drafting.drawn import DrawnDrafter, Onset
-from zigzag.generation.drafting.grown import GrownTree, deepest
-from zigzag.generation.drafting.termination import Fixed
+from zigzag.generation.drafting.draft import Draft, Onset, Request
+from zigzag.generation.drafting.grown import deepest
 from zigzag.generation.rules import Rule
 from zigzag.generation.uniform_blocks import UniformBlocks
 from zigzag.generation.verdict import Judged, Part, Pending, answers_of
@@ -49,7 +47,7 @@ class Onward:
     def __init__(
         self,
         target: Runner,
-        drafter: DrawnDrafter,
+        drafter: Any,
         length: int,
         rule: Rule,
         distribution: Distribution,
@@ -58,9 +56,10 @@ class Onward:
     ) -> None:
         self.target, self.drafter, self.rule, self.distribution = target, drafter, rule, distribution
         self.uniforms, self.stops = uniforms, stops
-        self.tree = drafter.parents if isinstance(drafter.parents, tuple) else None
+        parents = getattr(drafter, "parents", None)
+        self.tree: tuple[int, ...] | None = parents if isinstance(parents, tuple) else None
         self.count, self.depth = (length, length) if self.tree is None else (len(self.tree), deepest(self.tree))
-        self.replacement = drafter.draws_again and distribution.temperature > 0
+        self.replacement = getattr(drafter, "draws_again", True) and (self.tree is None or distribution.temperature > 0)
         device = target.device
         self._stops = to_device(torch.tensor(sorted(stops)), device) if stops and self.tree is None else None
         self._levels = self._related = None  # of a tree's nodes, the last token before them
@@ -92,7 +91,8 @@ class Onward:
     def launch(self, seeds: list[int], round_: int) -> None:
         """Give a round to the device."""
         onset = self._known()
-        coins, drawn = self.uniforms(seeds, round_, self.count + 1), self.drafter.uniforms(seeds, round_, self.count)
+        coins, draws = self.uniforms(seeds, round_, self.count + 1), getattr(self.drafter, "uniforms", None)
+        drawn = None if draws is None else draws(seeds, round_, self.count)
         options = tuple(sorted(self.rule.options.items()))
         law = self.distribution.cuts, self.rule.name, options, len(self.stops)
         what = ("round", self.drafter, self.drafter.state_of_steps, *law, *onset.ids.shape)
@@ -110,7 +110,7 @@ class Onward:
         lengths: Tensor,
         states: Tensor | None,
         coins: Tensor,
-        drawn: Tensor,
+        drawn: Tensor | None,
         stops: Tensor | None,
         levels: Tensor | None,
         related: Tensor | None,
@@ -118,13 +118,13 @@ class Onward:
         """Draft, verify, judge; and the onset of the round after it. Nothing here waits for the device."""
         greedy, probs_of = self.distribution.temperature == 0, partial(self.distribution.next_token, [])
         request = Request([], [], [], 0, probs_of, static=self.distribution.static, greedy=greedy)
-        drafts, probs = self.drafter.onward(request, Onset(ids, news, lengths, states), drawn)
-        drafts = drafts.clamp(min=0)
+        found, probs = self.drafter.onward(request, Onset(ids, news, lengths, states), drawn, self.count)
+        drafts, counts = found.clamp(min=0), _counted(found, stops)  # -1 stands for none, and for what comes of NaN
         fed, columns = torch.cat([ids[:, -1:], drafts], dim=1), torch.arange(self.depth + 1, device=ids.device)
         places = lengths[:, None] - 1 + (columns if levels is None else levels)
         tree = None if self.tree is None or related is None else Tree(below_root(self.tree), related)
         output = feed(self.target, fed, places, tree)
-        law = self.tree, self.replacement, drafts, probs, output.logits, coins, _counted(drafts, stops)
+        law = self.tree, self.replacement, drafts, probs, output.logits, coins, counts
         answers, _, nodes, checked = answers_of(self.rule, self.distribution, *law)
         width = answers.shape[1] - nodes - 1 - checked
         emitted, news = answers[:, :width].clamp(min=0), answers[:, width + nodes] + 1
@@ -137,14 +137,14 @@ class Onward:
         if states is not None:
             last = path.gather(1, (columns - self.depth - 1 + news[:, None]).clamp(min=0))[..., None]
             states = output.states.gather(1, last.expand(-1, -1, output.states.shape[-1]))
-        return drafts, answers, nodes, checked, later, news, lengths + news, states
+        return found, answers, nodes, checked, later, news, lengths + news, states
 
     def fetched(self, rows: int) -> tuple[Draft, Judged]:
         """The round that was given to the device first, of so many rows."""
         first = self._rounds.pop(0)
         ids = np.array(first.drafts.fetched(), dtype=np.int64).reshape(rows, self.count)
-        draft = Draft(ids, np.full(rows, self.count), None, self.tree, self.replacement)
-        return draft if self.tree is not None else until_stop(draft, self.stops), first.pending.fetched()
+        counts = np.where((ids < 0).any(axis=1), (ids < 0).argmax(axis=1), self.count)
+        return Draft(ids, counts, None, self.tree, self.replacement), first.pending.fetched()
 
     def end(self, texts: Sequence[list[int]], news: Sequence[int]) -> None:
         """Give back what caches and drafter would hold after rounds one by one.
@@ -164,12 +164,13 @@ class Onward:
 
 
 def _counted(drafts: Tensor, stops: Tensor | None) -> Tensor:
-    """[B] drafts of [B, K] up to the first that is a stop token, as `until_stop` counts them."""
-    counts = torch.full_like(drafts[:, 0], drafts.shape[1])
+    """[B] drafts of [B, K] before the first that is -1, and up to the first that is a stop token, as `until_stop`."""
+    none = drafts < 0
+    counts = torch.where(none.any(dim=1), none.int().argmax(dim=1), drafts.shape[1])
     if stops is None:
         return counts
     ends = (drafts[..., None] == stops).any(dim=-1)
-    return torch.where(ends.any(dim=1), ends.int().argmax(dim=1) + 1, counts)
+    return torch.where(ends.any(dim=1), torch.minimum(counts, ends.int().argmax(dim=1) + 1), counts)
 
 
 def onward_of(
@@ -185,11 +186,9 @@ def onward_of(
 
     length: of the drafts; None: the drafter's
     """
-    if not isinstance(drafter, DrawnDrafter) or not isinstance(rule, Rule) or distribution.static is None:
-        return None
     store = target.store
+    if not getattr(drafter, "goes_onward", False) or not isinstance(rule, Rule) or distribution.static is None:
+        return None
     if not isinstance(store, FixedStore) or not store.graphs or 2 * (drafter.depth + 1) > store.spare:
         return None
-    if isinstance(drafter.parents, GrownTree) or type(drafter.stop) is not Fixed or not drafter.goes_onward:
-        return None
-    return Onward(target, drafter, length or drafter.stop.length, rule, distribution, uniforms, stops)
+    return Onward(target, drafter, length or drafter.longest, rule, distribution, uniforms, stops)

@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from zigzag.reference.errors import ArgumentError
 from zigzag.reference.trees import chain, check_tree
@@ -93,6 +94,19 @@ class Request:
     predictions: Sequence[list[int]] | None = None
     static: Hashable = None
     greedy: bool = False
+
+
+class Onset(NamedTuple):
+    """Where a round begins, all of it on the device.
+
+    ids: [B, T] last tokens of each text; news: [B] how many of them came last; lengths: [B] of the texts
+    states: [B, T, hidden] the target's, of the positions before these tokens, at the right end: of `news` of them
+    """
+
+    ids: Tensor
+    news: Tensor
+    lengths: Tensor
+    states: Tensor | None
 
 
 class Drafter(Protocol):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zigzag import ops
-from zigzag.generation.drafting.draft import Draft, Law, Request
+from zigzag.generation.drafting.draft import Draft, Law, Onset, Request
 from zigzag.generation.drafting.grown import GrownTree, deepest
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.uniform_blocks import UniformBlocks
@@ -21,19 +21,6 @@ from zigzag.running.host import Host
 from zigzag.running.stores import Drawn
 
 SIBLINGS = ("top", "without replacement", "with replacement")
-
-
-class Onset(NamedTuple):
-    """Where a round begins, all of it on the device.
-
-    ids: [B, T] last tokens of each text; news: [B] how many of them came last; lengths: [B] of the texts
-    states: [B, T, hidden] the target's, of the positions before these tokens, at the right end: of `news` of them
-    """
-
-    ids: Tensor
-    news: Tensor
-    lengths: Tensor
-    states: Tensor | None
 
 
 class DrawnDrafter(ABC):
@@ -102,6 +89,11 @@ class DrawnDrafter(ABC):
         return False
 
     @property
+    def _is_fixed(self) -> bool:
+        """Whether its drafts are of one shape, whatever comes."""
+        return type(self.stop) is Fixed and not isinstance(self.parents, GrownTree)
+
+    @property
     def state_of_steps(self) -> Any:
         """Another one where steps that call `onward` must be captured again."""
         return None
@@ -113,11 +105,11 @@ class DrawnDrafter(ABC):
         """
         return list(states)
 
-    def make_room(self, tokens: int) -> None:  # noqa: B027  # some hold nothing
-        """Have memory for so many tokens of a row."""
+    def begin_onward(self, texts: Sequence[list[int]], room: int, device: torch.device) -> None:  # noqa: B027
+        """Rounds go on from these texts; there must be memory for `room` tokens of a row."""
 
-    def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
-        """As many tokens as coins [B, N], and what they were drawn from; nothing waits for the device.
+    def onward(self, request: Request, onset: Onset, coins: Tensor, count: int) -> Drawn:
+        """`count` tokens [B, N], and what they were drawn from; nothing waits for the device. coins: [B, N]
 
         request: of which the law alone is read
         """

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigzag.generation.drafting.draft import Draft, Request, padded
-from zigzag.generation.drafting.drawn import DrawnDrafter, Onset
+from zigzag.generation.drafting.draft import Draft, Onset, Request, padded
+from zigzag.generation.drafting.drawn import DrawnDrafter
 from zigzag.generation.drafting.grown import GrownTree, deepest
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.drafting.vocabulary import vocabulary_size
@@ -80,7 +80,7 @@ class HeadsDrafter(DrawnDrafter):
 
     @property
     def goes_onward(self) -> bool:
-        return type(self) is HeadsDrafter and self._steps is not None
+        return type(self) is HeadsDrafter and self._is_fixed and self._steps is not None
 
     @property
     def state_of_steps(self) -> Any:
@@ -89,7 +89,7 @@ class HeadsDrafter(DrawnDrafter):
     def news(self, texts: Sequence[list[int]], states: Sequence[int]) -> list[int] | None:
         return list(states) if min(states) else None
 
-    def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
+    def onward(self, request: Request, onset: Onset, coins: Tensor, count: int) -> Drawn:
         if onset.states is None:
             raise CacheError("HeadsDrafter: the target's states are needed, the round has none")
         self._state, self._last = onset.states[:, -1], onset.ids[:, -1:]

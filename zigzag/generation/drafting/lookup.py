@@ -2,10 +2,19 @@
 
 from collections.abc import Sequence
 
-from zigzag.generation.drafting.draft import Draft, Law, Request, padded
+import numpy as np
+import torch
+from torch import Tensor
+
+from zigzag.generation.drafting.draft import Draft, Law, Onset, Request, padded
+from zigzag.generation.drafting.matching import copied, latest_place
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
+from zigzag.running.stores import Drawn
+from zigzag.running.transfers import pinned
+
+ROUNDED = 1024  # tokens of a buffer, so that calls of several lengths share one
 
 
 class LookupDrafter:
@@ -27,6 +36,8 @@ class LookupDrafter:
         self.stop = stop if isinstance(stop, Fixed) else Fixed(stop)
         self.longest_ngram = check_count("LookupDrafter", "longest_ngram", longest_ngram)
         self._rows: list[_Index] = []
+        self._text: Tensor | None = None  # [B, room] on the device, while rounds go on by themselves
+        self._moved = 0  # how often it did
 
     @property
     def longest(self) -> int:
@@ -43,6 +54,46 @@ class LookupDrafter:
         for index, tokens, most in zip(self._rows, request.sequences, request.most, strict=True):
             found.append(index.after(tokens, min(most, self.stop.length)))
         return Draft(*padded(found))
+
+    @property
+    def goes_onward(self) -> bool:
+        return type(self) is LookupDrafter and type(self.stop) is Fixed
+
+    @property
+    def depth(self) -> int:
+        return self.longest
+
+    @property
+    def state_of_steps(self) -> int:
+        return self._moved
+
+    def news(self, texts: Sequence[list[int]], states: Sequence[int]) -> list[int] | None:
+        return [1] * len(texts)
+
+    def begin_onward(self, texts: Sequence[list[int]], room: int, device: torch.device) -> None:
+        """Bring the texts to the device, to a buffer with room for so many tokens of each."""
+        if self._text is None or self._text.device != device or len(self._text) != len(texts):
+            self._text = None
+        if self._text is None or self._text.shape[1] <= room:
+            self._text = torch.zeros(len(texts), -(-(room + 1) // ROUNDED) * ROUNDED, dtype=torch.int64, device=device)
+            self._moved += 1
+        width = max(map(len, texts))
+        rows = np.array([[*text, *[0] * (width - len(text))] for text in texts], dtype=np.int64)
+        self._text[:, :width].copy_(pinned(torch.from_numpy(rows), device), non_blocking=True)
+
+    def onward(self, request: Request, onset: Onset, coins: Tensor | None, count: int) -> Drawn:
+        """What came last is written behind the text, then looked up; -1 behind what is found."""
+        if self._text is None:
+            raise ArgumentError("LookupDrafter: begin_onward brings it the texts")
+        width = onset.ids.shape[1]
+        places = onset.lengths[:, None] + torch.arange(-width, 0, device=onset.ids.device)
+        last = self._text.shape[1] - 1  # where no text goes
+        self._text.scatter_(1, torch.where(places < 0, last, places), onset.ids)
+        place = latest_place(self._text, onset.lengths, self.longest_ngram)
+        return copied(self._text, onset.lengths, place, count), None
+
+    def went_on(self, texts: Sequence[list[int]]) -> None:
+        """It is given the whole text when it is asked again."""
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         self.stop.observe(drafted, accepted)

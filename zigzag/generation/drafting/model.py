@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigzag.generation.drafting.draft import Request
-from zigzag.generation.drafting.drawn import DrawnDrafter, Onset
+from zigzag.generation.drafting.draft import Onset, Request
+from zigzag.generation.drafting.drawn import DrawnDrafter
 from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.termination import Fixed
 from zigzag.generation.drafting.vocabulary import fitted, known, vocabulary_size
@@ -94,7 +94,7 @@ class ModelDrafter(DrawnDrafter):
     @property
     def goes_onward(self) -> bool:
         store = self.runner.store
-        fits = self._may_be_onward and self._is_small and self._own >= self._target
+        fits = self._may_be_onward and self._is_fixed and self._is_small and self._own >= self._target
         return fits and isinstance(store, FixedStore) and store.graphs and 2 * (self.depth + 1) <= store.spare
 
     @property
@@ -103,8 +103,8 @@ class ModelDrafter(DrawnDrafter):
         store = self.runner.store
         return store, store.steps.forgotten if isinstance(store, FixedStore) else None
 
-    def make_room(self, tokens: int) -> None:
-        self.runner.reserve(tokens)
+    def begin_onward(self, texts: Sequence[list[int]], room: int, device: torch.device) -> None:
+        self.runner.reserve(room)
 
     def news(self, texts: Sequence[list[int]], states: Sequence[int]) -> list[int] | None:
         held = self.runner.tokens
@@ -113,7 +113,7 @@ class ModelDrafter(DrawnDrafter):
         news = [len(text) - shared_prefix(row, text) for text, row in zip(texts, held, strict=True)]
         return news if self._same_tree or max(news) <= 2 else None
 
-    def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
+    def onward(self, request: Request, onset: Onset, coins: Tensor, count: int) -> Drawn:
         """The new tokens are fed; of a chain always two, since of its drafts, all accepted, the last was not fed."""
         width = onset.ids.shape[1] if self._same_tree else 2
         columns = torch.arange(width, device=onset.ids.device) - width

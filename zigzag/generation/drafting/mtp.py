@@ -6,8 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from zigzag.generation.drafting.draft import Draft, Request, padded
-from zigzag.generation.drafting.drawn import Onset
+from zigzag.generation.drafting.draft import Draft, Onset, Request, padded
 from zigzag.generation.drafting.grown import GrownTree
 from zigzag.generation.drafting.model import ModelDrafter
 from zigzag.generation.drafting.termination import Fixed
@@ -79,7 +78,7 @@ class MtpDrafter(ModelDrafter):
         known = all(len(text) - 1 - new <= len(row) for text, new, row in zip(texts, states, held, strict=True))
         return list(states) if known else None
 
-    def onward(self, request: Request, onset: Onset, coins: Tensor) -> Drawn:
+    def onward(self, request: Request, onset: Onset, coins: Tensor, count: int) -> Drawn:
         width = onset.ids.shape[1]
         behind = onset.news[:, None] - width + torch.arange(width, device=onset.ids.device)
         positions = torch.where(behind >= 0, (onset.lengths - 1 - onset.news)[:, None] + behind, -1)

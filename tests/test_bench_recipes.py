@@ -146,7 +146,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("name", [PLAIN, "medusa", "suffix-decoding", "adaptive"])
 def test_what_a_call_has_of_the_one_before(model: Any, name: str, keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its cache, emptied, and its drafter, but for those that remember what was written (what was measured may be known); on a CPU nothing."""
+    """Its cache, emptied, and its drafter, but for those that remember what was written; on a CPU nothing."""
     seen: list[dict[str, Any]] = []
     plain = bench.generate
 

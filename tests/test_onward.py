@@ -19,6 +19,7 @@ from replays import FakeStep, replay_on_cpu  # noqa: E402
 from test_mtp import easy  # noqa: E402
 
 from zigzag import LayerPlan, ModelError, generate  # noqa: E402
+from zigzag.generation import onward  # noqa: E402
 from zigzag.generation.drafting import (  # noqa: E402
     GrownTree,
     Heuristic,
@@ -209,7 +210,7 @@ def test_captured_once_for_one_drafter(captured: list[FakeStep]) -> None:
     first.cache.reset()
     again = generate(model, some, **options, cache=first.cache)
     assert again.sequences == first.sequences
-    rounds = [step for step in captured if len(step.given) == 9]
+    rounds = [step for step in captured if len(step.given) == 10]
     assert len(rounds) == 1 and rounds[0].replays > again.statistics.onward
     other = random_head("medusa", model, seed=5)
     with torch.no_grad():
@@ -277,13 +278,13 @@ def test_the_next_round_is_under_way_before_one_is_read(
 
 
 def test_only_a_fixed_cache_goes_on() -> None:
-    from zigzag.running import onward
     from zigzag.running.growing import GrowingStore
     from zigzag.running.host import Host
+    from zigzag.running.onward import fed
     from zigzag.running.runner import Runner
 
     with Host(tiny_llama(2)) as host, pytest.raises(CacheError, match="fixed cache"):
-        onward.fed(Runner(host, GrowingStore(None, host.layers, host.device)), 1, 2)
+        fed(Runner(host, GrowingStore(None, host.layers, host.device)), 1, 2)
 
 
 @pytest.mark.parametrize("longest", [1, 3, 5])
@@ -302,16 +303,31 @@ def test_copies_found_on_the_device(longest: int) -> None:
     assert 2 <= found[:, 0].tolist().count(-1) < len(rows) and (found[:, -1] < 0).any()
 
 
-def test_a_buffer_of_texts_is_used_again(captured: list[FakeStep]) -> None:
-    """By calls of about one length; where it moves, steps are captured again."""
-    model, drafter, cache = target(), LookupDrafter(4), None
-    for count, new in ((30, 60), (50, 60), (900, 200), (30, 60)):
+def test_copies_of_any_drafter_are_one_step(captured: list[FakeStep]) -> None:
+    """Of texts of about one length: a name gives another drafter for each call."""
+    model, cache = target(), None
+    for count, new in ((900, 200), (30, 60), (50, 60)):
         text = [[5, 9, 17, 3, 8] * (count // 5)]
-        options: dict[str, Any] = {"temperature": 0, "max_new_tokens": new}
-        plain = generate(model, text, drafter=LookupDrafter(4), cuda_graphs=False, **options)
+        options: dict[str, Any] = {"temperature": 0, "max_new_tokens": new, "drafter": "lookup"}
+        plain = generate(model, text, cuda_graphs=False, **options)
         if cache is not None:
             cache.reset()
-        made = generate(model, text, drafter=drafter, cache=cache, **options)
+        made = generate(model, text, cache=cache, **options)
         cache = made.cache
         assert made.sequences == plain.sequences and made.statistics.accepted == plain.statistics.accepted
-    assert drafter._moved == 2
+        assert made.statistics.onward
+    assert [step.replays > 4 for step in captured if len(step.given) == 10] == [True, True]
+
+
+def test_few_drafters_are_held_by_a_cache(captured: list[FakeStep], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who gives another drafter in each call shall not fill the memory with them."""
+    monkeypatch.setattr(onward, "KEPT", 2)
+    model, cache = target(), None
+    small = near(model)
+    for _ in range(5):
+        drafter = ModelDrafter(small, stop=2)
+        if cache is not None:
+            cache.reset()
+        cache = generate(model, [[5, 9, 17]], drafter=drafter, temperature=0, max_new_tokens=30, cache=cache).cache
+    named = [what for what in cache.store.steps._steps if what[0] == onward.ROUND]
+    assert len(named) == 2 and named[-1][1][0] is drafter

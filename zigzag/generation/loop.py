@@ -210,9 +210,8 @@ class Loop:
     def _go_onward(self, onward: Onward, news: list[int], round_: int) -> int:
         """Rounds by themselves, each read while the next one is under way, until a row ends; the round behind them."""
         seeds = [row.seed for row in self.alive]
-        onward.drafter.begin_onward([row.tokens for row in self.alive], self._longest, self.target.device)
         hidden = self.target.take_hidden() if self.wants_hidden else None
-        onward.begin([row.tokens for row in self.alive], news, hidden)
+        onward.begin([row.tokens for row in self.alive], news, hidden, self._longest)
         onward.launch(seeds, round_)
         chooses = getattr(self.drafter, "goes_on", None)
         while onward.under_way:

@@ -24,10 +24,13 @@ from zigzag.generation.verdict import Judged, Part, Pending, answers_of
 from zigzag.reference.errors import CacheError
 from zigzag.reference.trees import Tree, below_root, node_depths, related_nodes
 from zigzag.running.fixed import FixedStore
-from zigzag.running.onward import feed, on_device, settle
+from zigzag.running.onward import feed, fixed, on_device, settle
 from zigzag.running.pieces import joined
 from zigzag.running.runner import Runner
 from zigzag.running.transfers import ToHost, to_device
+
+ROUND = "round"  # what such steps are called
+KEPT = 8  # of them with a cache: each holds the drafter that it was captured with
 
 
 class UnderWay(NamedTuple):
@@ -79,14 +82,22 @@ class Onward:
     def under_way(self) -> bool:
         return bool(self._rounds)
 
-    def begin(self, texts: Sequence[list[int]], news: Sequence[int], hidden: Sequence[Tensor] | None) -> None:
-        """From here on. news: how many tokens of each text the drafter does not know; hidden: as a `Request` has it"""
+    def begin(
+        self, texts: Sequence[list[int]], news: Sequence[int], hidden: Sequence[Tensor] | None, room: int
+    ) -> None:
+        """From here on.
+
+        news: how many tokens of each text the drafter does not know; hidden: as a `Request` has it; room: most tokens
+        of a row, drafts included
+        """
         width = self.depth + 1
         last = np.array([[0] * (width - len(text)) + text[-width:] for text in texts])
         numbers = np.column_stack([last, list(news), [len(text) for text in texts]])
         sent = to_device(torch.from_numpy(numbers), self.target.device)
         states = joined(hidden, width)
-        self._onset = Onset(sent[:, :-2].contiguous(), sent[:, -2].contiguous(), sent[:, -1].contiguous(), states)
+        text = self.drafter.begin_onward(texts, room, self.target.device)
+        numbers_of = (sent[:, :-2].contiguous(), sent[:, -2].contiguous(), sent[:, -1].contiguous())
+        self._onset = Onset(*numbers_of, states, text)
 
     def launch(self, seeds: list[int], round_: int) -> None:
         """Give a round to the device."""
@@ -95,7 +106,9 @@ class Onward:
         drawn = None if draws is None else draws(seeds, round_, self.count)
         options = tuple(sorted(self.rule.options.items()))
         law = self.distribution.cuts, self.rule.name, options, len(self.stops)
-        what = ("round", self.drafter, self.drafter.state_of_steps, *law, *onset.ids.shape)
+        room = 0 if onset.text is None else onset.text.shape[1]
+        what = (ROUND, self.drafter.in_steps, *law, *onset.ids.shape, room)
+        fixed(self.target).steps.keep_few(ROUND, KEPT)
         constants = self._stops, self._levels, self._related
         found = on_device(self.target, what, self._round, *onset, coins, drawn, *constants)
         drafts, answers, nodes, checked, *following = found
@@ -109,6 +122,7 @@ class Onward:
         news: Tensor,
         lengths: Tensor,
         states: Tensor | None,
+        text: Tensor | None,
         coins: Tensor,
         drawn: Tensor | None,
         stops: Tensor | None,
@@ -118,7 +132,7 @@ class Onward:
         """Draft, verify, judge; and the onset of the round after it. Nothing here waits for the device."""
         greedy, probs_of = self.distribution.temperature == 0, partial(self.distribution.next_token, [])
         request = Request([], [], [], 0, probs_of, static=self.distribution.static, greedy=greedy)
-        found, probs = self.drafter.onward(request, Onset(ids, news, lengths, states), drawn, self.count)
+        found, probs = self.drafter.onward(request, Onset(ids, news, lengths, states, text), drawn, self.count)
         drafts, counts = found.clamp(min=0), _counted(found, stops)  # -1 stands for none, and for what comes of NaN
         fed, columns = torch.cat([ids[:, -1:], drafts], dim=1), torch.arange(self.depth + 1, device=ids.device)
         places = lengths[:, None] - 1 + (columns if levels is None else levels)
@@ -137,7 +151,7 @@ class Onward:
         if states is not None:
             last = path.gather(1, (columns - self.depth - 1 + news[:, None]).clamp(min=0))[..., None]
             states = output.states.gather(1, last.expand(-1, -1, output.states.shape[-1]))
-        return found, answers, nodes, checked, later, news, lengths + news, states
+        return found, answers, nodes, checked, later, news, lengths + news, states, text
 
     def fetched(self, rows: int) -> tuple[Draft, Judged]:
         """The round that was given to the device first, of so many rows."""

@@ -50,6 +50,12 @@ class Steps:
         self._steps.clear()
         self.forgotten += 1
 
+    def keep_few(self, first: str, most: int) -> None:
+        """Of the work whose names begin so keep what was used last."""
+        named = [what for what in self._steps if isinstance(what, tuple) and what[0] == first]
+        for what in named[: max(0, len(named) - most)]:
+            del self._steps[what]
+
     def captured(self, what: Hashable) -> Step:
         """The step of what has been run twice; CacheError for another."""
         step = self._steps.get(what)

@@ -101,12 +101,14 @@ class Onset(NamedTuple):
 
     ids: [B, T] last tokens of each text; news: [B] how many of them came last; lengths: [B] of the texts
     states: [B, T, hidden] the target's, of the positions before these tokens, at the right end: of `news` of them
+    text: [B, room] for a drafter that looks through it: all but these tokens, which it may write there
     """
 
     ids: Tensor
     news: Tensor
     lengths: Tensor
     states: Tensor | None
+    text: Tensor | None = None
 
 
 class Drafter(Protocol):

@@ -1,7 +1,7 @@
 """Drawing a chain or a tree of drafts from logits, whatever gives these: a model, or heads on the target's states."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,9 +94,9 @@ class DrawnDrafter(ABC):
         return type(self.stop) is Fixed and not isinstance(self.parents, GrownTree)
 
     @property
-    def state_of_steps(self) -> Any:
-        """Another one where steps that call `onward` must be captured again."""
-        return None
+    def in_steps(self) -> Hashable:
+        """Names it, and whatever steps that call `onward` read of it: another one where they must be captured again."""
+        return self
 
     def news(self, texts: Sequence[list[int]], states: Sequence[int]) -> list[int] | None:
         """How many last tokens of each text it does not know; None where it cannot go on from there.
@@ -105,8 +105,9 @@ class DrawnDrafter(ABC):
         """
         return list(states)
 
-    def begin_onward(self, texts: Sequence[list[int]], room: int, device: torch.device) -> None:  # noqa: B027
-        """Rounds go on from these texts; there must be memory for `room` tokens of a row."""
+    def begin_onward(self, texts: Sequence[list[int]], room: int, device: torch.device) -> Tensor | None:
+        """Rounds go on from these texts; there must be memory for `room` tokens of a row. What `Onset.text` is"""
+        return None
 
     def onward(self, request: Request, onset: Onset, coins: Tensor, count: int) -> Drawn:
         """`count` tokens [B, N], and what they were drawn from; nothing waits for the device. coins: [B, N]

@@ -1,6 +1,6 @@
 """Drafting by heads on the target's last state: no layer of their own, no cache."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -83,8 +83,8 @@ class HeadsDrafter(DrawnDrafter):
         return type(self) is HeadsDrafter and self._is_fixed and self._steps is not None
 
     @property
-    def state_of_steps(self) -> Any:
-        return self._weights
+    def in_steps(self) -> Hashable:
+        return self, self._weights
 
     def news(self, texts: Sequence[list[int]], states: Sequence[int]) -> list[int] | None:
         return list(states) if min(states) else None

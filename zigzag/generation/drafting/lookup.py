@@ -12,7 +12,7 @@ from zigzag.generation.drafting.termination import Fixed
 from zigzag.reference.checks import check_count
 from zigzag.reference.errors import ArgumentError
 from zigzag.running.stores import Drawn
-from zigzag.running.transfers import pinned
+from zigzag.running.transfers import to_device
 
 ROUNDED = 1024  # tokens of a buffer, so that calls of several lengths share one
 
@@ -36,8 +36,6 @@ class LookupDrafter:
         self.stop = stop if isinstance(stop, Fixed) else Fixed(stop)
         self.longest_ngram = check_count("LookupDrafter", "longest_ngram", longest_ngram)
         self._rows: list[_Index] = []
-        self._text: Tensor | None = None  # [B, room] on the device, while rounds go on by themselves
-        self._moved = 0  # how often it did
 
     @property
     def longest(self) -> int:
@@ -64,33 +62,28 @@ class LookupDrafter:
         return self.longest
 
     @property
-    def state_of_steps(self) -> int:
-        return self._moved
+    def in_steps(self) -> tuple[str, int]:
+        """All copies of so many tokens of a text are alike, whoever makes them."""
+        return "copies", self.longest_ngram
 
     def news(self, texts: Sequence[list[int]], states: Sequence[int]) -> list[int] | None:
         return [1] * len(texts)
 
-    def begin_onward(self, texts: Sequence[list[int]], room: int, device: torch.device) -> None:
-        """Bring the texts to the device, to a buffer with room for so many tokens of each."""
-        if self._text is None or self._text.device != device or len(self._text) != len(texts):
-            self._text = None
-        if self._text is None or self._text.shape[1] <= room:
-            self._text = torch.zeros(len(texts), -(-(room + 1) // ROUNDED) * ROUNDED, dtype=torch.int64, device=device)
-            self._moved += 1
-        width = max(map(len, texts))
+    def begin_onward(self, texts: Sequence[list[int]], room: int, device: torch.device) -> Tensor:
+        """The texts on the device, in a buffer with room for so many tokens of each and one more."""
+        width = -(-(room + 1) // ROUNDED) * ROUNDED
         rows = np.array([[*text, *[0] * (width - len(text))] for text in texts], dtype=np.int64)
-        self._text[:, :width].copy_(pinned(torch.from_numpy(rows), device), non_blocking=True)
+        return to_device(torch.from_numpy(rows), device)
 
     def onward(self, request: Request, onset: Onset, coins: Tensor | None, count: int) -> Drawn:
         """What came last is written behind the text, then looked up; -1 behind what is found."""
-        if self._text is None:
-            raise ArgumentError("LookupDrafter: begin_onward brings it the texts")
-        width = onset.ids.shape[1]
+        if onset.text is None:
+            raise ArgumentError("LookupDrafter: the text is needed, the round has none")
+        width, last = onset.ids.shape[1], onset.text.shape[1] - 1  # where no text goes
         places = onset.lengths[:, None] + torch.arange(-width, 0, device=onset.ids.device)
-        last = self._text.shape[1] - 1  # where no text goes
-        self._text.scatter_(1, torch.where(places < 0, last, places), onset.ids)
-        place = latest_place(self._text, onset.lengths, self.longest_ngram)
-        return copied(self._text, onset.lengths, place, count), None
+        onset.text.scatter_(1, torch.where(places < 0, last, places), onset.ids)
+        place = latest_place(onset.text, onset.lengths, self.longest_ngram)
+        return copied(onset.text, onset.lengths, place, count), None
 
     def went_on(self, texts: Sequence[list[int]]) -> None:
         """It is given the whole text when it is asked again."""

@@ -1,6 +1,6 @@
 """Drafting by a model: a small one, or the target itself under a cheaper plan."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -98,13 +98,14 @@ class ModelDrafter(DrawnDrafter):
         return fits and isinstance(store, FixedStore) and store.graphs and 2 * (self.depth + 1) <= store.spare
 
     @property
-    def state_of_steps(self) -> Any:
+    def in_steps(self) -> Hashable:
         """The store too: what was captured over its buffers keeps them, and is of no other."""
         store = self.runner.store
-        return store, store.steps.forgotten if isinstance(store, FixedStore) else None
+        return self, store, store.steps.forgotten if isinstance(store, FixedStore) else None
 
-    def begin_onward(self, texts: Sequence[list[int]], room: int, device: torch.device) -> None:
+    def begin_onward(self, texts: Sequence[list[int]], room: int, device: torch.device) -> Tensor | None:
         self.runner.reserve(room)
+        return None
 
     def news(self, texts: Sequence[list[int]], states: Sequence[int]) -> list[int] | None:
         held = self.runner.tokens

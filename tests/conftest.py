@@ -44,3 +44,27 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(module, name, noting)
     return called
+
+
+@pytest.fixture
+def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches at fixed addresses, as on a GPU; the steps run as they are."""
+    from replays import fixed_on_cpu  # with torch, which not every test has
+
+    fixed_on_cpu(monkeypatch)
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What comes after what: "fed" and "read"."""
+    from replays import order_of
+
+    return order_of(monkeypatch)
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Models on the CPU run as on a GPU, steps replayed; the captured ones."""
+    from replays import replay_on_cpu
+
+    return replay_on_cpu(monkeypatch)

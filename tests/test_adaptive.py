@@ -18,7 +18,7 @@ from laws.coins import Coins, integrate  # noqa: E402
 from laws.procedures import BINARY, row  # noqa: E402
 from laws.tables import everywhere  # noqa: E402
 from models import tiny_llama  # noqa: E402
-from replays import fixed_on_cpu, order_of, replay_on_cpu  # noqa: E402
+from replays import replay_on_cpu  # noqa: E402
 from scipy.stats import chisquare  # noqa: E402
 from test_mtp import easy  # noqa: E402
 
@@ -43,16 +43,6 @@ from zigzag.reference.sampling import draw  # noqa: E402
 from zigzag.reference.verification import decide  # noqa: E402
 
 ROWS, TEXT = 4000, [1, 2]
-
-
-@pytest.fixture
-def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    fixed_on_cpu(monkeypatch)
-
-
-@pytest.fixture
-def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return order_of(monkeypatch)
 
 
 class Ticks:

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from generations import MIXED, PLANS, prompts, target
-from replays import fixed_on_cpu, order_of
 
 from zigzag import CacheError, ModelError, generate
 from zigzag.generation.rules import PhaseRule, Rule
@@ -17,16 +16,6 @@ from zigzag.running.runner import Runner
 
 ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 GPU = pytest.mark.skipif(not ON_GPU, reason="CUDA graphs need a GPU, and --device cuda")
-
-
-@pytest.fixture
-def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    fixed_on_cpu(monkeypatch)
-
-
-@pytest.fixture
-def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return order_of(monkeypatch)
 
 
 def both(model: Any, ids: Any, **options: Any) -> Any:

@@ -15,7 +15,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from draft_heads import random_head  # noqa: E402
 from generations import MIXED, PLANS, near, prompts, target  # noqa: E402
 from models import tiny_glm4_moe, tiny_llama  # noqa: E402
-from replays import FakeStep, replay_on_cpu  # noqa: E402
+from replays import FakeStep  # noqa: E402
 from test_mtp import easy  # noqa: E402
 
 from zigzag import LayerPlan, ModelError, generate  # noqa: E402
@@ -36,11 +36,6 @@ from zigzag.reference import best_tree  # noqa: E402
 from zigzag.reference.errors import CacheError  # noqa: E402
 
 SEQUENCE_OF = {"medusa": 3, "hydra": 2, "blockwise": 3, "eagle": 3}
-
-
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[FakeStep]:
-    return replay_on_cpu(monkeypatch)
 
 
 def drafters(model: Any) -> dict[str, Callable[[], Any]]:

@@ -14,7 +14,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from draft_heads import KINDS, random_head  # noqa: E402
 from generations import PLANS, near, prompts, target  # noqa: E402
 from models import tiny_glm4_moe, tiny_llama  # noqa: E402
-from replays import FakeStep, replay_on_cpu  # noqa: E402
+from replays import FakeStep  # noqa: E402
 from transformers import RepetitionPenaltyLogitsProcessor  # noqa: E402
 
 from zigzag import generate  # noqa: E402
@@ -36,11 +36,6 @@ SHAPES = {
     "tree": {"parents": TREE},
     "drawn": {"parents": TREE, "siblings": "without replacement"},
 }
-
-
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[FakeStep]:
-    return replay_on_cpu(monkeypatch)
 
 
 def shaped(shape: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from zigzag.generation.drafting import (  # noqa: E402
 )
 from zigzag.generation.drafting.draft import Request  # noqa: E402
 from zigzag.generation.drafting.matching import copied, latest_place  # noqa: E402
+from zigzag.generation.loop import Loop  # noqa: E402
 from zigzag.generation.onward import Onward  # noqa: E402
 from zigzag.reference import best_tree  # noqa: E402
 from zigzag.reference.errors import CacheError  # noqa: E402
@@ -140,9 +141,15 @@ def test_experts(captured: list[FakeStep]) -> None:
     both(lambda: drafter_of(head, 3), model, prompts(), plan=MIXED, temperature=0)
 
 
-def test_rows_that_end(captured: list[FakeStep]) -> None:
-    """By a stop token, drafted or not, by room, or since somebody says so; the others go on."""
-    model = target()
+def test_rows_that_end(captured: list[FakeStep], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stop token, drafted or not, or by room; the others go on without them, behind the round under way."""
+    model, vain, commit = target(), [], Loop._commit
+
+    def committed(self: Loop, *given: Any) -> None:
+        vain.extend(row.index for row in self.alive if row.reason)
+        commit(self, *given)
+
+    monkeypatch.setattr(Loop, "_commit", committed)
     make = drafters(model)["model"]
     free = generate(model, prompts(), drafter=make(), temperature=0, max_new_tokens=50, cuda_graphs=False)
     ends = [free.new_tokens[0][17], free.new_tokens[2][30]]
@@ -152,7 +159,9 @@ def test_rows_that_end(captured: list[FakeStep]) -> None:
             plain = generate(model, prompts(), drafter=make(), cuda_graphs=False, eos_token_id=ends, **options)
             onward = generate(model, prompts(), drafter=make(), eos_token_id=ends, **options)
             assert (onward.sequences, onward.finish_reasons) == (plain.sequences, plain.finish_reasons)
+    vain.clear()
     assert "eos" in generate(model, prompts(), drafter=make(), temperature=0, eos_token_id=ends).finish_reasons
+    assert vain and len(vain) == len(set(vain))  # a row that ended is in one more round at most
 
 
 @pytest.mark.parametrize("kind", ["eagle", "medusa", "model"])
@@ -215,6 +224,7 @@ def test_captured_once_for_one_drafter(captured: list[FakeStep]) -> None:
     changed = generate(model, some, **options, cache=again.cache)
     expected = generate(model, some, **{**options, "drafter": drafter_of(other, 3)}, cuda_graphs=False)
     assert changed.sequences == expected.sequences != first.sequences
+    assert sum(len(step.given) == 10 for step in captured) == 2
 
 
 @pytest.mark.parametrize(
